@@ -1,0 +1,163 @@
+"""Configs: frozen keyword-only dataclasses that describe a stage once.
+
+The command line, recipes, lineage and pages are all made from the same class: a field carries
+its help text and its role, its annotation carries its type. Checking values is pydantic's job;
+naming the nearest key for a misspelt one is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import yaml
+
+from lmworks.core.errors import UserError, nearest
+
+C = TypeVar("C")
+
+# What a field means to the stage mechanism.
+VALUE = "value"  # part of what the result depends on
+REFERENCE = "reference"  # names an input; the content it points to counts, not its name
+COSMETIC = "cosmetic"  # changes speed or looks, never the result
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    role: str = VALUE,
+    flag: bool = True,
+) -> Any:
+    """A config field. `flag=False` keeps it off the command line (`--set` still reaches it)."""
+    metadata = {"help": help, "role": role, "flag": flag}
+    if isinstance(default, list | dict | set) or dataclasses.is_dataclass(default):
+        value = default
+        return dataclasses.field(default_factory=lambda: value, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Option:
+    """One field, with its annotation resolved."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    role: str
+    flag: bool
+
+    @property
+    def required(self) -> bool:
+        return self.default is dataclasses.MISSING
+
+    @property
+    def nested(self) -> bool:
+        return dataclasses.is_dataclass(self.type)
+
+
+def options(cls: type) -> Iterator[Option]:
+    """The fields of a config class, in order."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        yield Option(
+            name=field.name,
+            type=hints[field.name],
+            default=default,
+            help=field.metadata.get("help", ""),
+            role=field.metadata.get("role", VALUE),
+            flag=field.metadata.get("flag", True),
+        )
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def from_mapping(cls: type[C], values: Mapping[str, Any], *, where: str = "config") -> C:
+    """Build a config from plain values.
+
+    Args:
+        where: what to call the source in an error ("recipe.yaml, step pretrain").
+    Raises: UserError for an unknown key (nearest named), a missing key, or a value of a wrong type.
+    """
+    _check_keys(cls, values, where)
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(dict(values))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "value"
+        if first["type"] in ("missing", "missing_argument"):
+            raise UserError(f"{where}: {key!r} is missing and has no default") from None
+        got = repr(first.get("input"))[:80]
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{where}: {key} = {got} is not valid: {message}") from None
+
+
+def _check_keys(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    known = {item.name: item for item in options(cls)}
+    for key, value in values.items():
+        if key not in known:
+            close = nearest(str(key), known)
+            hint = f"did you mean {prefix + close!r}? " if close else ""
+            names = ", ".join(prefix + name for name in known)
+            raise UserError(f"{where}: unknown key {prefix + str(key)!r}: {hint}known: {names}")
+        if known[key].nested and isinstance(value, Mapping):
+            _check_keys(known[key].type, value, where, f"{prefix}{key}.")
+
+
+def parse_set(text: str) -> tuple[list[str], Any]:
+    """`a.b=value` as (path, value); the value is read as YAML, so numbers and lists work."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"--set {text!r}: write it as key=value, for example --set seed=1")
+    try:
+        return path.strip().split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text!r}: the value is not valid YAML") from error
+
+
+def merge(base: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    """A copy of `base` with `value` at the nested `path`."""
+    merged = dict(base)
+    head, *rest = path
+    if rest:
+        inner = merged.get(head)
+        merged[head] = merge(inner if isinstance(inner, Mapping) else {}, rest, value)
+    else:
+        merged[head] = value
+    return merged
+
+
+def type_name(annotation: Any) -> str:
+    """A short word for an annotation, for help texts: `int`, `a|b`, `float or none`."""
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "|".join(str(a) for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("none" if a is type(None) else type_name(a) for a in arguments)
+    if origin in (list, tuple):
+        return f"list of {type_name(arguments[0])}"
+    return getattr(annotation, "__name__", str(annotation))

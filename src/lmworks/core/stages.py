@@ -1,0 +1,274 @@
+"""Stages: a typed config in, an artifact on disk out.
+
+    @stage("pretrain", makes="model")
+    def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
+        corpus = run.inputs["corpus"]            # a folder: the reference is resolved already
+        ...                                      # write files into run.folder
+        return {"loss": 2.1}                     # metrics, kept in lmworks.json
+
+    artifact = pretrain(PretrainConfig(corpus="runs/corpus"), out="runs/base")
+
+What the wrapper does, once for every stage:
+
+- **Cache.** A fingerprint is taken over the stage, its version, the config and the content of the
+  inputs. If `out` holds an artifact with that fingerprint, it is returned and nothing runs.
+- **Resume.** Work happens in `out.partial`. A run that was killed finds its own files there when
+  it is started again with the same fingerprint; `run.work` is for checkpoints and is removed at
+  the end. With another fingerprint the partial folder is thrown away.
+- **All or nothing.** `out.partial` becomes `out` by one rename, after `lmworks.json` is written.
+- **One writer.** A lock file beside `out` keeps a second process away while a run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+import time
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import lmworks
+from lmworks.core import progress
+from lmworks.core.config import COSMETIC, REFERENCE, options, to_mapping
+from lmworks.core.errors import UserError
+from lmworks.core.files import hash_file, hash_folder, hash_json, read_json, write_json, writing
+from lmworks.core.machine import PeakMemory
+from lmworks.core.references import resolve
+
+MANIFEST = "lmworks.json"
+C = TypeVar("C")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A finished folder and its manifest: what made it, from what, with which figures."""
+
+    path: Path
+    manifest: dict[str, Any]
+    cached: bool = False
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest["kind"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return dict(self.manifest["metrics"])
+
+    @classmethod
+    def load(cls, path: str | Path) -> Artifact:
+        """Read an artifact. Raises: UserError when the folder holds no `lmworks.json`."""
+        path = Path(path)
+        return cls(path=path, manifest=read_json(path / MANIFEST, "artifact manifest"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a stage's body is given."""
+
+    folder: Path  # put the artifact's files here
+    work: Path  # checkpoints and other files that only a resume needs
+    inputs: dict[str, Path]  # reference fields of the config, resolved to local paths
+
+
+class Stage(Generic[C]):
+    """A stage's body with the mechanism around it; call it like a function."""
+
+    def __init__(
+        self, body: Callable[[C, Run], dict[str, Any]], name: str, makes: str, version: int
+    ) -> None:
+        self.name, self.makes, self.version, self._body = name, makes, version, body
+        hints = typing.get_type_hints(body)
+        self.config_type: type[C] = hints["config"]
+        functools.update_wrapper(self, body)
+
+    def __call__(self, config: C, out: str | Path, *, replace: bool = False) -> Artifact:
+        """Run the stage, or return what an equal run left at `out`.
+
+        Args:
+            replace: put the new artifact in the place of another one at `out`. A folder that
+                lmworks did not make is never replaced.
+        Raises: UserError for everything a person can mend.
+        """
+        out = Path(out)
+        inputs = {name: (ref, _resolve_input(ref)) for name, ref in _references(config)}
+        lineage = {
+            name: {"reference": ref, "sha256": _content_hash(path)}
+            for name, (ref, path) in inputs.items()
+        }
+        fingerprint = self._fingerprint(config, lineage)
+        with _locked(out):
+            _recover(out)
+            if (done := _finished(out)) and done["fingerprint"] == fingerprint:
+                return Artifact(path=out, manifest=done, cached=True)
+            _refuse_to_overwrite(out, done, replace)
+            partial = _partial(out, fingerprint)
+            run = Run(
+                folder=partial,
+                work=partial / ".work",
+                inputs={name: path for name, (_, path) in inputs.items()},
+            )
+            run.work.mkdir(exist_ok=True)
+            started = time.monotonic()
+            with PeakMemory() as peak:
+                metrics = self._body(config, run) or {}
+            shutil.rmtree(run.work)
+            (partial / _STATE).unlink()
+            manifest = {
+                "kind": self.makes,
+                "stage": self.name,
+                "lmworks": lmworks.__version__,
+                "fingerprint": fingerprint,
+                "config": to_mapping(config),
+                "inputs": lineage,
+                "metrics": metrics,
+                "seconds": round(time.monotonic() - started, 2),
+                "peak_memory_bytes": peak.bytes,
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "sha256": hash_folder(partial, skip=(MANIFEST,)),
+            }
+            write_json(partial / MANIFEST, manifest)
+            _put_in_place(partial, out)
+            return Artifact(path=out, manifest=manifest)
+
+    def _fingerprint(self, config: C, lineage: dict[str, Any]) -> str:
+        values = to_mapping(config)
+        for item in options(type(config)):
+            if item.role in (COSMETIC, REFERENCE):
+                values.pop(item.name)
+        return hash_json(
+            {
+                "stage": [self.name, self.version],
+                "config": values,
+                "inputs": {name: entry["sha256"] for name, entry in lineage.items()},
+            }
+        )
+
+
+def stage(
+    name: str, *, makes: str, version: int = 1
+) -> Callable[[Callable[[C, Run], dict[str, Any]]], Stage[C]]:
+    """Turn `body(config, run) -> metrics` into a stage.
+
+    Args:
+        makes: the kind of artifact ("corpus", "tokenizer", "model", "report").
+        version: raise it when the body's result changes, so that old artifacts are made anew.
+    """
+    return lambda body: Stage(body, name, makes, version)
+
+
+_STATE = ".state.json"
+
+
+def _references(config: Any) -> Iterator[tuple[str, str]]:
+    for item in options(type(config)):
+        value = getattr(config, item.name)
+        if item.role == REFERENCE and value:
+            yield item.name, str(value)
+
+
+def _resolve_input(ref: str) -> Path:
+    resolved = resolve(ref)
+    if resolved.path is None:
+        raise UserError(f"{ref}: this stage needs files; a remote endpoint gives none")
+    return resolved.path
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_unchanged(path: Path, stamp: tuple[int, int, int]) -> str:
+    return hash_file(path) if path.is_file() else hash_folder(path)
+
+
+def _content_hash(path: Path) -> str:
+    """An artifact knows its hash; other folders and files are read (once, while unchanged)."""
+    if manifest := _finished(path):
+        return str(manifest["sha256"])
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    stats = [p.stat() for p in files]
+    stamp = (len(stats), sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats))
+    return _hash_unchanged(path, stamp)
+
+
+def _finished(out: Path) -> dict[str, Any] | None:
+    path = out / MANIFEST
+    if not path.is_file():
+        return None
+    manifest = read_json(path, "artifact manifest")
+    if not isinstance(manifest, dict) or not {"fingerprint", "sha256"} <= manifest.keys():
+        raise UserError(f"{path} was not written by lmworks, or is damaged: move {out} away")
+    return manifest
+
+
+def _refuse_to_overwrite(out: Path, done: dict[str, Any] | None, replace: bool) -> None:
+    if out.is_file():
+        raise UserError(f"{out} is a file: name a folder with --out")
+    if done is None and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds files that lmworks did not make: choose another --out")
+    if done is not None and not replace:
+        raise UserError(
+            f"{out} already holds a {done['kind']} made with other settings or inputs: "
+            "choose another --out, or pass --replace"
+        )
+
+
+def _partial(out: Path, fingerprint: str) -> Path:
+    """`out.partial`, as an equal run left it, else empty."""
+    partial = out.with_name(out.name + ".partial")
+    with writing(partial):
+        state = partial / _STATE
+        if state.is_file() and read_json(state).get("fingerprint") == fingerprint:
+            progress.say(f"  going on with what an earlier run left in {partial}")
+            return partial
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        write_json(state, {"fingerprint": fingerprint})
+    return partial
+
+
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
+def _put_in_place(partial: Path, out: Path) -> None:
+    with writing(out):
+        if out.exists():
+            out.rename(_old(out))
+        partial.rename(out)
+        shutil.rmtree(_old(out), ignore_errors=True)
+
+
+def _recover(out: Path) -> None:
+    """A kill between the two renames leaves the former artifact under its `.old` name."""
+    if _old(out).exists():
+        if out.exists():
+            shutil.rmtree(_old(out))
+        else:
+            _old(out).rename(out)
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold `.<name>.lock` beside `out`; the system drops it when the process dies."""
+    path = out.with_name(f".{out.name}.lock")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows has no flock; two writers there are not kept apart
+            pass
+        except BlockingIOError as error:
+            raise UserError(f"another lmworks run is writing {out}: wait for it to end") from error
+        yield
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
