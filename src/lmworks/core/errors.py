@@ -22,9 +22,7 @@ class MissingExtra(UserError):
     """An optional package is not installed; the message names the `pip install` that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f'{purpose} needs the package {package}: pip install "lmworks[{extra}]"'
-        )
+        super().__init__(f'{purpose} needs the package {package}: pip install "lmworks[{extra}]"')
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -1,0 +1,37 @@
+"""Causal language modelling: each token from the ones before it.
+
+The same objective serves pre-training (every label counts) and supervised fine-tuning (only the
+answers' labels count): the difference is the mask in the batch, not the loss.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+
+from lmworks.training.objectives.base import Loss
+from lmworks.training.tokens import IGNORED
+
+if TYPE_CHECKING:
+    from lmworks.models.decoder import Decoder
+    from lmworks.training.tokens import Batch
+
+
+def causal(model: Decoder, batch: Batch) -> Loss:
+    """Mean cross-entropy over the labels that count.
+
+    Args:
+        batch: input_ids (B, T); labels (B, T), IGNORED where nothing is asked.
+    Returns: Loss(value (), nats per target token; num_targets).
+    Source: Bengio et al. 2003, section 3 (maximum likelihood of the next word).
+    """
+    hidden = model.hidden_states(batch.input_ids)  # (B, T, H)
+    labels = batch.labels
+    counted = labels != IGNORED
+    num_targets = int(counted.sum())
+    # The vocabulary is the widest product of a small model: spare it where no label counts.
+    if num_targets < labels.numel():
+        hidden, labels = hidden[counted], labels[counted]
+    logits = model.logits(hidden).flatten(0, -2)  # (num_targets, V)
+    return Loss(value=F.cross_entropy(logits, labels.flatten()), num_targets=num_targets)

@@ -1,0 +1,93 @@
+"""Muon: momentum made orthogonal, for the hidden matrices; AdamW for everything else.
+
+Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the
+coefficients of the quintic are from there. Differs: matrices of equal shape are stacked, so that
+a small model spends its time in a few batched products instead of many tiny ones.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmworks.training.optimizers.adamw import AdamW
+from lmworks.training.optimizers.base import OptimizerConfig, matrices_and_rest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_MOMENTUM = (0.85, 0.95)  # first and final value
+_MOMENTUM_WARMUP_STEPS = 300
+_NEWTON_SCHULZ_STEPS = 5
+
+
+def orthogonalize(matrices: torch.Tensor, steps: int = _NEWTON_SCHULZ_STEPS) -> torch.Tensor:
+    """The nearest semi-orthogonal matrices, roughly: singular values land in about [0.7, 1.2].
+
+    Args:
+        matrices: (N, R, C) float32.
+    Returns: (N, R, C).
+    Source: Newton-Schulz quintic iteration with the coefficients of Jordan et al. 2024.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    for _ in range(steps):
+        gram = x @ x.mT  # (N, R, R) over the shorter side
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon:
+    """Steps hidden matrices with Muon and hands all other parameters to AdamW."""
+
+    def __init__(
+        self, matrices: list[torch.nn.Parameter], others: AdamW, config: OptimizerConfig
+    ) -> None:
+        self._others, self._config, self._steps = others, config, 0
+        shapes: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
+        for parameter in matrices:
+            shapes[parameter.shape].append(parameter)
+        self._stacks = list(shapes.values())
+        self._momenta = [torch.zeros(len(s), *s[0].shape) for s in self._stacks]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        self._others.step(rate)
+        first, final = _MOMENTUM
+        warmed = min(1.0, self._steps / _MOMENTUM_WARMUP_STEPS)
+        beta = first + (final - first) * warmed
+        learning_rate = self._config.matrix_learning_rate * rate
+        for stack, momentum in zip(self._stacks, self._momenta, strict=True):
+            gradients = torch.stack([p.grad for p in stack if p.grad is not None])
+            momentum.lerp_(gradients, 1 - beta)
+            updates = orthogonalize(gradients.lerp_(momentum, beta))  # Nesterov's look ahead
+            rows, columns = stack[0].shape
+            scale = learning_rate * max(1.0, rows / columns) ** 0.5
+            for parameter, update in zip(stack, updates, strict=True):
+                parameter.mul_(1 - learning_rate * self._config.weight_decay)
+                parameter.add_(update, alpha=-scale)
+        self._steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "others": self._others.state_dict(),
+            "momenta": self._momenta,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._others.load_state_dict(state["others"])
+        self._steps = state["steps"]
+        for momentum, saved in zip(self._momenta, state["momenta"], strict=True):
+            momentum.copy_(saved)
+
+
+def make_muon(model: nn.Module, config: OptimizerConfig) -> Muon:
+    matrices, embeddings, vectors = matrices_and_rest(model)
+    # An embedding row is touched only when its token occurs: decay would wear rare words away.
+    return Muon(matrices, AdamW([], embeddings + vectors, config), config)

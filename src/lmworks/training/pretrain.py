@@ -1,0 +1,191 @@
+"""Stage `pretrain`: a corpus and a tokenizer in, a decoder trained from scratch out.
+
+One dial, `depth`: width, heads and feed-forward follow from it. `shape` overrides any of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmworks.core.config import COSMETIC, REFERENCE, option
+from lmworks.core.errors import UserError
+from lmworks.core.files import write_json
+from lmworks.core.stages import Run, stage
+from lmworks.training.trainer_config import LoopConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lmworks.models.config import ModelConfig
+    from lmworks.models.decoder import Decoder
+    from lmworks.tokenizers.base import Tokenizer
+    from lmworks.training.trainer import History
+
+_HEAD_DIM = 64
+_HELDOUT_WINDOWS = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes that override what `depth` implies; 0 leaves a size to the dial."""
+
+    hidden_size: int = option(0, help="width of the residual stream")
+    num_attention_heads: int = option(0, help="query heads")
+    num_key_value_heads: int = option(0, help="key and value heads (fewer: grouped-query)")
+    intermediate_size: int = option(0, help="width of the feed-forward")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Train a Llama-shaped decoder from scratch on a corpus.
+
+    Examples:
+        lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer --out runs/base
+        lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer --depth 6 --epochs 2
+        lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
+            --set loop.optimizer.name=adamw
+    """
+
+    corpus: str = option(role=REFERENCE, help="corpus folder (train.jsonl, heldout.jsonl)")
+    tokenizer: str = option(role=REFERENCE, help="tokenizer folder or reference")
+    depth: int = option(4, help="layers; the one dial of size: width is 64 x depth")
+    context_length: int = option(256, help="tokens the model can look back")
+    epochs: float = option(1.0, help="passes over the corpus, unless --num-steps is given")
+    num_steps: int = option(0, help="training steps; 0 derives them from --epochs")
+    batch_size: int = option(8, help="rows of context_length tokens per step")
+    seed: int = option(0, help="same seed, same bytes")
+    shape: Shape = option(Shape(), help="sizes that override the dial", flag=False)
+    loop: LoopConfig = option(LoopConfig(), help="schedule and optimizer", flag=False)
+    checkpoint_every_s: float = option(30.0, role=COSMETIC, help="seconds between checkpoints")
+    threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
+
+
+def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
+    """The architecture that the dial and its overrides describe.
+
+    The feed-forward is 8/3 of the width (Shazeer 2020, "GLU variants improve Transformer"), and
+    there are half as many key-value heads as query heads (Ainslie et al. 2023, grouped-query).
+    """
+    from lmworks.models.config import AttentionConfig, ModelConfig, RoPEConfig, SwiGLUConfig
+
+    shape = config.shape
+    hidden = shape.hidden_size or _HEAD_DIM * config.depth
+    heads = shape.num_attention_heads or max(1, hidden // _HEAD_DIM)
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        num_hidden_layers=config.depth,
+        mixer=AttentionConfig(
+            num_attention_heads=heads,
+            num_key_value_heads=shape.num_key_value_heads
+            or (heads // 2 if heads % 2 == 0 else heads),
+            head_dim=hidden // heads,
+            rope=RoPEConfig(theta=10000.0),
+        ),
+        feed_forward=SwiGLUConfig(
+            intermediate_size=shape.intermediate_size or -(-hidden * 8 // 3 // 32) * 32
+        ),
+        tie_word_embeddings=True,
+        max_position_embeddings=config.context_length,
+    )
+
+
+def new_model(config: PretrainConfig, vocab_size: int) -> Decoder:
+    """The model before training; its weights depend only on the config and the seed."""
+    import torch
+
+    from lmworks.models.decoder import Decoder
+
+    model = Decoder(model_config(config, vocab_size))
+    model.reset_parameters(torch.Generator().manual_seed(config.seed))
+    return model
+
+
+@stage("pretrain", makes="model")
+def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
+    """Train from scratch; see PretrainConfig."""
+    from lmworks.models.save import save_model
+    from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.objectives.causal import causal
+    from lmworks.training.threads import set_threads
+    from lmworks.training.tokens import PackedWindows, leading_windows
+    from lmworks.training.trainer import Trainer
+
+    threads = set_threads(config.threads)
+    tokenizer = load_tokenizer(run.inputs["tokenizer"])
+    tokens = cached_stream(run.inputs["corpus"] / "train.jsonl", tokenizer, run.work)
+    heldout = cached_stream(run.inputs["corpus"] / "heldout.jsonl", tokenizer, run.work)
+    batches = PackedWindows(
+        tokens,
+        context_length=config.context_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    num_steps = config.num_steps or max(1, round(config.epochs * batches.batches_per_epoch))
+    model = new_model(config, tokenizer.vocab_size)
+    started = time.monotonic()
+    history = Trainer(
+        model,
+        causal,
+        batches,
+        config.loop,
+        num_steps=num_steps,
+        heldout=leading_windows(
+            heldout, context_length=config.context_length, count=_HELDOUT_WINDOWS
+        ),
+        work=run.work,
+        checkpoint_every_s=config.checkpoint_every_s,
+    ).fit("pre-training")
+    seconds = time.monotonic() - started
+    metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
+    metrics["epochs"] = round(num_steps / batches.batches_per_epoch, 3)
+    metrics["corpus_tokens"] = len(tokens)
+    save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
+    write_json(run.folder / "history.json", dataclasses.asdict(history))
+    return metrics
+
+
+def cached_stream(path: Path, tokenizer: Tokenizer, work: Path) -> np.ndarray:
+    """`token_stream` of a corpus file, kept in `work` so that a resume need not tokenize again."""
+    import numpy as np
+
+    from lmworks.core.files import atomic_open
+    from lmworks.data.documents import read_documents
+    from lmworks.training.tokens import token_stream
+
+    if not path.is_file():
+        raise UserError(f"{path} is missing: give a corpus made by `lmworks data build`")
+    cache = work / f"{path.stem}.npy"
+    if not cache.is_file():
+        tokens = token_stream(read_documents(path), tokenizer)
+        with atomic_open(cache) as file:
+            np.save(file, tokens)
+    stream: np.ndarray = np.load(cache, mmap_mode="r", allow_pickle=False)
+    return stream
+
+
+def summary(
+    history: History, model: Decoder, *, num_steps: int, seconds: float, threads: int
+) -> dict[str, Any]:
+    """The figures of a training that its manifest keeps. Losses in nats per target token."""
+    recent = history.loss[-max(1, len(history.loss) // 20) :]
+    return {
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "num_steps": num_steps,
+        "num_targets": history.num_targets,
+        "train_loss": sum(recent) / len(recent),
+        "heldout_loss": history.heldout_loss[-1] if history.heldout_loss else None,
+        "targets_per_s": round(history.num_targets / max(seconds, 1e-9), 1),
+        "threads": threads,
+    }
+
+
+def _card(config: PretrainConfig, metrics: dict[str, Any]) -> str:
+    return (
+        f"A Llama-shaped decoder with {metrics['num_parameters'] / 1e6:.1f} M parameters, trained "
+        f"from scratch for {metrics['num_steps']} steps ({metrics['num_targets']:,} tokens) on "
+        f"the corpus `{Path(config.corpus).name}`. It is a base model: it continues text."
+    )
