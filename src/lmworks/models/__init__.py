@@ -1,0 +1,13 @@
+"""The model family: one decoder made of blocks that a config chooses, one forward for every use.
+
+In: a `ModelConfig`, or a reference to weights (`load_model`): a Hugging Face folder or a GGUF.
+Out: a `Decoder` (a torch module: `input_ids (B, T)` -> logits `(B, T, V)`), which training,
+scoring, sampling and serving all call; `KVCache`, its memory between calls; `save_model`, a
+folder that transformers, vLLM and the llama.cpp converter read.
+
+A mixer, feed-forward or norm is one file and one line in `base.BLOCKS`; an architecture of
+another project is a config reader and a name map, one file in `architectures`.
+
+Of the 88 systems, here live the decoder-only transformer (RMSNorm, RoPE, grouped-query attention,
+SwiGLU), the KV cache, the import and export of Llama checkpoints and the import of GGUF files.
+"""

@@ -1,0 +1,182 @@
+"""The keys and values of sequences under way, so that a new token costs one position.
+
+One block of memory holds `num_slots` sequences of at most `max_positions`; the system commits
+its pages as they are first written. A batch is a view of some slots, whose sequences may have
+different lengths: the new positions are written in place after each slot's own length, and a mask
+hides what lies beyond. Evenly spaced slots (0, 1, 2 or 1, 3, 5) are read without a copy; others
+are gathered, cropped to the longest sequence of the batch.
+
+Left out: paging (a slot's memory is reserved whole) and sharing of prefixes between slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmworks.core.errors import UserError
+from lmworks.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from lmworks.models.positions import Rotary
+
+
+class KVCache:
+    """Keys and values, each (layers, slots, kv_heads, positions, head_dim) float32.
+
+    `lengths[slot]` is the number of positions that slot holds. Not safe for two threads at once.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_slots: int,
+        max_positions: int,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if num_slots < 1 or max_positions < 1:
+            raise UserError(
+                f"a cache needs at least one slot and one position, not {num_slots} and "
+                f"{max_positions}"
+            )
+        mixer = config.mixer
+        shape = (
+            config.num_hidden_layers,
+            num_slots,
+            mixer.num_key_value_heads,
+            max_positions,
+            mixer.head_dim,
+        )
+        with torch.inference_mode(False):  # a cache made in that mode could be used only there
+            self.keys = torch.zeros(shape, device=device)
+            self.values = torch.zeros(shape, device=device)
+        self.num_slots, self.max_positions = num_slots, max_positions
+        self.lengths = [0] * num_slots
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of both blocks when every page is in use."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def view(self, slots: Sequence[int]) -> CacheView:
+        """The batch whose row b is slot `slots[b]`. Raises: ValueError for a wrong slot."""
+        return CacheView(self, slots)
+
+    def free(self, slot: int) -> None:
+        """Forget the sequence of `slot`."""
+        self.lengths[slot] = 0
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep the first `length` positions of `slot`. Raises: ValueError if it holds fewer."""
+        if not 0 <= length <= self.lengths[slot]:
+            raise ValueError(f"slot {slot} holds {self.lengths[slot]} positions, not {length}")
+        self.lengths[slot] = length
+
+
+class CacheView:
+    """Some slots as the rows of a batch; what `Decoder.forward` takes as `cache`."""
+
+    def __init__(self, cache: KVCache, slots: Sequence[int]) -> None:
+        wrong = [slot for slot in slots if not 0 <= slot < cache.num_slots]
+        if wrong or not slots or len(set(slots)) != len(slots):
+            raise ValueError(f"slots {list(slots)}: each once, from 0 to {cache.num_slots - 1}")
+        self.cache, self.slots = cache, tuple(slots)
+
+    @property
+    def lengths(self) -> list[int]:
+        """The positions that each row holds."""
+        return [self.cache.lengths[slot] for slot in self.slots]
+
+    def begin(self, batch_size: int, num_new: int) -> CacheStep:
+        """Prepare one forward over `num_new` positions of each row.
+
+        Raises: UserError if a row would run past the cache; ValueError for another batch size.
+        """
+        if batch_size != len(self.slots):
+            raise ValueError(f"input_ids has {batch_size} rows, the cache view {len(self.slots)}")
+        longest = max(self.lengths) + num_new
+        if longest > self.cache.max_positions:
+            raise UserError(
+                f"{longest} tokens do not fit the {self.cache.max_positions} positions of the "
+                "cache: shorten the prompt, ask for fewer new tokens, or make the cache larger"
+            )
+        return CacheStep(self, num_new)
+
+
+class CacheStep:
+    """One forward's plan: where to write, what to read, which mask. Made once for all layers."""
+
+    def __init__(self, view: CacheView, num_new: int) -> None:
+        self.view, self.num_new = view, num_new
+        cache, starts = view.cache, view.lengths
+        self.device = cache.keys.device
+        self.start = starts[0]
+        self.total = max(starts) + num_new
+        self.even = min(starts) == max(starts)
+        self.rows = _as_slice(view.slots)
+        self.slots = torch.tensor(view.slots, device=self.device)
+        new = torch.arange(num_new, device=self.device)
+        # (B, T): the position of each new token in its own row.
+        self.positions = torch.tensor(starts, device=self.device)[:, None] + new
+        self.is_causal = self.even and self.start == 0
+        self.mask = None if self.is_causal or (self.even and num_new == 1) else self._mask()
+        self._rotary: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _mask(self) -> torch.Tensor:
+        # Added to the scores: 0 or -inf, (B or 1, 1, T, S).
+        positions = self.positions[:1] if self.even else self.positions
+        hidden = torch.arange(self.total, device=self.device) > positions[:, None, :, None]
+        return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
+
+    def rotary(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the new positions, broadcastable to (B, heads, T, D)."""
+        if rotary not in self._rotary:
+            tables = rotary.tables(self.total, self.device)
+            if self.even:
+                cos, sin = (table[self.start : self.total] for table in tables)
+            else:
+                cos, sin = (table[self.positions][:, None] for table in tables)
+            self._rotary[rotary] = cos, sin
+        return self._rotary[rotary]
+
+    def layer(self, index: int) -> LayerCache:
+        """What the mixer of layer `index` gets."""
+        return LayerCache(self, index)
+
+    def commit(self) -> None:
+        """Count the new positions as held; called when all layers have written."""
+        for slot in self.view.slots:
+            self.view.cache.lengths[slot] += self.num_new
+
+
+class LayerCache:
+    """One layer's part of a `CacheStep`."""
+
+    def __init__(self, step: CacheStep, index: int) -> None:
+        self._step = step
+        self._keys, self._values = step.view.cache.keys[index], step.view.cache.values[index]
+        self.mask, self.is_causal, self.rotary = step.mask, step.is_causal, step.rotary
+
+    def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write k and v (B, kv_heads, T, D); return all up to the longest row (B, kv_heads, S, D)."""
+        return self._exchange(self._keys, k), self._exchange(self._values, v)
+
+    def _exchange(self, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        step = self._step
+        if step.even and step.rows is not None:
+            held[step.rows, :, step.start : step.total] = new
+        else:
+            held[step.slots[:, None], :, step.positions] = new.transpose(1, 2)
+        cropped = held[:, :, : step.total]
+        return cropped.index_select(0, step.slots) if step.rows is None else cropped[step.rows]
+
+
+def _as_slice(slots: tuple[int, ...]) -> slice | None:
+    """`slots` as a slice if they rise in even steps, so that they are read without a copy."""
+    step = slots[1] - slots[0] if len(slots) > 1 else 1
+    if step < 1 or slots != tuple(range(slots[0], slots[-1] + 1, step)):
+        return None
+    return slice(slots[0], slots[-1] + 1, step)
