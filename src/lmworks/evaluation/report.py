@@ -19,6 +19,9 @@ from typing import Any, Literal
 from lmworks.core.files import write_json, write_text
 from lmworks.evaluation.statistics import Interval
 
+# Control characters but tab, line feed and carriage return.
+_CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)], "\ufffd")
+
 Verdict = Literal["better", "worse", "no difference shown"]
 
 
@@ -194,4 +197,4 @@ def _plain(value: Any) -> Any:
 def clean(text: str) -> str:
     """Valid Unicode without control characters (line ends and tabs stay)."""
     text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-    return "".join(c if c.isprintable() or c in "\n\t\u00a0" or ord(c) > 159 else "\ufffd" for c in text)
+    return text.translate(_CONTROLS)
