@@ -1,0 +1,95 @@
+"""The protocol that everything which talks to a model stands on, and the values it passes.
+
+Messages are the OpenAI ones: mappings with `role` and `content`. Sampling settings are keyword
+arguments, the fields of `lmworks.inference.sampling.Sampling`. Left out so far: tools and response
+formats, which come as further fields of the same messages and settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenLogprob:
+    """One produced token's log-probability in nats, before temperature and filters."""
+
+    token: str
+    logprob: float
+    token_id: int | None = None  # None from a remote endpoint
+    top: tuple[tuple[str, float], ...] = ()  # the likeliest tokens here, best first
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a request cost. The token that ends an answer is counted as produced."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Delta:
+    """The next piece of an answer. The last one has a `finish_reason`, and `usage` if known."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Completion:
+    """A whole answer. `logprobs` is None unless they were asked for."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class ChatModel(Protocol):
+    """A model one can talk to: local weights, a remote endpoint, or a script.
+
+    `stream` and `stream_text` check the request before they return, so a bad one raises there and
+    not at the first piece. Where the iterator has a `cancel()`, any thread may call it to end the
+    generation; all of them end it when they are closed or collected.
+    """
+
+    name: str
+
+    def complete(self, messages: Messages, **sampling: Any) -> Completion:
+        """Answer a conversation. Raises: UserError for a bad setting or too long a prompt."""
+        ...
+
+    def stream(self, messages: Messages, **sampling: Any) -> Iterator[Delta]:
+        """As `complete`, piece by piece."""
+        ...
+
+    def complete_text(self, prompt: str | Sequence[int], **sampling: Any) -> Completion:
+        """Continue raw text (or token ids, where the model is local); no template is applied."""
+        ...
+
+    def stream_text(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[Delta]:
+        """As `complete_text`, piece by piece."""
+        ...
+
+
+def collect(deltas: Iterator[Delta], *, logprobs: bool = False) -> Completion:
+    """Read a stream to its end. A source that never counted tokens gives zero for both counts."""
+    pieces = list(deltas)
+    usage = next((d.usage for d in reversed(pieces) if d.usage), None)
+    reasons: list[FinishReason] = [d.finish_reason for d in pieces if d.finish_reason]
+    return Completion(
+        text="".join(d.text for d in pieces),
+        finish_reason=reasons[-1] if reasons else "stop",
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+        logprobs=tuple(entry for d in pieces for entry in d.logprobs) if logprobs else None,
+    )

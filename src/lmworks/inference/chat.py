@@ -1,0 +1,83 @@
+"""`load_chat`: from a reference to something one can talk to, whatever stands behind it.
+
+| reference | gives |
+|---|---|
+| a path, `hf:`, `pypi:`, an alias | `LocalChat`: weights behind an engine; a GGUF stays packed |
+| `https://host/v1#model` | `RemoteChat` |
+
+`ScriptedChat` stands in for either in tests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmworks.core.errors import UserError
+from lmworks.core.files import read_json
+from lmworks.core.references import Resolved, resolve
+from lmworks.inference.base import ChatModel, Completion, Delta, TokenLogprob, Usage
+from lmworks.inference.local import LocalChat
+from lmworks.inference.remote import RemoteChat, RemoteError
+from lmworks.inference.scripted import ScriptedChat
+
+__all__ = [
+    "ChatModel",
+    "Completion",
+    "Delta",
+    "LocalChat",
+    "RemoteChat",
+    "RemoteError",
+    "ScriptedChat",
+    "TokenLogprob",
+    "Usage",
+    "load_chat",
+]
+
+
+def load_chat(
+    ref: str | Path, *, max_batch: int = 8, max_positions: int | None = None
+) -> ChatModel:
+    """The model that `ref` stands for, ready to answer.
+
+    Args:
+        max_batch: conversations that run at the same time; memory for their context is reserved.
+        max_positions: prompt and answer together, in tokens; by default the model's context, at
+            most 8192. Both are for local weights: an endpoint has its own limits.
+    Raises: UserError when the reference leads nowhere or the files can't be used.
+    """
+    found = resolve(str(ref))
+    if found.path is None:
+        return RemoteChat(found.url, found.model)
+    from lmworks.inference.engine import Engine
+    from lmworks.models.load import load_model
+    from lmworks.tokenizers.load import load_tokenizer
+
+    engine = Engine(
+        load_model(found.path, packed=True),
+        load_tokenizer(found.path),
+        max_batch=max_batch,
+        max_positions=max_positions,
+        eos_token_ids=_eos_token_ids(found.path),
+    )
+    return LocalChat(engine, _name(found))
+
+
+def _name(found: Resolved) -> str:
+    if found.kind == "path" and found.path:
+        path = found.path.resolve()
+        return path.stem if path.is_file() else path.name
+    return found.reference
+
+
+def _eos_token_ids(path: Path) -> list[int]:
+    """What the model's own generation settings say ends an answer: one id, or a list."""
+    file = path / "generation_config.json"
+    if not file.is_file():
+        return []
+    settings: Any = read_json(file, "generation config")
+    value = settings.get("eos_token_id") if isinstance(settings, dict) else None
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(f"{file}: eos_token_id must be a token id or a list of them, not {value!r}")
+    return ids

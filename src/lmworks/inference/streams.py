@@ -1,0 +1,88 @@
+"""What `Engine.submit` gives back: one request's tokens as they come, from another thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+from collections.abc import Callable, Iterator
+
+from lmworks.core.errors import UserError
+from lmworks.inference.base import FinishReason, TokenLogprob
+
+
+class PromptTooLong(UserError):
+    """The prompt leaves no room in the context for a single new token."""
+
+    def __init__(self, prompt_tokens: int, max_positions: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens and the context holds {max_positions}, "
+            f"one of them for the answer: shorten the prompt to {max_positions - 1}"
+        )
+        self.prompt_tokens, self.max_positions = prompt_tokens, max_positions
+
+
+class QueueFull(UserError):
+    """As many requests wait as the engine lets wait."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already: try again later")
+
+
+class EngineClosed(UserError):
+    """The engine was closed while the request waited or ran."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is closed")
+
+
+class GenerationError(RuntimeError):
+    """A step failed; the cause is chained. Only the requests of that step are lost."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenEvent:
+    """One produced token. `text` is what may be shown after it: empty while a character or a
+    possible stop string is unfinished. The last event has the `finish_reason`."""
+
+    token_id: int
+    text: str
+    finish_reason: FinishReason | None = None
+    logprob: TokenLogprob | None = None
+
+
+class Stream(Iterator[TokenEvent]):
+    """The tokens of one request. Iterate from one thread; `cancel` from any."""
+
+    def __init__(self, prompt_tokens: int, on_cancel: Callable[[], None]) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.cancelled = False
+        self._on_cancel = on_cancel
+        self._events: queue.SimpleQueue[TokenEvent | Exception | None] = queue.SimpleQueue()
+        self._ended = False
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> TokenEvent:
+        """The next token. Raises: StopIteration at the end and after a cancel; GenerationError or
+        EngineClosed when the engine could not go on."""
+        if self._ended or self.cancelled:
+            raise StopIteration
+        event = self._events.get()
+        if event is None or isinstance(event, Exception):
+            self._ended = True
+            raise event or StopIteration
+        self._ended = event.finish_reason is not None
+        return event
+
+    def cancel(self) -> None:
+        """End the request: a waiting iterator ends at once, the slot is free after the step that
+        is under way. Again, or after the end: nothing."""
+        if not self.cancelled:
+            self.cancelled = True
+            self._events.put(None)
+            self._on_cancel()
+
+    def put(self, event: TokenEvent | Exception) -> None:
+        """The engine's end."""
+        self._events.put(event)
