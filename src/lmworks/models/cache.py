@@ -161,7 +161,7 @@ class LayerCache:
         self.mask, self.is_causal, self.rotary = step.mask, step.is_causal, step.rotary
 
     def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write k and v (B, kv_heads, T, D); return all up to the longest row (B, kv_heads, S, D)."""
+        """Write k and v (B, kv_heads, T, D); return what is held, (B, kv_heads, S, D)."""
         return self._exchange(self._keys, k), self._exchange(self._values, v)
 
     def _exchange(self, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

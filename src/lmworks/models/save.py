@@ -1,0 +1,166 @@
+"""`save_model`: a model folder that transformers, vLLM and the llama.cpp converter read.
+
+config.json, model.safetensors (in shards above 2 GiB), README.md as model card and, with a
+tokenizer, its files and generation_config.json. All of it is written beside the target first and
+moved in at the end, so a full disk leaves a former model whole. The same weights give the same
+bytes: no date, no version, no path is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from lmworks.core.errors import UserError
+from lmworks.core.files import atomic_save, fsync_folder, write_json, write_text, writing
+from lmworks.models.architectures.base import Architecture, architecture_of
+from lmworks.models.safetensors_weights import INDEX, SINGLE
+
+if TYPE_CHECKING:
+    from lmworks.models.decoder import Decoder
+    from lmworks.tokenizers.base import Tokenizer
+
+_SHARD_BYTES = 2 * 2**30
+_END_TOKENS = ("<|endoftext|>", "<|im_end|>")  # the end of a document, the end of a turn
+
+
+def save_model(
+    model: Decoder,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    card: str = "",
+    shard_bytes: int = _SHARD_BYTES,
+) -> None:
+    """Write `model` into `folder`, in place of a model that is there.
+
+    Args:
+        tokenizer: saved with the model; its end tokens go into generation_config.json.
+        card: Markdown for the model card, after the table of sizes.
+        shard_bytes: the largest file of weights.
+    Raises: UserError for a full disk, a folder that can't be written, or a packed model.
+    """
+    folder = Path(folder)
+    target = architecture_of(model.config)
+    state = _state(model, target)
+    with writing(folder / SINGLE), _staging(folder) as staged:
+        _save_weights(state, staged, shard_bytes)
+        write_text(staged / "README.md", _card(model, card))
+        ids = _special_ids(tokenizer)
+        write_json(staged / "config.json", target.config_to_hf(model.config) | ids)
+        if tokenizer is not None:
+            tokenizer.save(staged)
+            write_json(staged / "generation_config.json", ids)
+        _move_in(staged, folder)
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """An empty folder on the same disk; what a killed run left there is thrown away."""
+    staged = folder / ".saving"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _move_in(staged: Path, folder: Path) -> None:
+    new = {path.name for path in staged.iterdir()}
+    mode = (staged / "README.md").stat().st_mode
+    for shard in staged.glob("*.safetensors"):
+        shard.chmod(mode)  # safetensors makes its files readable by their owner alone
+    for path in staged.iterdir():
+        os.replace(path, folder / path.name)
+    # Shards of a former model would be read as part of this one.
+    for path in (*folder.glob("*.safetensors"), folder / INDEX):
+        if path.name not in new:
+            path.unlink(missing_ok=True)
+    fsync_folder(folder)
+
+
+def _state(model: Decoder, target: Architecture) -> dict[str, torch.Tensor]:
+    """The parameters by their Hugging Face names, float32 on the CPU."""
+    state = model.state_dict()
+    with torch.device("meta"):
+        plain = type(model)(model.config).state_dict()
+    if odd := sorted(state.keys() ^ plain.keys()):
+        raise UserError(
+            f"a packed or adapted model can't be saved as safetensors ({len(odd)} parameters are "
+            f"not plain, first {odd[0]}): load it without packed=True, or merge its adapters"
+        )
+    return {
+        target.foreign_name(name, "hf"): tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in state.items()
+    }
+
+
+def _save_weights(state: dict[str, torch.Tensor], folder: Path, shard_bytes: int) -> None:
+    shards = _shards(state, shard_bytes)
+    if len(shards) == 1:
+        _save_shard(shards[0], folder / SINGLE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _save_shard(shard, folder / file)
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in state.values())
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(state: dict[str, torch.Tensor], shard_bytes: int) -> list[dict[str, torch.Tensor]]:
+    """Split in the order of the layers; a tensor above the limit gets a file of its own."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    room = shard_bytes
+    for name, tensor in state.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = tensor
+        room -= tensor.nbytes
+    return shards
+
+
+def _save_shard(shard: dict[str, torch.Tensor], path: Path) -> None:
+    # transformers insists on this key.
+    atomic_save(path, lambda part: save_file(shard, part, metadata={"format": "pt"}))
+
+
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """The ids that generation needs; null where unknown, lest readers fall back on Llama's."""
+    if tokenizer is None:
+        return {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    ends = {tokenizer.special_tokens.get(token) for token in _END_TOKENS}
+    return {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": sorted(i for i in ends | {tokenizer.eos_token_id} if i is not None) or None,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _card(model: Decoder, card: str) -> str:
+    config = model.config
+    facts = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "layers": config.num_hidden_layers,
+        "hidden size": config.hidden_size,
+        "attention heads": f"{config.mixer.num_attention_heads} "
+        f"({config.mixer.num_key_value_heads} for keys and values)",
+        "feed-forward size": config.feed_forward.intermediate_size,
+        "vocabulary": config.vocab_size,
+        "context": f"{config.max_position_embeddings} tokens",
+        "weights": "float32 safetensors",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
+    body = f"{head}# A Llama-shaped decoder\n\n| | |\n|---|---|\n{table}\n"
+    return body + (f"\n{card.strip()}\n" if card.strip() else "")
