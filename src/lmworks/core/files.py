@@ -39,7 +39,7 @@ def atomic_open(path: str | Path, mode: str = "wb", **kwargs: Any) -> Iterator[I
             os.replace(temporary, path)
             fsync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -66,6 +66,12 @@ def atomic_save(path: str | Path, save: Callable[[Path], None]) -> None:
             os.replace(temporary, path)
             fsync_folder(path.parent)
     finally:
+        _discard(temporary)
+
+
+def _discard(temporary: Path) -> None:
+    """Remove what is left, without hiding the error that the block ended with."""
+    with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
 
 
