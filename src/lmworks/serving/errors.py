@@ -1,0 +1,100 @@
+"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from lmworks.core.errors import UserError, nearest
+from lmworks.inference.remote import RemoteError
+from lmworks.inference.sampling import InvalidParameter
+from lmworks.inference.streams import EngineClosed, GenerationError, PromptTooLong, QueueFull
+
+_LOG = logging.getLogger("lmworks.serving")
+CLIENT_LEFT = 499  # the status that access logs have used for this since nginx
+_TYPES = {404: "not_found_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """What a client is told: an HTTP status and the four fields."""
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def about(self, param: str) -> ApiError:
+        """The same for another parameter, in the words of the request at hand."""
+        message = self.message.replace(f"{self.param}: ", f"{param}: ", 1)
+        return ApiError(self.status, message, param=param, code=self.code)
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object to send."""
+        by_status = "invalid_request_error" if self.status < 500 else "server_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(self.status, by_status),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        headers = {"Retry-After": "1"} if self.status == 429 else None
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def model_not_found(name: str, known: Iterable[str]) -> ApiError:
+    """404, with the nearest name and all names."""
+    names = sorted(known)
+    close = nearest(name, names)
+    hint = f"did you mean {close!r}? " if close else ""
+    message = f"the model {name!r} does not exist here: {hint}known: {', '.join(names)}"
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """The answer for whatever was raised; what is not the client's or a user's fault is logged."""
+    match error:
+        case ApiError():
+            return error
+        case PromptTooLong():
+            return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        case InvalidParameter():
+            return ApiError(400, str(error), param=error.param, code="invalid_value")
+        case QueueFull():
+            return ApiError(429, str(error), code="queue_full")
+        case GenerationError():
+            _LOG.error("generation failed", exc_info=error)
+            return ApiError(500, str(error), code="generation_failed")
+        case EngineClosed():
+            return ApiError(503, str(error), code="shutting_down")
+        case RemoteError():
+            return ApiError(502, str(error), code="upstream_error")
+        case UserError():
+            return ApiError(400, str(error))
+        case ClientDisconnect():  # in the middle of its own request; nobody reads this
+            return ApiError(CLIENT_LEFT, "the client left")
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail))
+    _LOG.error("request failed", exc_info=error)
+    return ApiError(500, f"the server failed on this request ({type(error).__name__})")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Let every error of the app, also of its routing, leave in OpenAI's shape."""
+
+    async def handle(_: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()
+
+    for kind in (ApiError, UserError, GenerationError, ClientDisconnect, HTTPException, Exception):
+        app.add_exception_handler(kind, handle)

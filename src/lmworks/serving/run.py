@@ -1,0 +1,133 @@
+"""`serve`: the application on a port, until Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from lmworks.core.errors import UserError
+
+if TYPE_CHECKING:
+    from lmworks.inference.base import ChatModel
+
+DEFAULT_PORT = 8000
+_SHUTDOWN_S = 3  # open streams are ended at once; this is for what does not listen
+
+
+def serve(
+    models: Mapping[str, ChatModel],
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    open_page: bool = False,
+) -> None:
+    """Serve `models` until Ctrl-C (or SIGTERM), then close them.
+
+    Args:
+        host: an address of this machine. On a loopback one, requests that other sites send
+            through a browser are refused; on any other, whoever reaches the port may use it.
+        port: 0 takes a free one.
+        open_page: open the chat page in the browser.
+    Raises: UserError when the port is in use or can't be had.
+    """
+    import uvicorn
+
+    from lmworks.serving.app import create_app
+    from lmworks.serving.guard import LOOPBACK_HOSTS
+
+    listener = bind(host, port)
+    url = page_url(host, listener.getsockname()[1])
+    is_loopback = host in LOOPBACK_HOSTS
+    app = create_app(models, allowed_hosts=LOOPBACK_HOSTS if is_loopback else None)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            _announce(url, models, is_loopback)
+            if open_page:
+                threading.Thread(target=_open, args=(url,), daemon=True).start()
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            # Not the parent's way, which raises the signal anew when all is over: Ctrl-C is how a
+            # server ends well.
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.service.cancel_all()
+            await super().shutdown(sockets)
+
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        listener.close()
+        for model in models.values():
+            _close(model)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the address. Raises: UserError saying why it can't be, and what to do."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"port {port} does not exist: choose one from 1 to 65535 with --port")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        if not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # elsewhere it would share a port in use
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"{host!r} is no address of this machine: try --host 127.0.0.1") from error
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _bind_error(host, port, error) from error
+    return listener
+
+
+def _bind_error(host: str, port: int, error: OSError) -> UserError:
+    if error.errno == errno.EADDRINUSE:
+        return UserError(f"port {port} is in use: choose another with --port, or --port 0 for any")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return UserError(f"no permission to use port {port}: choose one above 1023 with --port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UserError(f"{host!r} is no address of this machine: try --host 127.0.0.1")
+    return UserError(f"{host} port {port} can't be used: {error.strerror or error}")
+
+
+def page_url(host: str, port: int) -> str:
+    """Where a browser on this machine finds the page."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}"
+
+
+def _announce(url: str, models: Mapping[str, Any], is_loopback: bool) -> None:
+    lines = [
+        f"  chat page   {url}",
+        f"  OpenAI API  {url}/v1",
+        f"  models      {', '.join(models)}",
+    ]
+    if not is_loopback:
+        lines.append("  Anyone who reaches this port can use it: there is no password.")
+    print("\n".join([*lines, "  Ctrl-C ends it."]), flush=True)
+
+
+def _open(url: str) -> None:
+    import webbrowser
+
+    webbrowser.open(url)
+
+
+def _close(model: Any) -> None:
+    if close := getattr(model, "close", None):
+        close()
