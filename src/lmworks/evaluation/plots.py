@@ -7,6 +7,7 @@ fixed size. No drawing is done here; the template does that.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -176,5 +177,5 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]
     if len(points) <= _MOST_POINTS:
         return points
     cuts = [round(i * len(points) / _MOST_POINTS) for i in range(_MOST_POINTS + 1)]
-    pieces = [points[a:b] for a, b in zip(cuts, cuts[1:])]
+    pieces = [points[a:b] for a, b in itertools.pairwise(cuts)]
     return [(sum(a) / len(a), sum(b) / len(b)) for a, b in (zip(*piece) for piece in pieces)]

@@ -143,16 +143,6 @@ def verdict(difference: Interval) -> Verdict:
     return "better" if difference.high < 0 else "worse"
 
 
-def lineage_of(manifest: Mapping[str, Any]) -> StageLineage:
-    """The part of an artifact's `lmworks.json` that the report shows."""
-    return StageLineage(
-        stage=str(manifest["stage"]),
-        sha256=str(manifest["sha256"]),
-        config=manifest["config"],
-        inputs={name: str(entry["sha256"]) for name, entry in manifest["inputs"].items()},
-    )
-
-
 def write_report(folder: str | Path, report: Report) -> None:
     """Write `report.json` and `report.html` into `folder`, each whole or not at all.
 

@@ -58,15 +58,15 @@ def render(report: Report) -> str:
     return page
 
 
-def signed(value: float, decimals: int = 3) -> str:
-    """`-0.21` with a true minus sign, `+0.21`."""
-    text = f"{value:+.{decimals}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", _MINUS)
+def signed(value: float) -> str:
+    """`+0.214`, or with a true minus sign; one more digit below a thousandth."""
+    text = f"{value:+.{4 if abs(value) < 0.001 else 3}f}"
+    return "0" if float(text) == 0 else text.replace("-", _MINUS)
 
 
-def plain(value: float, decimals: int = 3) -> str:
+def plain(value: float) -> str:
     """A number with a true minus sign."""
-    return f"{value:.{decimals}f}".replace("-", _MINUS)
+    return f"{value:.3f}".replace("-", _MINUS)
 
 
 def interval_text(interval: Interval, *, sign: bool = False) -> str:

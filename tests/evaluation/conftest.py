@@ -1,0 +1,50 @@
+"""A small real tokenizer and a tiny real decoder."""
+
+from __future__ import annotations
+
+import pytest
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, again and again and again.",
+    "A context manager is an object that controls the environment seen in a with statement.",
+    "Gr\u00fc\u00dfe aus K\u00f6ln \U0001f600, the end of the line and the end of the page.",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from lmworks.tokenizers.train import train_bpe
+
+    return train_bpe(TEXTS * 3, vocab_size=300)
+
+
+@pytest.fixture
+def make_decoder():
+    """A decoder with strong random weights, so that context matters."""
+
+    def make(vocab_size=300, context=16, seed=0):
+        import torch
+
+        from lmworks.models.config import AttentionConfig, ModelConfig, SwiGLUConfig
+        from lmworks.models.decoder import Decoder
+
+        model = Decoder(
+            ModelConfig(
+                vocab_size=vocab_size,
+                hidden_size=16,
+                num_hidden_layers=2,
+                mixer=AttentionConfig(num_attention_heads=2, num_key_value_heads=1, head_dim=8),
+                feed_forward=SwiGLUConfig(intermediate_size=32),
+                tie_word_embeddings=True,
+                max_position_embeddings=context,
+            )
+        )
+        generator = torch.Generator().manual_seed(seed)
+        model.reset_parameters(generator)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(12)
+        return model.eval()
+
+    return make
