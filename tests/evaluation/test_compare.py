@@ -24,7 +24,7 @@ from lmworks.training.tokens import token_stream
 @pytest.fixture
 def documents():
     random = np.random.default_rng(0)
-    words = "the a dog fox line page end of over again".split()
+    words = ["the", "a", "dog", "fox", "line", "page", "end", "of", "over", "again"]
     return [
         SimpleNamespace(text=" ".join(random.choice(words, 20)), group=f"g{index % 9}")
         for index in range(27)

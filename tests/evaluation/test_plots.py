@@ -73,3 +73,5 @@ def test_a_far_row_becomes_an_arrow_and_leaves_room_for_the_rest():
 def test_zero_is_where_nothing_is_gained():
     picture = dot_picture([("a", Interval(0.0, -1.0, 1.0))])
     assert picture.zero == pytest.approx(50) == picture.rows[0].dot
+    nothing = dot_picture([("a", Interval(0.0, 0.0, 0.0)), ("b", Interval(0.0, -5e-324, 5e-324))])
+    assert nothing.rows[0].dot == nothing.rows[1].dot == nothing.zero

@@ -141,14 +141,17 @@ class _Axis:
     def around(cls, values: Sequence[float], *, margin: float = 0.0, whole: bool = False) -> _Axis:
         """An axis over all values; without a margin its ends are rounded to a step."""
         low, high = min(values), max(values)
-        span = (high - low) or abs(high) or 1.0
+        size = max(abs(low), abs(high))
+        if high - low <= 1e-9 * size or high - low < 1e-9:  # too close to tell apart
+            high = low + (size if size >= 1e-9 else 1.0)
+        span = high - low
         low, high = low - margin * span, high + margin * span
-        step = _round_step((high - low) / 4 or span / 4)
+        step = _round_step((high - low) / 4)
         if whole:
-            return cls(low, high if high > low else low + 1, max(step, 1.0))
+            return cls(low, high, max(step, 1.0))
         if not margin:
             low, high = math.floor(low / step) * step, math.ceil(high / step) * step
-        return cls(low, high if high > low else low + step, step)
+        return cls(low, high, step)
 
     def place(self, value: float) -> float:
         return 100 * (value - self.low) / (self.high - self.low)
