@@ -44,19 +44,20 @@ def test_rows_differences_and_verdicts(tokenizer, documents):
     candidates = [
         _constant("untrained", tokenizer, 6.0),
         _constant("base", tokenizer, 2.0),
-        _constant("8-bit", tokenizer, 2.0, noise=0.05),
         _constant("other", tokenizer, 1.0, is_stage=False),
+        _constant("8-bit", tokenizer, 2.0, noise=0.05),
     ]
     ngram = _constant("n-gram", tokenizer, 3.0, is_stage=False)
     (table,) = evaluate_models(iter(candidates), documents=documents, ngram=ngram)
     rows = {row.name: row for row in table.rows}
-    assert list(rows) == ["n-gram", "untrained", "base", "8-bit", "other"]
+    assert list(rows) == ["n-gram", "untrained", "base", "other", "8-bit"]
     assert rows["n-gram"].versus_ngram is None and rows["untrained"].versus_previous is None
     assert verdict(rows["untrained"].versus_ngram) == "worse"
     assert verdict(rows["base"].versus_ngram) == "better"
     assert verdict(rows["base"].versus_previous) == "better"
     assert rows["base"].previous == "untrained"
     assert verdict(rows["8-bit"].versus_previous) == "no difference shown"
+    assert rows["8-bit"].previous == "base"
     assert rows["other"].versus_previous is None
     difference = rows["base"].bits_per_byte.estimate - rows["n-gram"].bits_per_byte.estimate
     assert rows["base"].versus_ngram.estimate == pytest.approx(difference)
