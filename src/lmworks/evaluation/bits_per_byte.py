@@ -1,100 +1,172 @@
-"""Bits per byte: how many bits a model needs for a byte of text it has not seen.
+"""Stage `evaluate`: models and a corpus in, a report of what each step gained out.
 
-Log-probabilities of tokens can't be compared between tokenizers; divided by the bytes of the text
-they can. Lower is better; 8 is what a file needs that nobody understands.
-
-Documents: all tokens of the text, the first given the separator that stands before a document in
-training. Answers: only the tokens of the assistant's messages (and the token that ends each), given
-the rendered conversation before them. Every model is given the same text from the same start. The
-token that ends a document is not counted.
+The figure is bits per byte (see `scores`), the comparisons are paired (see `compare`). Models are
+loaded one after the other, so memory is that of the largest. Every model is a reference of its own
+in the config: a report is made anew when any of them changes, and its lineage names them all.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
-from lmworks.evaluation.logprobs import LogprobFn
+from lmworks.core.stages import MANIFEST, Run, stage
 
 if TYPE_CHECKING:
     from lmworks.data.documents import Document
-    from lmworks.tokenizers.base import Tokenizer
+    from lmworks.evaluation.compare import Candidate
+    from lmworks.evaluation.report import GainTable, Report
+
+# The fields that name the steps of one model's life, in order, and what the report calls them.
+_STEPS = {"model": "Pre-trained", "chat": "Tuned", "quantized": "Quantised"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What each text cost, as columns of length N; the same texts give the same order."""
+class EvaluateConfig:
+    """Bits per byte of a model and its later steps on held-out text, against the best n-gram.
 
-    bits: np.ndarray  # (N,) float64
-    num_bytes: np.ndarray  # (N,) int64, of the UTF-8 text that was scored
-    groups: np.ndarray  # (N,) str: texts of one group are alike and are resampled together
-
-    @property
-    def bits_per_byte(self) -> float:
-        """The corpus figure: all bits over all bytes."""
-        return float(self.bits.sum() / self.num_bytes.sum())
-
-
-def score_documents(
-    logprobs: LogprobFn, documents: Iterable[Document], tokenizer: Tokenizer
-) -> Scores:
-    """Bits of each document's text after a document separator. Empty documents are left out.
-
-    Raises: UserError when no document has any text, or the tokenizer has no separator.
+    Examples:
+        lmworks evaluate --corpus runs/corpus --model runs/base --out runs/report
+        lmworks evaluate --corpus runs/corpus --model runs/base --chat runs/chat \\
+            --quantized runs/chat-q8 --questions runs/questions
+        lmworks evaluate --corpus runs/corpus --model runs/base --compare-with smollm2-135m \\
+            --max-documents 50
     """
-    from lmworks.training.tokens import document_separator
 
-    separator = document_separator(tokenizer)
-    kept = [document for document in documents if document.text]
-    if not kept:
-        raise UserError("no held-out document has any text, so there is nothing to measure")
-    texts = [document.text for document in kept]
-    sequences = [np.array([separator, *ids]) for ids in tokenizer.encode_batch(texts)]
-    nats = [row.sum() for row in logprobs(sequences)]
-    return Scores(
-        bits=-np.array(nats) / math.log(2),
-        num_bytes=np.array([num_bytes(text) for text in texts]),
-        groups=np.array([document.group for document in kept], dtype=str),
+    corpus: str = option(role=REFERENCE, help="corpus folder (heldout.jsonl; train.jsonl: n-gram)")
+    model: str = option(role=REFERENCE, help="the model, or its first trained step")
+    chat: str = option("", role=REFERENCE, help="the same model after tuning")
+    quantized: str = option("", role=REFERENCE, help="the same model with fewer bits")
+    compare_with: str = option("", role=REFERENCE, help="another model to stand beside it")
+    questions: str = option("", role=REFERENCE, help="dataset folder: answers are measured too")
+    ngram: bool = option(True, help="measure against the best Kneser-Ney n-gram")
+    untrained: bool = option(True, help="measure the same shape with random weights too")
+    max_documents: int = option(0, help="measure this many held-out documents; 0 takes all")
+    window: int = option(0, help="tokens read at once; 0 takes the model's context")
+    seed: int = option(0, help="same seed, same bytes")
+    threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
+
+
+@stage("evaluate", makes="report")
+def evaluate(config: EvaluateConfig, run: Run) -> dict[str, Any]:
+    """Measure, compare, report; see EvaluateConfig."""
+    from lmworks.evaluation.compare import best_ngram, evaluate_models
+    from lmworks.evaluation.report import write_report
+    from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.conversations import read_conversations
+    from lmworks.training.threads import set_threads
+
+    set_threads(config.threads)
+    documents = _documents(run.inputs["corpus"], config)
+    baseline = None
+    if config.ngram:
+        tokenizer = load_tokenizer(run.inputs["model"])
+        tokens = _train_tokens(run.inputs["corpus"], tokenizer)
+        baseline = best_ngram(tokens, documents, tokenizer)
+    conversations = []
+    if config.questions:
+        conversations = list(read_conversations(_file(run.inputs["questions"], "heldout.jsonl")))
+    tables = evaluate_models(
+        _candidates(config, run),
+        documents=documents,
+        ngram=baseline,
+        conversations=conversations,
+        seed=config.seed,
     )
+    write_report(run.folder, _report(config, run, tables))
+    return {
+        "summary": _summary(tables),
+        "bits_per_byte": {row.name: row.bits_per_byte.estimate for row in tables[0].rows},
+    }
 
 
-def score_answers(
-    logprobs: LogprobFn, conversations: Iterable[Mapping[str, Any]], tokenizer: Tokenizer
-) -> Scores:
-    """Bits of the assistant's messages of each conversation, given what comes before them.
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{path} is missing: name a folder that a stage of lmworks made")
+    return path
 
-    Args:
-        conversations: dataset rows with `messages`, and `document` (the group) or `id`.
-    Raises: UserError when there is no answer, or the chat template gives no exact mask.
-    """
-    from lmworks.training.conversations import encode_answers
 
-    sequences, masks, sizes, groups = [], [], [], []
-    for number, row in enumerate(conversations, start=1):
-        name = str(row.get("id", f"conversation {number}"))
-        answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
-        if not any(answers):
+def _documents(corpus: Path, config: EvaluateConfig) -> list[Document]:
+    """The held-out documents, or a fixed draw of `max_documents` of them in their order."""
+    import numpy as np
+
+    from lmworks.data.documents import read_documents
+
+    if config.max_documents < 0:
+        raise UserError(f"max_documents = {config.max_documents}: a number from 0 (all) up")
+    documents = list(read_documents(_file(corpus, "heldout.jsonl")))
+    if not config.max_documents or config.max_documents >= len(documents):
+        return documents
+    random = np.random.default_rng(config.seed)
+    picked = random.choice(len(documents), config.max_documents, replace=False)
+    return [documents[index] for index in sorted(picked)]
+
+
+def _train_tokens(corpus: Path, tokenizer: Any) -> Any:
+    from lmworks.data.documents import read_documents
+    from lmworks.training.tokens import token_stream
+
+    return token_stream(read_documents(_file(corpus, "train.jsonl")), tokenizer)
+
+
+def _candidates(config: EvaluateConfig, run: Run) -> Iterator[Candidate]:
+    """The models of the config, each loaded when its turn comes."""
+    from lmworks.evaluation.compare import decoder_candidate, untrained
+    from lmworks.models.load import load_model
+    from lmworks.tokenizers.load import load_tokenizer
+
+    for field, name in _STEPS.items():
+        if field not in run.inputs:
             continue
-        ids, mask = encode_answers(tokenizer, row["messages"], name)
-        sequences.append(ids)
-        masks.append(mask[1:])
-        sizes.append(sum(num_bytes(answer) for answer in answers))
-        groups.append(str(row.get("document") or name))
-    if not sequences:
-        raise UserError("no held-out question has an answer, so there is nothing to measure")
-    nats = [row[mask].sum() for row, mask in zip(logprobs(sequences), masks)]
-    return Scores(
-        bits=-np.array(nats) / math.log(2),
-        num_bytes=np.array(sizes),
-        groups=np.array(groups, dtype=str),
+        model, tokenizer = load_model(run.inputs[field]), load_tokenizer(run.inputs[field])
+        if field == "model" and config.untrained:
+            yield untrained("Untrained", model, tokenizer, seed=config.seed, window=config.window)
+        yield decoder_candidate(name, model, tokenizer, window=config.window)
+    if config.compare_with:
+        path = run.inputs["compare_with"]
+        yield decoder_candidate(
+            Path(config.compare_with).name,
+            load_model(path),
+            load_tokenizer(path),
+            is_stage=False,
+            window=config.window,
+        )
+
+
+def _summary(tables: tuple[GainTable, ...]) -> str:
+    """What the table says of the model itself against the n-gram, or of its level without one."""
+    from lmworks.evaluation.compare import sentence
+
+    return sentence(next(row for row in tables[0].rows if row.name == _STEPS["model"]))
+
+
+def _report(config: EvaluateConfig, run: Run, tables: tuple[GainTable, ...]) -> Report:
+    from lmworks.core.files import read_json
+    from lmworks.evaluation.report import Report
+    from lmworks.evaluation.report_parts import cost_of, lineage_of, loss_plot, versions
+
+    plots, costs, lineage = [], [], []
+    for field in ("corpus", "questions", *_STEPS):
+        folder = run.inputs.get(field)
+        if folder is None or not (folder / MANIFEST).is_file():
+            continue
+        manifest = read_json(folder / MANIFEST, "artifact manifest")
+        costs.append(cost_of(manifest, folder))
+        lineage.append(lineage_of(manifest))
+        if (folder / "history.json").is_file():
+            history = read_json(folder / "history.json", "training history")
+            plots.append(loss_plot(_STEPS[field], history))
+    return Report(
+        title=f"Evaluation of {Path(config.model).name}",
+        summary=_summary(tables),
+        gains=tables,
+        curves=tuple(plots),
+        costs=tuple(costs),
+        lineage=tuple(lineage),
+        versions=versions(),
     )
-
-
-def num_bytes(text: str) -> int:
-    """Bytes of the text as UTF-8; a lone surrogate counts 3, like the U+FFFD it is read as."""
-    return len(text.encode("utf-8", "surrogatepass"))

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmworks.core.errors import UserError
-from lmworks.evaluation.bits_per_byte import Scores, score_answers, score_documents
 from lmworks.evaluation.logprobs import LogprobFn, decoder_logprobs, ngram_logprobs
 from lmworks.evaluation.report import GainRow, GainTable, verdict
+from lmworks.evaluation.scores import Scores, score_answers, score_documents
 from lmworks.evaluation.statistics import Interval, paired_interval, ratio_interval
 
 if TYPE_CHECKING:
