@@ -99,6 +99,8 @@ class Service:
             raise as_api_error(error).about(request.prompt_param) from None
         except InvalidParameter as error:
             raise as_api_error(error).about(request.own_name(error.param)) from None
+        except Exception as error:  # left to the framework it would cost the client's connection
+            raise as_api_error(error) from error
         finally:
             if not streaming:
                 end()
