@@ -30,11 +30,11 @@ class EvaluateConfig:
     """Bits per byte of a model and its later steps on held-out text, against the best n-gram.
 
     Examples:
-        lmworks evaluate --corpus runs/corpus --model runs/base --out runs/report
-        lmworks evaluate --corpus runs/corpus --model runs/base --chat runs/chat \\
+        lmworks eval bits-per-byte --corpus runs/corpus --model runs/base --out runs/report
+        lmworks eval bits-per-byte --corpus runs/corpus --model runs/base --chat runs/chat \\
             --quantized runs/chat-q8 --questions runs/questions
-        lmworks evaluate --corpus runs/corpus --model runs/base --compare-with smollm2-135m \\
-            --max-documents 50
+        lmworks eval bits-per-byte --corpus runs/corpus --model runs/base \\
+            --compare-with smollm2-135m --max-documents 50
     """
 
     corpus: str = option(role=REFERENCE, help="corpus folder (heldout.jsonl; train.jsonl: n-gram)")
