@@ -1,0 +1,144 @@
+"""A stage's command, made from its config class: one description for command, recipe and lineage."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lmworks.cli.printing import print_artifact, print_config
+from lmworks.core.config import (
+    REFERENCE,
+    Option,
+    from_mapping,
+    merge,
+    options,
+    parse_set,
+    to_mapping,
+    type_name,
+)
+from lmworks.core.errors import UserError
+from lmworks.core.stages import Stage
+
+
+def stage_command(name: str, stage: Stage[Any], line: str) -> click.Command:
+    """A click command whose options are the flagged fields of the stage's config."""
+    config_type = stage.config_type
+    fields = [_option(item) for item in options(config_type) if item.flag and not item.nested]
+
+    def run(
+        out: str, sets: tuple[str, ...], recipe: str | None, replace: bool, dry_run: bool, **given: Any
+    ) -> None:
+        config = build_config(config_type, recipe, given, sets)
+        print_config(stage.name, config, out)
+        if dry_run:
+            _check_references(config)
+            return
+        print_artifact(stage(config, out, replace=replace))
+
+    return click.Command(
+        name,
+        params=[*fields, *_common(stage.makes)],
+        callback=run,
+        help=help_text(config_type),
+        short_help=line,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+
+
+def _common(makes: str) -> list[click.Parameter]:
+    return [
+        click.Option(["--out"], default=f"runs/{makes}", show_default=True, help="Folder to make."),
+        click.Option(
+            ["--set", "sets"],
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Any setting of the config, nested ones as a.b=value. May be repeated.",
+        ),
+        click.Option(["--recipe"], help="YAML file with settings; flags go before it."),
+        click.Option(["--replace"], is_flag=True, help="Replace another artifact at --out."),
+        click.Option(["--dry-run"], is_flag=True, help="Print the resolved config and stop."),
+    ]
+
+
+def _option(item: Option) -> click.Option:
+    flag = "--" + item.name.replace("_", "-")
+    shown = item.help[:1].upper() + item.help[1:]
+    if item.required:
+        shown += " (required)"
+    elif item.default not in ("", None):
+        default = str(item.default).lower() if isinstance(item.default, bool) else item.default
+        shown += f" [default: {default}]"
+    if item.type is bool:
+        return click.Option([f"{flag}/--no-{flag[2:]}", item.name], default=None, help=shown)
+    if typing.get_origin(item.type) is typing.Literal:
+        kind: Any = click.Choice([str(a) for a in typing.get_args(item.type)])
+    else:
+        kind = {int: int, float: float}.get(item.type, str)
+    # No default here: what the user did not say must not override a recipe.
+    metavar = "REF" if item.role == REFERENCE else type_name(item.type).upper()
+    return click.Option([flag, item.name], type=kind, default=None, metavar=metavar, help=shown)
+
+
+def build_config(
+    config_type: type, recipe: str | None, given: dict[str, Any], sets: tuple[str, ...]
+) -> Any:
+    """The config that recipe, flags and --set say, the later over the earlier."""
+    values: dict[str, Any] = {}
+    if recipe:
+        values = _read_recipe(Path(recipe))
+    values |= {name: value for name, value in given.items() if value is not None}
+    for text in sets:
+        path, value = parse_set(text)
+        values = merge(_with_defaults(config_type, values, path), path, value)
+    missing = [o.name for o in options(config_type) if o.required and o.name not in values]
+    if missing:
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+        raise UserError(f"missing {flags}; see --help")
+    return from_mapping(config_type, values, where=recipe or "config")
+
+
+def _with_defaults(config_type: type, values: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """A nested default must be spelt out before one key of it is changed."""
+    known = {o.name: o for o in options(config_type)}
+    head = known.get(path[0])
+    if len(path) > 1 and head is not None and head.nested and path[0] not in values:
+        return values | {path[0]: to_mapping(head.default)}
+    return values
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"recipe {path} can't be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {path} must hold settings as `key: value`")
+    return values
+
+
+def _check_references(config: Any) -> None:
+    from lmworks.core.references import resolve
+
+    for item in options(type(config)):
+        value = getattr(config, item.name)
+        if item.role == REFERENCE and value:
+            click.echo(f"  {item.name}: {resolve(value).path}", err=True)
+
+
+def help_text(config_type: type) -> str:
+    """A config's docstring as click wants it: the examples keep their lines."""
+    text = inspect.getdoc(config_type) or ""
+    about, _, examples = text.partition("Examples:")
+    lines = inspect.cleandoc(examples).splitlines()
+    block = "\n".join(["\b", "Examples:", *("  " + line for line in lines)])
+    return about.strip() + ("\n\n" + block if lines else "")
+
+

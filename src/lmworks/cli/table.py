@@ -1,0 +1,60 @@
+"""All commands: what they are called, where they live, and one line of help.
+
+`stage:` entries are made from the stage's config; the others name a click command. The table is
+literal so that `lmworks --help` imports nothing.
+"""
+
+from __future__ import annotations
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "quickstart": (
+        "lmworks.cli.quickstart:command",
+        "From raw text to a served model, with a report, in one command.",
+    ),
+    "chat": ("lmworks.cli.chat:command", "Talk to a model in the terminal."),
+    "generate": ("lmworks.cli.generate:command", "Continue a text with a model."),
+    "serve": ("lmworks.cli.serve:command", "Serve models: OpenAI's API and a chat page."),
+    "run": ("lmworks.cli.run:command", "Run a recipe: several stages from one YAML file."),
+    "show": ("lmworks.cli.show:command", "What made an artifact, from what, with which figures."),
+    "systems": ("lmworks.cli.systems:command", "The 88 systems and how far each one is."),
+    "doctor": ("lmworks.cli.doctor:command", "What this machine has and what will be slow on it."),
+    "data build": (
+        "stage:lmworks.data.corpus:build_corpus",
+        "A corpus from a folder: read, filter, deduplicate, split.",
+    ),
+    "data questions": (
+        "stage:lmworks.data.questions:draw_questions",
+        "Question and answer pairs drawn from a corpus.",
+    ),
+    "data why": ("lmworks.cli.data_why:command", "Why a document is not in a corpus."),
+    "tokenizer train": (
+        "stage:lmworks.tokenizers.train:train_tokenizer",
+        "Learn a byte-level BPE vocabulary.",
+    ),
+    "tokenizer encode": ("lmworks.cli.encode:command", "Show how a tokenizer cuts a text."),
+    "train pretrain": (
+        "stage:lmworks.training.pretrain:pretrain",
+        "Train a decoder from scratch.",
+    ),
+    "train sft": (
+        "stage:lmworks.training.sft:sft",
+        "Fine-tune a model on conversations.",
+    ),
+    "eval bits-per-byte": (
+        "stage:lmworks.evaluation.bits_per_byte:evaluate",
+        "Compare models on held-out text, with intervals.",
+    ),
+    "compress quantize": (
+        "stage:lmworks.compression.quantize:quantize",
+        "Make weights smaller; write a GGUF file.",
+    ),
+}
+
+GROUPS: dict[str, str] = {
+    "data": "Read, clean and draw from documents.",
+    "tokenizer": "Train and look at tokenizers.",
+    "train": "Train and tune models.",
+    "eval": "Measure models.",
+    "compress": "Make models smaller.",
+}
+STAGE = "stage:"

@@ -1,0 +1,69 @@
+"""How fast models generate here: interleaved pairs, medians, and the machine's own limit."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmworks.models.decoder import Decoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Greedy decoding of one sequence with a KV cache."""
+
+    tokens_per_s: float
+    weight_bytes: int  # read once per token
+
+
+def measure_speed(
+    models: Sequence[Decoder], *, num_tokens: int = 48, rounds: int = 5
+) -> list[Speed]:
+    """Decode the same number of tokens with each model in turn, several rounds, median of each.
+
+    Taking turns shares the noise of the machine between the models.
+    """
+    seconds: list[list[float]] = [[] for _ in models]
+    for model in models:
+        _decode(model, 4)  # kernels are compiled and pages mapped before the clock runs
+    for _ in range(rounds):
+        for index, model in enumerate(models):
+            seconds[index].append(_decode(model, num_tokens))
+    return [
+        Speed(
+            tokens_per_s=round(num_tokens / statistics.median(times), 1),
+            weight_bytes=weight_bytes(model),
+        )
+        for model, times in zip(models, seconds, strict=True)
+    ]
+
+
+def _decode(model: Decoder, num_tokens: int) -> float:
+    import torch
+
+    from lmworks.models.cache import KVCache
+
+    with torch.inference_mode():
+        cache = KVCache(model.config, 1, num_tokens + 1)
+        view = cache.view([0])
+        token = torch.zeros(1, 1, dtype=torch.long)
+        started = time.perf_counter()
+        for _ in range(num_tokens):
+            token = model(token, cache=view, last_only=True).argmax(-1)
+        return time.perf_counter() - started
+
+
+def weight_bytes(model: Decoder) -> int:
+    """Memory of all weights, packed ones at their packed size."""
+    from lmworks.models.packed import PackedMatrix
+
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    for module in model.modules():
+        matrix = getattr(module, "matrix", None)
+        if isinstance(matrix, PackedMatrix):
+            total += matrix.num_bytes
+    return total

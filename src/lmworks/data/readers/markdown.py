@@ -1,0 +1,20 @@
+"""Markdown: kept as it is (a model should learn to read it), less front matter and comments."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lmworks.data.readers.base import Read
+from lmworks.data.readers.text import decode
+
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_HEADING = re.compile(r"^#{1,2}\s+(.+?)\s*#*$", re.MULTILINE)
+
+
+def read_markdown(path: Path, data: bytes) -> Read:
+    """The text, titled by its first heading. Raises: Unreadable for binary data."""
+    text = _COMMENT.sub("", _FRONT_MATTER.sub("", decode(data)))
+    heading = _HEADING.search(text)
+    return Read(title=heading[1] if heading else path.name, text=text)
