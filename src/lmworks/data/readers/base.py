@@ -18,7 +18,8 @@ _PDF = "lmworks.data.readers.pdf:read_pdf"
 
 _SOURCE_ENDINGS = (
     ".c .cc .clj .cpp .cs .css .dart .el .ex .exs .f90 .go .h .hpp .hs .java .jl .js .jsx .kt "
-    ".lisp .lua .m .ml .php .pl .pm .py .pyi .r .rb .rs .scala .sh .sql .swift .tcl .ts .tsx .vim .zig"
+    ".lisp .lua .m .ml .php .pl .pm .py .pyi .r .rb .rs .scala .sh .sql .swift .tcl .ts .tsx "
+    ".vim .zig"
 )
 
 READERS: dict[str, str] = {
