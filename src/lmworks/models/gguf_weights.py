@@ -12,13 +12,12 @@ from torch import nn
 from lmworks.core.errors import UserError
 from lmworks.models.architectures.base import Architecture, Format, architecture
 from lmworks.models.config import ModelConfig
-from lmworks.models.weights import Shape, telling, without
+from lmworks.models.weights import Shape, check_finite, telling, without
 
 if TYPE_CHECKING:
     from lmworks.core.gguf import GGUF, GGUFTensor
     from lmworks.models.decoder import Decoder
-
-_PACKED_TYPES = ("Q8_0", "Q4_0", "Q4_1")
+    from lmworks.models.packed import PackedMatrix
 
 
 def open_gguf(path: Path) -> GGUFWeights:
@@ -69,8 +68,11 @@ class GGUFWeights:
         return dataclasses.replace(tensor, data=rows[order].reshape(tensor.data.shape))
 
     def pack(self, model: Decoder) -> None:
-        """Replace the modules of `model` whose matrices are quantised by packed ones."""
-        from lmworks.models.packed import PackedEmbedding, PackedLinear
+        """Replace the modules of `model` whose matrices are quantised by packed ones.
+
+        Raises: UserError for scales that are NaN or infinite.
+        """
+        from lmworks.models.packed import PACKED_TYPES, PackedEmbedding, PackedLinear
 
         kinds: dict[type, Any] = {nn.Linear: PackedLinear, nn.Embedding: PackedEmbedding}
         for path, module in list(model.named_modules()):
@@ -78,8 +80,17 @@ class GGUFWeights:
             if kind is None or getattr(module, "bias", None) is not None:
                 continue
             tensor = self._tensor(f"{path}.weight")
-            if tensor.type in _PACKED_TYPES:
-                parent, _, name = path.rpartition(".")
-                setattr(model.get_submodule(parent), name, kind(tensor))
-                if kind is PackedEmbedding and model.lm_head is None:
-                    model.lm_head = PackedLinear(tensor)
+            if tensor.type not in PACKED_TYPES:
+                continue
+            packed = kind(tensor)
+            self._check_scales(f"{path}.weight", packed.matrix)
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, packed)
+            if kind is PackedEmbedding and model.config.tie_word_embeddings:
+                model.lm_head = PackedLinear(tensor)
+                model.lm_head.matrix = packed.matrix  # held once
+
+    def _check_scales(self, name: str, matrix: PackedMatrix) -> None:
+        for values in (matrix.scales, matrix.offsets):
+            if values is not None:
+                check_finite(self, name, torch.from_numpy(values))

@@ -24,7 +24,7 @@ from lmworks.models.architectures.base import architecture
 from lmworks.models.decoder import Decoder
 from lmworks.models.gguf_weights import GGUFWeights, open_gguf
 from lmworks.models.safetensors_weights import SafetensorsWeights
-from lmworks.models.weights import Weights, compare_shapes, read_finite, telling
+from lmworks.models.weights import Weights, check_finite, compare_shapes, telling
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -46,8 +46,9 @@ def load_model(ref: str | Path, *, packed: bool = False) -> Decoder:
     compare_shapes(weights, model)
     if packed and isinstance(weights, GGUFWeights):
         weights.pack(model)
-    names = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    state = {name: read_finite(weights, name) for name in names}
+    state = {name: weights.read(name) for name, _ in model.named_parameters()}
+    for name, tensor in state.items():
+        check_finite(weights, name, tensor)
     model.load_state_dict(state, strict=False, assign=True)
     return model.eval()
 

@@ -65,17 +65,15 @@ def compare_shapes(weights: Weights, model: Decoder) -> None:
         raise UserError(f"{weights.path}: the tensors do not fit the config: {'; '.join(told)}")
 
 
-def read_finite(weights: Weights, name: str) -> torch.Tensor:
-    """The parameter `name`. Raises: UserError if it holds NaN or infinity."""
-    tensor = weights.read(name)
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+def check_finite(weights: Weights, name: str, values: torch.Tensor) -> None:
+    """Raises: UserError if `values` of our parameter `name` hold NaN or infinity."""
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
         foreign = weights.architecture.foreign_name(name, weights.format)
         raise UserError(
-            f"{weights.path}: {foreign} holds {bad} values that are NaN or infinite: the weights "
-            "are damaged"
+            f"{weights.path}: {foreign} holds {int((~finite).sum())} values that are NaN or "
+            "infinite: the weights are damaged"
         )
-    return tensor
 
 
 def without(shapes: Mapping[str, Shape], ignored: str) -> dict[str, Shape]:

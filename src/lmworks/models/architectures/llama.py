@@ -183,7 +183,7 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) ->
     for key in ("attention.value_length", "rope.dimension_count"):
         if _number(values, key, head_dim) != head_dim:
             raise UserError(f"llama.{key} {values[key]} differs from the head size {head_dim}")
-    theta = float(values.get("rope.freq_base", 10000.0))
+    theta = _real(values, "rope.freq_base", 10000.0)
     return ModelConfig(
         vocab_size=int(tensors["token_embd.weight"].shape[0]),
         hidden_size=hidden,
@@ -192,26 +192,28 @@ def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) ->
             num_attention_heads=heads,
             num_key_value_heads=_number(values, "attention.head_count_kv", heads),
             head_dim=head_dim,
-            rope=RoPEConfig(theta=theta, scaling=_scaling_from_gguf(values, tensors, theta)),
+            rope=RoPEConfig(
+                theta=theta, scaling=_scaling_from_gguf(values, tensors, theta, head_dim)
+            ),
             bias="blk.0.attn_q.bias" in tensors,
         ),
         feed_forward=SwiGLUConfig(
             intermediate_size=_number(values, "feed_forward_length"),
             bias="blk.0.ffn_gate.bias" in tensors,
         ),
-        rms_norm_eps=_shortest(values.get("attention.layer_norm_rms_epsilon", 1e-6)),
+        rms_norm_eps=_shortest(_real(values, "attention.layer_norm_rms_epsilon", 1e-6)),
         tie_word_embeddings="output.weight" not in tensors,
         max_position_embeddings=_number(values, "context_length", 2048),
     )
 
 
 def _scaling_from_gguf(
-    values: Mapping[str, Any], tensors: Mapping[str, Any], theta: float
+    values: Mapping[str, Any], tensors: Mapping[str, Any], theta: float, head_dim: int
 ) -> LinearScaling | Llama3Scaling | None:
     if _ROPE_FREQS in tensors:
-        return _recover_llama3(tensors[_ROPE_FREQS], theta)
+        return _recover_llama3(tensors[_ROPE_FREQS], theta, head_dim)
     kind = values.get("rope.scaling.type", "linear" if "rope.scale_linear" in values else "none")
-    factor = float(values.get("rope.scaling.factor", values.get("rope.scale_linear", 1.0)))
+    factor = _real(values, "rope.scaling.factor", _real(values, "rope.scale_linear", 1.0))
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return None
     if kind == "linear":
@@ -219,7 +221,7 @@ def _scaling_from_gguf(
     raise UserError(f"rope scaling {kind!r} is not supported: known: none, linear, llama3")
 
 
-def _recover_llama3(tensor: Any, theta: float) -> Llama3Scaling | None:
+def _recover_llama3(tensor: Any, theta: float, head_dim: int) -> Llama3Scaling | None:
     """The scaling whose divisors are those of `rope_freqs.weight`.
 
     All published checkpoints share the constants 1, 4 and 8192 and differ in the factor, which is
@@ -232,11 +234,12 @@ def _recover_llama3(tensor: Any, theta: float) -> Llama3Scaling | None:
     divisors = dequantize(tensor).reshape(-1)
     if np.array_equal(divisors, np.ones_like(divisors)):
         return None
-    factor = float(divisors.max()) if np.isfinite(divisors).all() else 0.0
-    scaling = Llama3Scaling(factor=_shortest(factor))
-    if not np.allclose(_llama3_divisors(scaling, theta, 2 * len(divisors)), divisors, rtol=1e-3):
-        raise UserError(f"{_ROPE_FREQS} holds divisors that are not those of llama3 scaling")
-    return scaling
+    largest = float(divisors.max())
+    if len(divisors) == head_dim // 2 and np.isfinite(divisors).all() and largest > 0:
+        scaling = Llama3Scaling(factor=_shortest(largest))
+        if np.allclose(_llama3_divisors(scaling, theta, head_dim), divisors, rtol=1e-3):
+            return scaling
+    raise UserError(f"{_ROPE_FREQS} holds divisors that are not those of llama3 scaling")
 
 
 def _llama3_divisors(scaling: Llama3Scaling, theta: float, head_dim: int) -> np.ndarray:
@@ -311,10 +314,16 @@ def _number(values: Mapping[str, Any], key: str, default: int | None = None) -> 
     value = values.get(key, default)
     if value is None:
         raise UserError(f"llama.{key} is missing")
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise UserError(f"llama.{key} must be one whole number, not {value!r}") from None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(f"llama.{key} must be one whole number, not {value!r}")
+    return value
+
+
+def _real(values: Mapping[str, Any], key: str, default: float) -> float:
+    value = values.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise UserError(f"llama.{key} must be a number, not {value!r}")
+    return float(value)
 
 
 def _head_dim(hidden_size: Any, num_attention_heads: Any) -> int:
@@ -329,7 +338,7 @@ def _head_dim(hidden_size: Any, num_attention_heads: Any) -> int:
     return int(hidden_size) // int(num_attention_heads)
 
 
-def _shortest(value: Any) -> float:
+def _shortest(value: float) -> float:
     """The shortest decimal that is the same float32: 1e-05 for 9.999999747378752e-06."""
     import numpy as np
 
