@@ -183,7 +183,7 @@ def test_the_page_runs_only_its_own_script(raw):
     response = raw.get("/")
     policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "'unsafe" not in policy
-    assert policy.count("'sha256-") == 2
+    assert policy.count("'sha256-") == 3
     assert "innerHTML" not in response.text and "http" not in policy
     assert not re.search(r'(src|href)="(?!data:)', response.text)
 

@@ -1,0 +1,82 @@
+"""A server as its own process: it says where it is, and ends when told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from lmworks.core.errors import UserError
+from lmworks.inference.chat import ScriptedChat
+from lmworks.serving.run import bind, page_url, serve
+
+SCRIPT = """
+from lmworks.inference.chat import ScriptedChat
+from lmworks.serving.run import serve
+serve({"slow": ScriptedChat(["word " * 1000], delay_s=0.05)}, port=0)
+print("ended well")
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_quickly_with_an_open_stream(how):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        url = lines[0].split()[-1]
+        assert url.startswith("http://127.0.0.1:")
+        body = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        with httpx.stream("POST", url + "/v1/chat/completions", json=body) as response:
+            events = response.iter_lines()
+            for _ in range(8):
+                next(events)
+            started = time.monotonic()
+            os.kill(process.pid, how)
+            rest = [line.removeprefix("data: ") for line in events if line]
+        assert json.loads(rest[-1])["error"]["code"] == "shutting_down"
+        out, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert time.monotonic() - started < 2.5
+    assert (process.returncode, out.strip(), err) == (0, "ended well", "")
+
+
+def test_a_port_in_use_is_named():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is in use.*--port"):
+            serve({"s": ScriptedChat(["x"])}, port=port)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "message"),
+    [
+        ("127.0.0.1", 70000, "port 70000 does not exist"),
+        ("127.0.0.1", -1, "port -1 does not exist"),
+        ("no.such.host.invalid", 0, "no address of this machine"),
+        ("203.0.113.7", 0, "no address of this machine"),
+        ("a" * 80, 0, "no address of this machine"),
+    ],
+)
+def test_a_bad_address_is_told(host, port, message):
+    with pytest.raises(UserError, match=message):
+        bind(host, port)
+
+
+def test_the_url_is_one_that_a_browser_can_open():
+    assert page_url("0.0.0.0", 1) == "http://127.0.0.1:1"
+    assert page_url("::", 1) == "http://[::1]:1"
+    assert page_url("::1", 1) == "http://[::1]:1"
+    assert page_url("localhost", 1) == "http://localhost:1"
