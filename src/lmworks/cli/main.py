@@ -30,7 +30,9 @@ class LazyGroup(click.Group):
         """Name -> one line of help, in the table's order."""
         if self._prefix:
             start = self._prefix + " "
-            return {n.removeprefix(start): h for n, (_, h) in COMMANDS.items() if n.startswith(start)}
+            return {
+                n.removeprefix(start): h for n, (_, h) in COMMANDS.items() if n.startswith(start)
+            }
         return {n: h for n, (_, h) in COMMANDS.items() if " " not in n} | GROUPS
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:

@@ -1,4 +1,4 @@
-"""A stage's command, made from its config class: one description for command, recipe and lineage."""
+"""A stage command, made from its config class: one description for command, recipe, lineage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,12 @@ def stage_command(name: str, stage: Stage[Any], line: str) -> click.Command:
     fields = [_option(item) for item in options(config_type) if item.flag and not item.nested]
 
     def run(
-        out: str, sets: tuple[str, ...], recipe: str | None, replace: bool, dry_run: bool, **given: Any
+        out: str,
+        sets: tuple[str, ...],
+        recipe: str | None,
+        replace: bool,
+        dry_run: bool,
+        **given: Any,
     ) -> None:
         config = build_config(config_type, recipe, given, sets)
         print_config(stage.name, config, out)
@@ -140,5 +145,3 @@ def help_text(config_type: type) -> str:
     lines = inspect.cleandoc(examples).splitlines()
     block = "\n".join(["\b", "Examples:", *("  " + line for line in lines)])
     return about.strip() + ("\n\n" + block if lines else "")
-
-

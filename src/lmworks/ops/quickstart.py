@@ -16,14 +16,15 @@ from typing import Any
 
 from lmworks.core import progress
 from lmworks.core.config import option
-from lmworks.core.files import hash_json
+from lmworks.core.errors import UserError
+from lmworks.core.files import hash_json, read_json
 from lmworks.core.stages import Artifact
 from lmworks.ops.budget import Plan, load_or_make_plan, parse_duration
 
-_NUM_STEPS = 8
+_NUM_STEPS = 7
 _MEGABYTES_PER_MINUTE = 1.5  # of text that the tokenizer and the n-gram can work through in time
 _VOCAB_SIZE = 2048
-_HELDOUT_MEGABYTES_PER_MINUTE = 0.05
+_COMPANION = "smollm2-135m"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,19 +45,6 @@ class QuickstartConfig:
     budget: str = option("5m", help="time for all of it on this machine: 90s, 5m, 1h")
     out: str = option("lmworks-quickstart", help="folder for everything that is made")
     seed: int = option(0, help="same seed and plan, same bytes")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Made:
-    """All that a quickstart made, by step."""
-
-    corpus: Artifact
-    tokenizer: Artifact
-    questions: Artifact
-    plan: Plan
-    base: Artifact
-    chat: Artifact
-    quantized: Artifact
 
 
 class _Steps:
@@ -91,20 +79,27 @@ def run_quickstart(config: QuickstartConfig) -> Artifact:
         and chat-q8.
     Raises: UserError for whatever a person can mend; what was finished is kept.
     """
-    from lmworks.ops.quickstart_report import write_quickstart_report
+    from lmworks.ops.quickstart_report import QuickstartReportConfig, write_report_of
 
     budget_s = parse_duration(config.budget)
     steps = _Steps(budget_s)
     made = make_models(config, budget_s, steps)
+    report = QuickstartReportConfig(
+        **{name: str(artifact.path) for name, artifact in made.items()},
+        budget_s=budget_s,
+        folder=config.folder,
+        seed=config.seed,
+    )
+    out = Path(config.out) / "report"
     return steps.run(
         "measuring and the report",
-        lambda: write_quickstart_report(config, made),
-        lambda m: m["summary"],
+        lambda: write_report_of(report, out, replace=True),
+        lambda m: str(m["summary"]),
     )
 
 
-def make_models(config: QuickstartConfig, budget_s: float, steps: _Steps) -> Made:
-    """The seven steps from text to 8-bit weights."""
+def make_models(config: QuickstartConfig, budget_s: float, steps: _Steps) -> dict[str, Artifact]:
+    """The six steps from text to 8-bit weights, by name."""
     out = Path(config.out)
     corpus = steps.run("corpus", lambda: _corpus(config, out, budget_s), _told_corpus)
     tokenizer = steps.run("tokenizer", lambda: _tokenizer(corpus, out), _told_tokenizer)
@@ -119,15 +114,14 @@ def make_models(config: QuickstartConfig, budget_s: float, steps: _Steps) -> Mad
         _told_training,
     )
     quantized = steps.run("8-bit weights", lambda: _quantize(chat, out), _told_quantized)
-    return Made(
-        corpus=corpus,
-        tokenizer=tokenizer,
-        questions=questions,
-        plan=plan,
-        base=base,
-        chat=chat,
-        quantized=quantized,
-    )
+    return {
+        "corpus": corpus,
+        "tokenizer": tokenizer,
+        "questions": questions,
+        "base": base,
+        "chat": chat,
+        "quantized": quantized,
+    }
 
 
 def _corpus(config: QuickstartConfig, out: Path, budget_s: float) -> Artifact:
@@ -244,3 +238,27 @@ def _told_quantized(m: dict[str, Any]) -> str:
         f"{m['bytes_before'] / 1e6:.1f} MB -> {m['bytes_after'] / 1e6:.1f} MB "
         "(a GGUF file that llama.cpp reads)"
     )
+
+
+def told_next(report: Artifact) -> list[str]:
+    """The commands to try next, as lines for a terminal."""
+    steps = read_json(report.path / "report.json")["next_steps"]
+    width = max(len(step["command"]) for step in steps)
+    return ["try next:"] + [f"  {s['command']:<{width}}  # {s['meaning']}" for s in steps]
+
+
+def serve_quickstart(config: QuickstartConfig, *, port: int, open_page: bool) -> None:
+    """Serve the model just made and `smollm2-135m` on one port until Ctrl-C.
+
+    Where the second can't be had (no network, nothing cached) only the first is served, and the
+    reason is said.
+    """
+    from lmworks.inference.chat import load_chat
+    from lmworks.serving.run import serve
+
+    models = {"quickstart": load_chat(Path(config.out) / "chat-q8")}
+    try:
+        models[_COMPANION] = load_chat(_COMPANION)
+    except UserError as error:
+        progress.say(f"  {_COMPANION} is left out: {error}")
+    serve(models, port=port, open_page=open_page)
