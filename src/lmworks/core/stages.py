@@ -80,9 +80,15 @@ class Stage(Generic[C]):
     """A stage's body with the mechanism around it; call it like a function."""
 
     def __init__(
-        self, body: Callable[[C, Run], dict[str, Any]], name: str, makes: str, version: int
+        self,
+        body: Callable[[C, Run], dict[str, Any]],
+        name: str,
+        makes: str,
+        version: int,
+        hash_input: Callable[[Path], str] | None = None,
     ) -> None:
         self.name, self.makes, self.version, self._body = name, makes, version, body
+        self._hash_input = hash_input or _content_hash
         hints = typing.get_type_hints(body)
         self.config_type: type[C] = hints["config"]
         functools.update_wrapper(self, body)
@@ -98,7 +104,7 @@ class Stage(Generic[C]):
         out = Path(out)
         inputs = {name: (ref, _resolve_input(ref)) for name, ref in _references(config)}
         lineage = {
-            name: {"reference": ref, "sha256": _content_hash(path)}
+            name: {"reference": ref, "sha256": self._hash_input(path)}
             for name, (ref, path) in inputs.items()
         }
         fingerprint = self._fingerprint(config, lineage)
@@ -151,15 +157,16 @@ class Stage(Generic[C]):
 
 
 def stage(
-    name: str, *, makes: str, version: int = 1
+    name: str, *, makes: str, version: int = 1, hash_input: Callable[[Path], str] | None = None
 ) -> Callable[[Callable[[C, Run], dict[str, Any]]], Stage[C]]:
     """Turn `body(config, run) -> metrics` into a stage.
 
     Args:
         makes: the kind of artifact ("corpus", "tokenizer", "model", "report").
         version: raise it when the body's result changes, so that old artifacts are made anew.
+        hash_input: the content hash of an input, for a stage that reads only some of its files.
     """
-    return lambda body: Stage(body, name, makes, version)
+    return lambda body: Stage(body, name, makes, version, hash_input)
 
 
 _STATE = ".state.json"
