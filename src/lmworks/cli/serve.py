@@ -43,6 +43,8 @@ def command(
             raise UserError(f"two models are called {name!r}: give one as other-name={reference}")
         named[name] = reference
     bind(host, port).close()  # a port in use is told before a model is loaded
-    options = {"max_batch": max_batch, "max_positions": max_positions}
-    models = {name: load_chat(ref, **options) for name, ref in named.items()}
+    models = {
+        name: load_chat(reference, max_batch=max_batch, max_positions=max_positions)
+        for name, reference in named.items()
+    }
     serve(models, host=host, port=port, open_page=open_page)

@@ -7,11 +7,13 @@ loop scalar. Releases the GIL, cached on disk.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numba
 import numpy as np
 from numba import njit
 
-_U = numba.uint64
+_U: Any = numba.uint64
 
 
 @njit(fastmath=True, nogil=True, cache=True, error_model="numpy")

@@ -129,7 +129,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.matrix = PackedMatrix(tensor)
         self.out_features, self.in_features = self.matrix.shape
-        self.type = tensor.type
+        self.block_type = tensor.type
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out) float32."""
@@ -148,7 +148,7 @@ class PackedEmbedding(nn.Module):
         super().__init__()
         self.matrix = PackedMatrix(tensor)
         self.num_embeddings, self.embedding_dim = self.matrix.shape
-        self.type = tensor.type
+        self.block_type = tensor.type
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(...,) ids -> (..., embedding_dim) float32. Raises: IndexError past the vocabulary."""

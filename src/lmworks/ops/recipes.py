@@ -140,7 +140,7 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
     for key in data:
         if key not in ("out", "steps", "base"):
             raise unknown_name(
-                f"key at line {data.lines[key]} of {path.name}", key, ["out", "steps", "base"]
+                f"key in {path.name}{_line(data, key)}", key, ["out", "steps", "base"]
             )
     if "base" not in data:
         if not data.get("steps"):
@@ -172,6 +172,6 @@ def _step(name: str, values: Any, folder: Path, earlier: list[str], where: str) 
     return Step(name=name, stage=values["stage"], config=config)
 
 
-def _line(steps: Mapping[str, Any], name: str) -> str:
-    lines = getattr(steps, "lines", {})
+def _line(mapping: Mapping[str, Any], name: str) -> str:
+    lines = getattr(mapping, "lines", {})
     return f" (line {lines[name]})" if name in lines else ""

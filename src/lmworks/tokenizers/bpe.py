@@ -100,7 +100,8 @@ class BPETokenizer:
 
     def _ranked_merges(self) -> dict[tuple[int, int], tuple[int, int]]:
         """(left, right) -> (rank, merged id)."""
-        tokens, ranks = self.vocabulary.tokens, {}
+        tokens = self.vocabulary.tokens
+        ranks: dict[tuple[int, int], tuple[int, int]] = {}
         for rank, (left, right) in enumerate(self.vocabulary.merges):
             merged = self._ids.get(tokens[left] + tokens[right])
             if merged is None:
@@ -117,7 +118,7 @@ class BPETokenizer:
         Args:
             allow_special: read the text of special tokens as those tokens. For templates and
                 files, not for what a user typed.
-        Raises: UserError when a byte has no token (vocabularies without the full byte alphabet).
+        A byte that the vocabulary has no token for is dropped; ours have all 256.
         """
         if isinstance(text, bytes):
             # Invalid bytes become lone surrogates, which `_word` turns back into the bytes.
@@ -161,11 +162,9 @@ class BPETokenizer:
         return ids
 
     def _first_symbols(self, data: bytes) -> list[int]:
-        symbols = [self._byte_ids[byte] for byte in data]
-        if None in symbols:
-            missing = data[symbols.index(None)]
-            raise UserError(f"this vocabulary has no token for the byte 0x{missing:02x}")
-        return symbols  # type: ignore[return-value]
+        # Some published vocabularies lack rare bytes; they are dropped, as their own code does.
+        symbols = (self._byte_ids[byte] for byte in data)
+        return [symbol for symbol in symbols if symbol is not None]
 
     def _merge(self, symbols: list[int]) -> list[int]:
         """Apply merges, lowest rank first, leftmost first among equals."""

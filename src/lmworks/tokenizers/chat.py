@@ -10,7 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
 from lmworks.tokenizers.base import Message
@@ -35,7 +35,7 @@ def _compiled(template: str) -> Any:
     class Generation(Extension):
         """`{% generation %}` marks answers for trainers; here it is just its content."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = frozenset({"generation"})  # type: ignore[assignment]
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
