@@ -1,4 +1,4 @@
-"""A real model: SmolLM2-135M-Instruct out of its Q4_1 GGUF, against transformers on the same file."""
+"""SmolLM2-135M-Instruct out of its Q4_1 GGUF, against transformers on the same file."""
 
 from __future__ import annotations
 
