@@ -112,6 +112,12 @@ def test_a_model_does_not_change_its_file(make_llama: Make) -> None:
     assert (folder / "model.safetensors").read_bytes() == before
 
 
+def test_weights_lie_in_aligned_memory_of_their_own(make_llama: Make) -> None:
+    # A matrix product may round otherwise where its operands begin at odd places of a file.
+    _, folder = make_llama()
+    assert not any(p.data_ptr() % 64 for p in load_model(folder).parameters())
+
+
 def test_buffers_of_old_checkpoints_are_passed_over(
     make_llama: Make, token_ids: torch.Tensor
 ) -> None:
