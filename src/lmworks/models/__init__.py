@@ -8,6 +8,6 @@ folder that transformers, vLLM and the llama.cpp converter read.
 A mixer, feed-forward or norm is one file and one line in `base.BLOCKS`; an architecture of
 another project is a config reader and a name map, one file in `architectures`.
 
-Of the 88 systems, here live the decoder-only transformer (RMSNorm, RoPE, grouped-query attention,
-SwiGLU), the KV cache, the import and export of Llama checkpoints and the import of GGUF files.
+Systems that live here: Transformer from scratch (the decoder-only part), Mini-GPT (its blocks and
+KV cache); see docs/systems.md.
 """
