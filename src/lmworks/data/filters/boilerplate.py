@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 
-from lmworks.data.documents import Document
+from lmworks.data.filters.base import Judged
 
 _PHRASES = re.compile(
-    r"lorem ipsum|enable javascript|javascript is (?:disabled|required)|"
-    r"404 (?:page )?not found|access denied",
+    r"lorem ipsum dolor|(?:please )?enable javascript|javascript is (?:disabled|required)|"
+    r"404 (?:page )?not found|you have been blocked|verify you are human",
     re.IGNORECASE,
 )
 _SHORT_CHARACTERS = 1500  # a longer text may well speak of such a phrase
 
 
-def boilerplate(document: Document) -> str | None:
+def boilerplate(judged: Judged) -> str | None:
     """A short text with one of the phrases that stand where a page failed to load."""
-    found = _PHRASES.search(document.text) if len(document.text) < _SHORT_CHARACTERS else None
+    text = judged.document.text
+    found = _PHRASES.search(text) if len(text) < _SHORT_CHARACTERS else None
     return f"says {found[0]!r}" if found else None

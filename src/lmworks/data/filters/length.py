@@ -1,13 +1,11 @@
-"""Texts too short to learn from."""
+"""Texts too short to learn from. Source: Gopher, section A.1.1."""
 
 from __future__ import annotations
 
-from lmworks.data.documents import Document
-
-_MIN_WORDS = 5  # Gopher asks for 50; a good docstring may have 6
+from lmworks.data.filters.base import Judged
 
 
-def too_short(document: Document) -> str | None:
-    """Fewer than 5 words."""
-    words = len(document.text.split())
-    return f"{words} words" if words < _MIN_WORDS else None
+def too_short(judged: Judged) -> str | None:
+    """Fewer words than `min_words`."""
+    words = len(judged.words)
+    return f"{words} words" if words < judged.quality.min_words else None

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lmworks.data.documents import Document
+from lmworks.data.filters.base import Judged
 
 _MIN_LINES = 10
-_MAX_LINE_SHARE = 0.5  # Gopher: 0.3 of lines; tables and code repeat more
 _MIN_WORDS = 50
-_MAX_GRAM_SHARE = 0.3
+_MIN_LINE_CHARACTERS = 4  # a bracket or a rule alone is no repetition
 
 
-def repeated_lines(document: Document) -> str | None:
-    """Over half of the lines (of 10 or more) are repeats of others."""
-    lines = [line.strip() for line in document.text.splitlines() if len(line.strip()) > 3]
+def repeated_lines(judged: Judged) -> str | None:
+    """Too many of the lines (of 10 or more) repeat another one."""
+    stripped = (line.strip() for line in judged.document.text.splitlines())
+    lines = [line for line in stripped if len(line) >= _MIN_LINE_CHARACTERS]
     if len(lines) < _MIN_LINES:
         return None
     share = 1 - len(set(lines)) / len(lines)
-    return f"{share:.0%} of {len(lines)} lines are repeats" if share > _MAX_LINE_SHARE else None
+    if share <= judged.limits.max_repeated_lines:
+        return None
+    return f"{share:.0%} of {len(lines)} lines repeat another one"
 
 
-def repeated_words(document: Document) -> str | None:
-    """One group of three words makes up over 30 % of the text."""
-    words = document.text.split()
+def repeated_words(judged: Judged) -> str | None:
+    """One group of three words makes up too much of the characters (of 50 words or more).
+
+    Words without a letter or digit (the sides of a drawn table) do not count.
+    """
+    words = [word for word in judged.words if any(map(str.isalnum, word))]
     if len(words) < _MIN_WORDS:
         return None
-    grams = Counter(zip(words, words[1:], words[2:], strict=False))
-    gram, count = grams.most_common(1)[0]
-    share = 3 * count / len(words)
-    if share <= _MAX_GRAM_SHARE:
+    trigrams = Counter(zip(words, words[1:], words[2:], strict=False))
+    trigram, count = trigrams.most_common(1)[0]
+    share = count * sum(map(len, trigram)) / sum(map(len, words))
+    if share <= judged.limits.max_top_trigram:
         return None
-    return f"{' '.join(gram)[:60]!r} comes {count} times in {len(words)} words"
+    shown = " ".join(trigram)[:60]
+    return f"{shown!r} comes {count} times in {len(words)} words"

@@ -1,24 +1,39 @@
-"""Texts whose words don't look like words: tables of numbers, encoded data, minified code."""
+"""Texts whose words don't look like words: tables of numbers, encoded data, drawings in signs.
+
+Source: Gopher, section A.1.1.
+"""
 
 from __future__ import annotations
 
-from lmworks.data.documents import Document
+import re
 
-_MAX_MEAN_LENGTH = 25.0  # Gopher: 3 to 10, for prose; dotted names and code are longer
-_MIN_LETTER_SHARE = 0.3
+from lmworks.data.filters.base import Judged
 
-
-def word_length(document: Document) -> str | None:
-    """Words of over 25 characters on average. Scripts that don't use spaces are let pass."""
-    words = document.text.split()
-    mean = sum(map(len, words)) / max(1, len(words))
-    if mean > _MAX_MEAN_LENGTH and document.text.isascii():
-        return f"words of {mean:.0f} characters on average"
-    return None
+_SYMBOL = re.compile(r"#|\.\.\.|\u2026")
 
 
-def few_letters(document: Document) -> str | None:
-    """Under 30 % letters among all that is not space."""
-    shown = [c for c in document.text if not c.isspace()]
-    share = sum(c.isalpha() for c in shown) / max(1, len(shown))
-    return f"{share:.0%} letters" if share < _MIN_LETTER_SHARE else None
+def word_length(judged: Judged) -> str | None:
+    """Words that are too short or too long on average. Scripts without spaces are let pass."""
+    if not judged.words or not judged.spaced:
+        return None
+    mean = sum(map(len, judged.words)) / len(judged.words)
+    if judged.limits.min_mean_word_length <= mean <= judged.limits.max_mean_word_length:
+        return None
+    return f"words of {mean:.1f} characters on average"
+
+
+def few_words(judged: Judged) -> str | None:
+    """Too few of the words have a letter in them."""
+    alphabetic = sum(any(map(str.isalpha, word)) for word in judged.words)
+    share = alphabetic / max(1, len(judged.words))
+    if share >= judged.limits.min_alphabetic_words:
+        return None
+    return f"{share:.0%} of {len(judged.words)} words have a letter in them"
+
+
+def symbols(judged: Judged) -> str | None:
+    """Hashes and ellipses where words should be."""
+    count = len(_SYMBOL.findall(judged.document.text))
+    if count <= judged.limits.max_symbols_per_word * len(judged.words):
+        return None
+    return f"{count} # and ... to {len(judged.words)} words"

@@ -1,4 +1,4 @@
-"""The seam: a reader turns a file into documents' text, or says why it can't.
+"""The seam: a reader turns a file into a title and text, or says why it can't.
 
 `READERS` maps a file's ending to a lazy target, so a kind of file costs nothing until one comes.
 """
@@ -12,20 +12,26 @@ from pathlib import Path
 from lmworks.core.tables import load_target
 
 _TEXT = "lmworks.data.readers.text:read_text"
+_REST = "lmworks.data.readers.rest:read_rest"
+_SOURCE = "lmworks.data.readers.source:read_source"
 _MARKDOWN = "lmworks.data.readers.markdown:read_markdown"
 _HTML = "lmworks.data.readers.html:read_html"
 _PDF = "lmworks.data.readers.pdf:read_pdf"
 
+# Endings of program text. What is judged as code, and read by `readers/source.py`.
 _SOURCE_ENDINGS = (
-    ".c .cc .clj .cpp .cs .css .dart .el .ex .exs .f90 .go .h .hpp .hs .java .jl .js .jsx .kt "
-    ".lisp .lua .m .ml .php .pl .pm .py .pyi .r .rb .rs .scala .sh .sql .swift .tcl .ts .tsx "
-    ".vim .zig"
+    ".bash .bat .c .cc .clj .cmake .cpp .cs .css .cu .cxx .dart .el .erl .ex .exs .f90 .fs .go "
+    ".gradle .groovy .h .hpp .hs .java .jl .js .jsx .kt .lisp .lua .m .ml .mm .nim .php .pl .pm "
+    ".proto .ps1 .pxd .py .pyi .pyx .r .rb .rs .scala .scm .sh .sql .swift .tcl .ts .tsx .vim "
+    ".vue .zig"
 )
+SOURCE_ENDINGS = frozenset(_SOURCE_ENDINGS.split())
 
 READERS: dict[str, str] = {
-    **dict.fromkeys((".txt", ".text", ".rst", ".org", ".tex", ".adoc", ".log", ""), _TEXT),
-    **dict.fromkeys(_SOURCE_ENDINGS.split(), _TEXT),
-    **dict.fromkeys((".md", ".markdown", ".mdx"), _MARKDOWN),
+    **dict.fromkeys((".txt", ".text", ".org", ".tex", ".adoc", ".log", ""), _TEXT),
+    **dict.fromkeys((".rst", ".rest"), _REST),
+    **dict.fromkeys(sorted(SOURCE_ENDINGS), _SOURCE),
+    **dict.fromkeys((".md", ".markdown", ".mdown", ".mdx", ".rmd", ".qmd"), _MARKDOWN),
     **dict.fromkeys((".html", ".htm", ".xhtml"), _HTML),
     ".pdf": _PDF,
 }
@@ -51,9 +57,14 @@ Reader = Callable[[Path, bytes], Read]
 
 
 def reader_for(path: Path) -> Reader | None:
-    """The reader of this kind of file, or None for kinds that hold no text."""
+    """The reader of this kind of file, or None for a kind that is not known."""
     target = READERS.get(path.suffix.lower())
     if target is None:
         return None
     reader: Reader = load_target(target)
     return reader
+
+
+def is_code(source: str) -> bool:
+    """Whether a document's source is a file of program text."""
+    return Path(source).suffix.lower() in SOURCE_ENDINGS

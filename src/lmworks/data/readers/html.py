@@ -1,34 +1,60 @@
 """Web pages: the main text, through trafilatura where it is installed, else a plain reader.
 
-The plain reader drops scripts, styles, navigation and forms, and keeps the text of the rest, a
-line per block. Nothing in a page is run or fetched.
+Both keep headings as Markdown writes them. The plain reader drops scripts, styles, navigation and
+form fields, and keeps the text of the rest, a line per block. Nothing in a page is run or fetched.
+A page that is not UTF-8 is read in the encoding it declares, if that is one of the web's own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from lmworks.data.readers.base import Read
+from lmworks.data.readers.base import Read, Unreadable
 from lmworks.data.readers.text import decode
 
-_DROPPED = {"script", "style", "nav", "header", "footer", "aside", "form", "noscript", "template"}
+_DROPPED = {
+    *("script", "style", "nav", "footer", "aside", "noscript", "template", "svg", "math"),
+    *("select", "button", "textarea", "iframe", "object", "head"),
+}
 _BLOCKS = {
     *("address", "article", "blockquote", "br", "dd", "div", "dl", "dt", "figcaption", "figure"),
-    *("h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "main", "ol", "p", "pre", "section"),
-    *("table", "td", "th", "tr", "ul"),
+    *("form", "header", "hr", "li", "main", "ol", "pre", "section", "table", "tr", "ul"),
 }
+_PARAGRAPHS = {"p", "h1", "h2", "h3", "h4", "h5", "h6"}
+_DECLARED = re.compile(
+    rb"<meta[^>]{0,200}charset\s*=\s*[\"']?(iso-8859-\d+|windows-125\d|koi8-[ru]|gbk|gb2312|gb18030"
+    rb"|big5|shift_jis|euc-jp|euc-kr|iso-2022-jp)\b",
+    re.IGNORECASE,
+)
+_DECLARED_WITHIN_BYTES = 2048
 
 
 def read_html(path: Path, data: bytes) -> Read:
-    """Title and main text. Raises: Unreadable for binary data."""
-    page = decode(data)
+    """Title and main text. Raises: Unreadable for binary data and pages without text."""
+    page = _decoded(data)
     plain = _MainText()
-    plain.feed(page)
-    plain.close()
+    # The standard library's parser asserts on some malformed declarations; what was read stays.
+    with contextlib.suppress(AssertionError):
+        plain.feed(page)
+        plain.close()
     text = _extracted(page) or plain.text
-    return Read(title=" ".join(plain.title.split()) or path.name, text=text)
+    if not text.strip():
+        raise Unreadable("no_text", "the page shows no text without its scripts")
+    return Read(title=plain.title or path.name, text=text)
+
+
+def _decoded(data: bytes) -> str:
+    declared = _DECLARED.search(data[:_DECLARED_WITHIN_BYTES])
+    if declared:
+        with contextlib.suppress(UnicodeDecodeError):
+            data = data.decode("utf-8").encode()  # a wrong declaration is common: UTF-8 goes first
+            return decode(data)
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode(declared[1].decode("ascii")).replace("\r\n", "\n")
+    return decode(data)
 
 
 def _extracted(page: str) -> str | None:
@@ -36,17 +62,25 @@ def _extracted(page: str) -> str | None:
         import trafilatura
     except ImportError:
         return None
-    text: str | None = trafilatura.extract(page, include_comments=False)
+    import logging
+
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # we say ourselves what is dropped
+    try:
+        text: str | None = trafilatura.extract(
+            page, output_format="markdown", include_comments=False, include_links=False
+        )
+    except (ValueError, TypeError, AttributeError, RecursionError):  # on pages it can't cope with
+        return None
     return text
 
 
 class _MainText(HTMLParser):
-    """Collects text outside of the dropped elements."""
+    """Collects the title, and text outside of the dropped elements."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.title = ""
         self._pieces: list[str] = []
+        self._title: list[str] = []
         self._dropped: list[str] = []
         self._in_title = False
 
@@ -55,11 +89,20 @@ class _MainText(HTMLParser):
         lines = (" ".join(line.split()) for line in "".join(self._pieces).split("\n"))
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
+    @property
+    def title(self) -> str:
+        return " ".join("".join(self._title).split())
+
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag in _DROPPED:
+        if tag == "body":  # a head that was not closed ends here
+            self._dropped.clear()
+        elif tag in _DROPPED:
             self._dropped.append(tag)
-        self._in_title = tag == "title"
-        if tag in _BLOCKS:
+        elif tag == "title":
+            self._in_title = not self._title
+        elif tag in _PARAGRAPHS:
+            self._pieces.append("\n\n" + "#" * int(tag[1:] or 0) + " " * (tag != "p"))
+        elif tag in _BLOCKS:
             self._pieces.append("\n")
 
     def handle_endtag(self, tag: str) -> None:
@@ -68,11 +111,15 @@ class _MainText(HTMLParser):
             while self._dropped.pop() != tag:
                 pass
         self._in_title = False
-        if tag in _BLOCKS:
+        if tag in _PARAGRAPHS:
+            self._pieces.append("\n\n")
+        elif tag in _BLOCKS:
             self._pieces.append("\n")
+        elif tag in ("td", "th"):
+            self._pieces.append(" ")
 
     def handle_data(self, data: str) -> None:
         if self._in_title:
-            self.title += data
+            self._title.append(data)
         elif not self._dropped:
             self._pieces.append(data)

@@ -10,11 +10,14 @@ from lmworks.data.readers.text import decode
 
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_HEADING = re.compile(r"^#{1,2}\s+(.+?)\s*#*$", re.MULTILINE)
+_HEADING = re.compile(r"^#{1,2}[ \t]+(\S[^\n]*)$", re.MULTILINE)
 
 
 def read_markdown(path: Path, data: bytes) -> Read:
     """The text, titled by its first heading. Raises: Unreadable for binary data."""
-    text = _COMMENT.sub("", _FRONT_MATTER.sub("", decode(data)))
+    text = _FRONT_MATTER.sub("", decode(data))
+    if "-->" in text:  # without it the search would try each opening to the end
+        text = _COMMENT.sub("", text)
     heading = _HEADING.search(text)
-    return Read(title=heading[1] if heading else path.name, text=text)
+    title = heading[1].rstrip("# \t") if heading else ""
+    return Read(title=title or path.name, text=text)

@@ -39,7 +39,9 @@ def read_pdf(path: Path, data: bytes) -> Read:
         raise Unreadable("broken", f"page {len(pages) + 1} can't be read") from error
     finally:
         pdf.close()
-    text = "\n\n".join(pages).replace("\r\n", "\n").replace("\r", "\n").replace("\ufffe", "")
+    # pdfium marks a hyphen at the end of a line with U+FFFE or U+0002: the word goes on below.
+    text = re.sub(r"\r\n?", "\n", "\n\n".join(pages))
+    text = re.sub(r"[\ufffe\x02]\n?", "", text).replace("\0", "")
     if not text.strip():
-        raise Unreadable("no text layer", f"{len(pages)} pages, probably scanned")
+        raise Unreadable("no_text_layer", f"{len(pages)} pages without a letter, probably scanned")
     return Read(title=title or path.name, text=re.sub(r"[ \t]+\n", "\n", text))
