@@ -156,7 +156,7 @@ def test_orthogonalize_evens_out_the_spectrum(shape: tuple[int, int, int]) -> No
     before, after = torch.linalg.svdvals(matrices), torch.linalg.svdvals(orthogonalize(matrices))
     assert after.max() < 1.9  # the bound of the three quintics
     spread_before, spread_after = before.std() / before.mean(), after.std() / after.mean()
-    assert spread_after < 0.8 * spread_before
+    assert spread_after < 0.9 * spread_before
     # The singular vectors stay: near the true polar factor, which has all singular values one.
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     ours, polar = orthogonalize(matrices), u @ vh
