@@ -28,6 +28,7 @@ from lmworks.data.documents import Document, stable_id
 from lmworks.data.readers.rest import without_roles
 
 SOURCE = "pydoc:"  # what `Document.source` starts with
+TOPICS = "pydoc:topics/"
 _SKIPPED = {
     *("test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "ensurepip"),
     *("turtledemo", "__pycache__", "__phello__", "__hello__.py"),
@@ -67,7 +68,7 @@ def _topics() -> Iterator[Document]:
     except ImportError:  # some distributions ship it apart
         return
     for name, text in sorted(topics.items()):
-        yield _document(f"topic-{name}", f"{SOURCE}topics/{name}", name, text)
+        yield _document(f"topic-{name}", TOPICS + name, name, text)
 
 
 def _builtins() -> Iterator[Document]:
@@ -81,7 +82,7 @@ def _builtins() -> Iterator[Document]:
         else:
             text = _native_text(name, value)
         if text:
-            yield _document("builtins", f"{SOURCE}builtins", name, text)
+            yield _document("builtins", SOURCE + "builtins", name, text)
 
 
 def _is_native(value: Any) -> bool:

@@ -1,16 +1,18 @@
 """Stage `draw_questions`: question and answer pairs that stand in the documents already.
 
 No model writes them: rules find places where a text answers a question (a docstring, a definition,
-a heading), so every answer is a quotation. The rules are tried in the order of `RULES`; the last,
-weak one is for documents that gave nothing else.
+a heading), so every answer is a quotation. The last, weak rule joins only when the others find
+little in the whole corpus, and only for documents they found nothing in.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lmworks.core.config import REFERENCE, option
@@ -22,6 +24,7 @@ from lmworks.data.documents import Document, read_documents, stable_id, stable_s
 from lmworks.data.drawing.base import RULES, Pair, Rule
 
 _LAST_RESORT = "opening"
+_ENOUGH = 200  # with fewer pairs, tuning teaches those pairs and no manner of answering
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,22 +65,25 @@ class _Drawn:
         }
 
 
-@stage("draw_questions", makes="dataset")
+@stage("draw_questions", makes="dataset", version=2)
 def draw_questions(config: QuestionsConfig, run: Run) -> dict[str, Any]:
     """Draw, deduplicate, write; see QuestionsConfig."""
     corpus = run.inputs["corpus"]
     if not (corpus / "train.jsonl").is_file():
         raise UserError(f"{corpus} is no corpus: train.jsonl is missing; see `lmworks data build`")
+    if config.max_questions < 0:
+        raise UserError(f"max_questions = {config.max_questions}: a number from 0 (all) up")
+    rules = _rules(corpus)
     seen: set[str] = set()
     metrics: dict[str, Any] = {}
     by_rule: Counter[str] = Counter()
     # Held-out first: a question asked there is never trained on.
     for part in ("heldout", "train"):
-        drawn = list(_distinct(draw(read_documents(corpus / f"{part}.jsonl")), seen))
+        drawn = list(_distinct(draw(read_documents(corpus / f"{part}.jsonl"), rules), seen))
         drawn.sort(key=lambda d: (stable_share(str(config.seed), d.id), d.id))
         if part == "train" and config.max_questions:
             drawn = drawn[: config.max_questions]
-        with atomic_open(run.folder / f"{part}.jsonl", "w", encoding="utf-8") as file:
+        with atomic_open(run.folder / f"{part}.jsonl", "w", encoding="utf-8", newline="\n") as file:
             for each in drawn:
                 file.write(json.dumps(each.row(), ensure_ascii=False) + "\n")
         metrics[f"num_{part}"] = len(drawn)
@@ -87,19 +93,24 @@ def draw_questions(config: QuestionsConfig, run: Run) -> dict[str, Any]:
     return metrics | {"by_rule": dict(by_rule.most_common())}
 
 
-def draw(documents: Iterable[Document]) -> Iterator[_Drawn]:
-    """Pairs of every document, by the first rules that find any."""
+def _rules(corpus: Path) -> dict[str, Rule]:
+    """The good rules; with the last resort when those find too little in the whole corpus."""
     rules: dict[str, Rule] = {name: load_target(target) for name, target in RULES.items()}
-    last = rules.pop(_LAST_RESORT)
+    good = {name: rule for name, rule in rules.items() if name != _LAST_RESORT}
+    drawn = draw(read_documents(corpus / "train.jsonl"), good)
+    return good if len(list(itertools.islice(drawn, _ENOUGH))) == _ENOUGH else rules
+
+
+def draw(documents: Iterable[Document], rules: Mapping[str, Rule]) -> Iterator[_Drawn]:
+    """Pairs of every document; the last resort only where the other rules found none."""
     for document in documents:
         found = False
         for name, rule in rules.items():
+            if name == _LAST_RESORT and found:
+                continue
             for pair in rule(document):
                 found = True
                 yield _Drawn(rule=name, document=document, pair=pair)
-        if not found:
-            for pair in last(document):
-                yield _Drawn(rule=_LAST_RESORT, document=document, pair=pair)
 
 
 def _distinct(drawn: Iterable[_Drawn], seen: set[str]) -> Iterator[_Drawn]:

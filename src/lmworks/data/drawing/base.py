@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from lmworks.data.documents import Document, stable_id
+from lmworks.data.readers.rest import without_roles
 
 RULES: dict[str, str] = {
     "docstring": "lmworks.data.drawing.docstring:draw",
@@ -15,6 +16,8 @@ RULES: dict[str, str] = {
     "opening": "lmworks.data.drawing.opening:draw",
 }
 
+_NO_ANSWER = re.compile(r"(?:New|Changed|Deprecated|Removed) (?:in|since) version|see also", re.I)
+_MARKUP = (">>>", "|", "::", "...", "->", "![", "```", "{{")
 MIN_ANSWER_WORDS, MAX_ANSWER_WORDS = 4, 60
 
 
@@ -34,19 +37,39 @@ def phrase(forms: tuple[str, ...], subject: str) -> str:
     return forms[int(stable_id(subject), 16) % len(forms)].format(subject)
 
 
+def as_subject(text: str) -> str:
+    """How a subject stands inside a sentence: a leading article in lower case, no quotes."""
+    text = re.sub(r"[\"`]", "", text).strip()
+    return re.sub(r"^(?:A|An|The)(?= )", lambda article: article[0].lower(), text)
+
+
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*]*[^\s*])\1(?![\w*])")
+# Only around several words: `__init__` is a name.
+_UNDERSCORES = re.compile(r"(?<!\w)__?(?=[^\s_])([^_\s]+(?:\s+[^_\s]+)+)__?(?!\w)")
+_IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
+_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_CODE = re.compile(r"`{1,2}([^`]+)`{1,2}")
+
+
 def clean(text: str) -> str:
-    """A paragraph as one line, without the markup of reStructuredText and Markdown."""
-    text = re.sub(r":[a-z:]+:`([^`<]+?)(?:\s*<[^>]*>)?`", r"\1", text)
-    text = re.sub(r'"([\w.()]+)"', r"\1", text)  # the reference manual quotes code
-    text = re.sub(r"`{1,2}([^`]+)`{1,2}_{0,2}", r"\1", text)
-    text = re.sub(r"\*{1,2}([^*\s][^*]*)\*{1,2}", r"\1", text)
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    return " ".join(text.split())
+    """A paragraph as one line, without the inline markup of reStructuredText and Markdown.
+
+    Code in backticks keeps its signs: stars in `*args` are no emphasis.
+    """
+    text = _LINK.sub(r"\1", _IMAGE.sub("", without_roles(" ".join(text.split()))))
+    text = _UNDERSCORES.sub(r"\1", _EMPHASIS.sub(r"\2", text))
+    return " ".join(_CODE.sub(r"\1", text).split())
+
+
+_SENTENCE = re.compile(
+    r".+?(?:(?<![ .]\w)(?<!\be\.g)(?<!\bi\.e)(?<!\bvs)(?<!\bcf)(?<!\b[DMS]r)(?<!\bMrs)(?<!\bSt)"
+    r"(?<!\betc)[.!?][\"')\]]?(?=\s|$)|$)\s*"
+)
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a cleaned paragraph. A dot inside a name or after a single letter ends none."""
-    return re.findall(r".+?(?:(?<!\b\w)(?<!e\.g)(?<!i\.e)[.!?](?=\s|$)|$)\s*", text)
+    """Sentences of a cleaned paragraph; common abbreviations and initials end none."""
+    return _SENTENCE.findall(text)
 
 
 def first_sentences(paragraph: str) -> str | None:
@@ -67,7 +90,7 @@ def is_good_answer(text: str) -> bool:
     words = text.split()
     if not MIN_ANSWER_WORDS <= len(words) <= MAX_ANSWER_WORDS:
         return False
-    if text[-1] not in ".!?" or ">>>" in text or "|" in text or "::" in text or "..." in text:
+    if text[-1] not in ".!?" or _NO_ANSWER.match(text) or any(sign in text for sign in _MARKUP):
         return False
     letters = sum(c.isalpha() or c.isspace() for c in text)
     return letters > 0.75 * len(text) and (text[0].isalnum() or text[0] in "\"'")

@@ -1,11 +1,11 @@
 """What any prose gives: how a document opens, and how its sentences go on.
 
-Weak questions, drawn only from documents that nothing better could be drawn from.
+Weak questions, drawn only from a corpus that gives few better ones, so that any folder of prose
+can be tuned on.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 from lmworks.data.documents import Document
@@ -15,11 +15,13 @@ from lmworks.data.drawing.base import (
     first_sentences,
     is_good_answer,
     paragraphs,
+    phrase,
     sentences,
 )
 
-_MAX_PER_DOCUMENT = 40
-_QUOTED_WORDS = 8
+_CONTINUE = ("Continue: {}", "What comes after this? {}", "Go on from here: {}")
+_MAX_PER_DOCUMENT = 60
+_MIN_WORDS, _MAX_WORDS = 6, 40
 
 
 def draw(document: Document) -> Iterator[Pair]:
@@ -30,12 +32,10 @@ def draw(document: Document) -> Iterator[Pair]:
     drawn = 0
     for block in blocks:
         said = [sentence.strip() for sentence in sentences(clean(block))]
-        for one, following in itertools.pairwise(said):
-            words = one.split()
-            if len(words) < _QUOTED_WORDS or not is_good_answer(following):
-                continue
-            start = " ".join(words[-_QUOTED_WORDS:])
-            yield Pair(question=f'What comes after "{start}"?', answer=following)
-            drawn += 1
-            if drawn == _MAX_PER_DOCUMENT:
-                return
+        # Every second one, so that no sentence is both asked about and an answer.
+        for one, following in zip(said[::2], said[1::2], strict=False):
+            if _MIN_WORDS <= len(one.split()) <= _MAX_WORDS and is_good_answer(following):
+                yield Pair(question=phrase(_CONTINUE, one), answer=following)
+                drawn += 1
+                if drawn == _MAX_PER_DOCUMENT:
+                    return
