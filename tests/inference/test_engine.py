@@ -203,6 +203,17 @@ def test_cancel_frees_the_slot_and_ends_the_stream_at_once(gated, gate):
     assert gated._cache.lengths == [0, 0]
 
 
+def test_cancel_lets_a_reader_go_that_waits(gated, gate):
+    stream = gated.submit(prompt(1, 4), greedy(10))
+    read: list[Any] = []
+    reader = threading.Thread(target=lambda: read.append(list(stream)))
+    reader.start()
+    wait_until(lambda: gate.num_calls == 1)
+    stream.cancel()
+    reader.join(timeout=5)
+    assert read == [[]]
+
+
 def test_a_long_prompt_lets_running_streams_go_on(gated, gate, monkeypatch):
     monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 10)
     gate.tickets.release(10_000)

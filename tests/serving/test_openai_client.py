@@ -92,6 +92,7 @@ def test_several_choices(client):
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert len({choice.message.content for choice in answer.choices}) == 3
     assert answer.choices[1].message.content == ask(client, seed=6).choices[0].message.content
+    assert answer.usage.prompt_tokens == ask(client).usage.prompt_tokens  # read once, told once
     texts = ["", "", ""]
     for chunk in ask(client, n=3, seed=5, stream=True):
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""

@@ -86,6 +86,7 @@ class Engine:
         self.max_batch, self.max_waiting = max_batch, max_waiting
         self.max_positions = max_positions or min(context, DEFAULT_MOST_POSITIONS)
         self.eos_token_ids = end_token_ids(tokenizer) | frozenset(eos_token_ids)
+        self._silent_token_ids = self.eos_token_ids | set(tokenizer.special_tokens.values())
         # A model's vocabulary may be padded: ids that no token stands for are never sampled.
         self.vocab_size = min(model.config.vocab_size, tokenizer.vocab_size)
         self.statistics = EngineStatistics()
@@ -128,9 +129,7 @@ class Engine:
             max_tokens=min(sampling.max_tokens or room, room),
             sampler=Sampler(sampling, self.vocab_size),
             output=OutputText(
-                self.tokenizer.stream_decoder(),
-                sampling.stops,
-                frozenset(self.tokenizer.special_tokens.values()) | self.eos_token_ids,
+                self.tokenizer.stream_decoder(), sampling.stops, self._silent_token_ids
             ),
             stream=stream,
         )
@@ -246,8 +245,7 @@ class Engine:
         request.last_token_id = choice.token_id
         request.num_generated += 1
         self._count_token(request)
-        ended = choice.token_id in self.eos_token_ids
-        text = "" if ended else request.output.push(choice.token_id)
+        text = request.output.push(choice.token_id)
         reason = request.finish_reason(self.eos_token_ids)
         if reason:
             text += request.output.finish()

@@ -65,7 +65,7 @@ class Scheduler:
 
     @property
     def prefilling(self) -> Request | None:
-        """The one request whose prompt is being read."""
+        """The one request whose prompt is being read: the first of those that are not through."""
         return next((request for request in self.active if not request.prefilled), None)
 
     @property
@@ -76,8 +76,8 @@ class Scheduler:
         return sorted(ready, key=lambda request: request.slot)
 
     def admit(self) -> None:
-        """Give the next in the queue a slot, if one is free and no prompt is being read."""
-        if self.waiting and self._free_slots and self.prefilling is None:
+        """Give the next in the queue a slot, if one is free."""
+        if self.waiting and self._free_slots:
             request = self.waiting.popleft()
             request.slot = heapq.heappop(self._free_slots)
             self.active.append(request)
