@@ -56,3 +56,34 @@ def scaled_dots(
             a0 += s0 * scales[r, b]
         out[r] = a0
         r += _U(1)
+
+
+@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
+def scaled_dots_of_four(
+    codes: np.ndarray, scales: np.ndarray, x: np.ndarray, out: np.ndarray, first: int, last: int
+) -> None:
+    """out[n, r] as in `scaled_dots`, for four activations at once: a code is converted once.
+
+    Args:
+        x: (4, columns) float32. out: (4, rows) float32, columns first to last written.
+    """
+    size, n1, n2, n3 = _U(32), _U(1), _U(2), _U(3)
+    n0 = _U(0)
+    blocks = _U(scales.shape[1])
+    for r in range(_U(first), _U(last)):
+        a0 = a1 = a2 = a3 = np.float32(0)
+        for b in range(blocks):
+            s0 = s1 = s2 = s3 = np.float32(0)
+            for j in range(size):
+                at = b * size + j
+                code = np.float32(codes[r, at])
+                s0 += code * x[n0, at]
+                s1 += code * x[n1, at]
+                s2 += code * x[n2, at]
+                s3 += code * x[n3, at]
+            scale = scales[r, b]
+            a0 += s0 * scale
+            a1 += s1 * scale
+            a2 += s2 * scale
+            a3 += s3 * scale
+        out[n0, r], out[n1, r], out[n2, r], out[n3, r] = a0, a1, a2, a3

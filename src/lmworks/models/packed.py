@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from lmworks.core.gguf import GGUFTensor
 
 PACKED_TYPES = ("Q8_0", "Q4_0", "Q4_1")
-_KERNEL_ROWS = 4  # of activations; from here on the matrix product wins
+_KERNEL_ROWS = 32  # of activations; beyond that the matrix product wins
+_GROUP = 4  # activations that one kernel takes together
 _SLICE_WEIGHTS = 1 << 21  # dequantised at a time in the matrix product, 8 MB
 _SPLIT_WEIGHTS = 1 << 21  # a matrix this large is worth handing to a second thread
 
@@ -75,15 +76,20 @@ class PackedMatrix:
         if len(x) > _KERNEL_ROWS:
             return self._matrix_product(x)
         out = np.empty((len(x), self.shape[0]), dtype=np.float32)
-        for row, result in zip(x, out, strict=True):
-            self._dots(row, result)
+        one, four = _kernels()
+        grouped = len(x) // _GROUP * _GROUP
+        for at in range(0, grouped, _GROUP):
+            self._dots(four, x[at : at + _GROUP], out[at : at + _GROUP])
+        for at in range(grouped, len(x)):
+            self._dots(one, x[at], out[at])
         if self.offsets is not None:
             sums = x.reshape(len(x), -1, BLOCK).sum(axis=2)
             out += sums @ self.offsets.T
         return out
 
-    def _dots(self, x: np.ndarray, out: np.ndarray) -> None:
-        kernel, rows = _kernel(), self.shape[0]
+    def _dots(self, kernel: Callable[..., None], x: np.ndarray, out: np.ndarray) -> None:
+        """Run a kernel over all rows of the matrix, large ones in parts on several threads."""
+        rows = self.shape[0]
         parts = _threads() if self.codes.size >= _SPLIT_WEIGHTS else 1
         if parts == 1:
             kernel(self.codes, self.scales, x, out, 0, rows)
@@ -172,11 +178,11 @@ def _halves(raw: np.ndarray, rows: int) -> np.ndarray:
 
 
 @functools.cache
-def _kernel() -> Callable[..., None]:
-    from lmworks.models._packed_numba import scaled_dots
+def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
+    """For one activation and for four."""
+    from lmworks.models._packed_numba import scaled_dots, scaled_dots_of_four
 
-    kernel: Callable[..., None] = scaled_dots
-    return kernel
+    return scaled_dots, scaled_dots_of_four
 
 
 def _threads() -> int:

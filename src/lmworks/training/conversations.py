@@ -105,11 +105,6 @@ class Conversations:
                 self.num_too_long += 1
             else:
                 self._rows.append((ids, mask))
-        if not self._rows:
-            raise UserError(
-                f"no conversation fits into {context_length} tokens "
-                f"({self.num_too_long} are longer): nothing to train on"
-            )
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
     def __len__(self) -> int:

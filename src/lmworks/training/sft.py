@@ -76,6 +76,11 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     conversations = _conversations(
         run.inputs["questions"] / "train.jsonl", tokenizer, model, config
     )
+    if not len(conversations):
+        raise UserError(
+            f"none of the {conversations.num_too_long} conversations fits into the model's "
+            f"{model.config.max_position_embeddings} tokens: nothing to train on"
+        )
     share = config.replay if config.corpus else 0.0
     steps = math.ceil(config.epochs * conversations.batches_per_epoch / (1 - share))
     num_steps = config.num_steps or max(1, steps)
