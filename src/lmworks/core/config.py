@@ -7,6 +7,7 @@ naming the nearest key for a misspelt one is ours.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
@@ -35,8 +36,7 @@ def option(
     """A config field. `flag=False` keeps it off the command line (`--set` still reaches it)."""
     metadata = {"help": help, "role": role, "flag": flag}
     if isinstance(default, list | dict | set) or dataclasses.is_dataclass(default):
-        value = default
-        return dataclasses.field(default_factory=lambda: value, metadata=metadata)
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -96,15 +96,19 @@ def _plain(value: Any) -> Any:
 def from_mapping(cls: type[C], values: Mapping[str, Any], *, where: str = "config") -> C:
     """Build a config from plain values.
 
+    A nested mapping states what differs from the field's own default.
+
     Args:
         where: what to call the source in an error ("recipe.yaml, step pretrain").
     Raises: UserError for an unknown key (nearest named), a missing key, or a value of a wrong type.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: must hold settings as `key: value`, not {str(values)[:80]!r}")
     _check_keys(cls, values, where)
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(cls).validate_python(dict(values))
+        return pydantic.TypeAdapter(cls).validate_python(_over_defaults(cls, values))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "value"
@@ -115,6 +119,27 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], *, where: str = "confi
         raise UserError(f"{where}: {key} = {got} is not valid: {message}") from None
 
 
+def _over_defaults(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, nested ones laid over the default of their field, which may not be its class's."""
+    known = {item.name: item for item in options(cls)}
+    filled = dict(values)
+    for key, value in values.items():
+        item = known[key]
+        if item.nested and isinstance(value, Mapping) and not item.required:
+            filled[key] = _laid_over(dataclasses.asdict(item.default), value)
+    return filled
+
+
+def _laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in values.items():
+        under = merged.get(key)
+        if isinstance(under, Mapping) and isinstance(value, Mapping):
+            value = _laid_over(under, value)
+        merged[key] = value
+    return merged
+
+
 def _check_keys(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
     known = {item.name: item for item in options(cls)}
     for key, value in values.items():
@@ -123,8 +148,21 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str, prefix: str = 
             hint = f"did you mean {prefix + close!r}? " if close else ""
             names = ", ".join(prefix + name for name in known)
             raise UserError(f"{where}: unknown key {prefix + str(key)!r}: {hint}known: {names}")
-        if known[key].nested and isinstance(value, Mapping):
-            _check_keys(known[key].type, value, where, f"{prefix}{key}.")
+        inner = _config_class(known[key].type)
+        entries = {"": value} if isinstance(value, Mapping) else {}
+        if isinstance(value, list | tuple):
+            entries = {f".{i}": v for i, v in enumerate(value) if isinstance(v, Mapping)}
+        for part, entry in entries.items():
+            if inner is not None:
+                _check_keys(inner, entry, where, f"{prefix}{key}{part}.")
+
+
+def _config_class(annotation: Any) -> type | None:
+    """The config class in `C`, `C | None` or `list[C]`; pydantic would pass over its odd keys."""
+    if dataclasses.is_dataclass(annotation):
+        return typing.cast(type, annotation)
+    found = [_config_class(a) for a in typing.get_args(annotation) if a is not type(None)]
+    return found[0] if len(found) == 1 else None
 
 
 def parse_set(text: str) -> tuple[list[str], Any]:
@@ -134,8 +172,9 @@ def parse_set(text: str) -> tuple[list[str], Any]:
         raise UserError(f"--set {text!r}: write it as key=value, for example --set seed=1")
     try:
         return path.strip().split("."), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {text!r}: the value is not valid YAML") from error
+    # A date or number that looks right and is not, such as 2024-99-99, is a plain ValueError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"--set {text[:80]!r}: the value is not valid YAML") from error
 
 
 def merge(base: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
