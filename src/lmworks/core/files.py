@@ -89,6 +89,10 @@ def writing(path: Path) -> Iterator[None]:
             raise UserError(
                 f"no permission to write {path}: choose another folder with --out"
             ) from error
+        if error.errno == errno.EISDIR:
+            raise UserError(f"cannot write {path}: it is a folder, not a file") from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"cannot write {path}: the name is too long") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise UserError(
                 f"cannot write {path}: a part of this path is a file, not a folder"
@@ -136,6 +140,10 @@ def read_json(path: str | Path, what: str = "file") -> Any:
             f"{what} {path} is not valid JSON: {error.msg} at line {error.lineno}, "
             f"column {error.colno}"
         ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{what} {path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise UserError(f"{what} {path} can't be read: {error.strerror}") from error
     except RecursionError as error:
         raise UserError(f"{what} {path} is nested too deeply to be read") from error
 
