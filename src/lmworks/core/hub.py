@@ -26,11 +26,15 @@ def fetch_repository(name: str) -> Path:
         does not exist, or when it needs a token.
     """
     repository, _, revision = name.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise UserError(f"hf:{name}: write it as hf:organisation/name or hf:organisation/name@rev")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in revision:
+        raise _malformed(name)
     offline = not hub_reachable()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         folder = Path(
@@ -41,20 +45,35 @@ def fetch_repository(name: str) -> Path:
                 local_files_only=offline,
             )
         )
+    except HFValidationError as error:
+        raise _malformed(name) from error
     except LocalEntryNotFoundError as error:
-        raise UserError("the hub is not reachable and this is not in its cache") from error
+        # huggingface_hub also ends here after a status that it has no own error for.
+        answer = getattr(error.__cause__, "response", None)
+        reason = "is not reachable" if answer is None else f"answered {answer.status_code}"
+        raise UserError(f"hf:{name}: the hub {reason} and this is not in its cache") from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403):
-            raise UserError("does not exist, or needs a token (set HF_TOKEN)") from error
+            raise UserError(
+                f"hf:{name}: does not exist, or needs a token (set HF_TOKEN)"
+            ) from error
         if status == 404:
-            raise UserError("does not exist on the hub") from error
-        raise UserError(f"the hub answered with status {status}") from error
+            raise UserError(f"hf:{name}: does not exist on the hub") from error
+        raise UserError(f"hf:{name}: the hub answered with status {status}") from error
     except OSError as error:
-        raise UserError(f"the download failed: {type(error).__name__}: {error}") from error
-    if not any(folder.iterdir()):
-        raise UserError("holds no safetensors, tokenizer or config files")
+        raise UserError(
+            f"hf:{name}: the download failed: {type(error).__name__}: {error}"
+        ) from error
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise UserError(f"hf:{name}: holds no safetensors, tokenizer or config files")
     return folder
+
+
+def _malformed(name: str) -> UserError:
+    return UserError(
+        f"hf:{name}: write it as hf:organisation/name or hf:organisation/name@revision"
+    )
 
 
 @functools.cache
@@ -63,7 +82,10 @@ def hub_reachable() -> bool:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
     url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        port = url.port or (443 if url.scheme == "https" else 80)
+    except ValueError as error:
+        raise UserError(f"HF_ENDPOINT has no port that can be read: {url.netloc!r}") from error
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return True  # a proxy resolves names for us: only a real request can tell
     try:

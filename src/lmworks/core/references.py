@@ -66,8 +66,13 @@ def resolve(reference: str) -> Resolved:
         return Resolved(reference=reference, kind="pypi", path=path)
     if reference in aliases():
         return _alias(reference)
-    path = Path(reference).expanduser()
-    if path.exists():
+    try:
+        path = Path(reference).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a folder closed to us, ~nobody
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{reference[:80]!r} can't be looked up: {reason}") from error
+    if there:
         if not os.access(path, os.R_OK):
             raise UserError(f"no permission to read {path}")
         return Resolved(reference=reference, kind="path", path=path)
@@ -76,6 +81,8 @@ def resolve(reference: str) -> Resolved:
 
 def _endpoint(reference: str) -> Resolved:
     url, _, model = reference.partition("#")
+    if not re.match(r"https?://[^/:]", url):
+        raise UserError(f"{reference}: no host; write it as https://host/v1#model")
     return Resolved(reference=reference, kind="endpoint", url=url.rstrip("/"), model=model)
 
 
@@ -89,7 +96,7 @@ def _alias(name: str) -> Resolved:
         try:
             found = resolve(source)
         except UserError as error:
-            failures.append(f"{source}: {error}")
+            failures.append(str(error))
             continue
         note = f"{name}: took {source}"
         if failures:
@@ -102,7 +109,7 @@ def _alias(name: str) -> Resolved:
 
 
 def _not_found(reference: str) -> UserError:
-    if scheme := re.match(r"([a-z]+):(?![\\/])", reference):
+    if scheme := re.match(r"([a-z]{2,}):", reference):
         return UserError(
             f"{reference}: unknown kind of reference {scheme[1] + ':'!r}; "
             "known: a path, hf:org/name, pypi:package, https://host/v1#model, an alias"
