@@ -88,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 is success, 2 something the user can mend, 130 a stop by Ctrl-C, 1 a bug of ours.
     """
+    # OpenMP's threads spin while they wait, which starves them of each other's core as soon as
+    # anything else runs: with one of two cores busy, training is 4 times faster with short spins.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         cli.main(args=arguments, prog_name="lmworks", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):

@@ -29,10 +29,10 @@ def measure_speed(
     """
     seconds: list[list[float]] = [[] for _ in models]
     for model in models:
-        _decode(model, 4)  # kernels are compiled and pages mapped before the clock runs
+        decode(model, 4)  # kernels are compiled and pages mapped before the clock runs
     for _ in range(rounds):
         for index, model in enumerate(models):
-            seconds[index].append(_decode(model, num_tokens))
+            seconds[index].append(decode(model, num_tokens))
     return [
         Speed(
             tokens_per_s=round(num_tokens / statistics.median(times), 1),
@@ -42,7 +42,8 @@ def measure_speed(
     ]
 
 
-def _decode(model: Decoder, num_tokens: int) -> float:
+def decode(model: Decoder, num_tokens: int) -> float:
+    """Seconds to decode `num_tokens` greedily, one sequence, from an empty cache."""
     import torch
 
     from lmworks.models.cache import KVCache
