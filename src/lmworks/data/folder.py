@@ -121,7 +121,7 @@ def _opened(path: Path, config: FolderConfig) -> Read:
         with open(path, "rb") as file:
             binary = looks_binary(file.read(_HEAD_BYTES))
         if binary:
-            raise Unreadable("binary", f"{path.suffix or 'this'} file holds no text")
+            raise Unreadable("binary", f"{path.suffix} file, not text")
         raise Unreadable("unknown_kind", f"{path.suffix} files are not read")
     size = path.stat().st_size / 1e6
     if size > config.max_file_megabytes:

@@ -17,7 +17,7 @@ RULES: dict[str, str] = {
 }
 
 _NO_ANSWER = re.compile(r"(?:New|Changed|Deprecated|Removed) (?:in|since) version|see also", re.I)
-_MARKUP = (">>>", "|", "::", "...", "->", "![", "```", "{{")
+_MARKUP = (">>>", "|", "::", "...", "->", "[]", "{", "```", " = ")
 MIN_ANSWER_WORDS, MAX_ANSWER_WORDS = 4, 60
 
 
@@ -47,16 +47,18 @@ _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*]*[^\s*])\1(?![\w*])")
 # Only around several words: `__init__` is a name.
 _UNDERSCORES = re.compile(r"(?<!\w)__?(?=[^\s_])([^_\s]+(?:\s+[^_\s]+)+)__?(?!\w)")
 _IMAGE = re.compile(r"!\[[^\]]*\]\([^)]*\)")
-_LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+_LINK = re.compile(r"\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
 _CODE = re.compile(r"`{1,2}([^`]+)`{1,2}")
+_MAX_CLEANED_CHARACTERS = 5000
 
 
 def clean(text: str) -> str:
     """A paragraph as one line, without the inline markup of reStructuredText and Markdown.
 
-    Code in backticks keeps its signs: stars in `*args` are no emphasis.
+    Only the first 5,000 characters: no answer is longer, and a paragraph may be a whole book.
     """
-    text = _LINK.sub(r"\1", _IMAGE.sub("", without_roles(" ".join(text.split()))))
+    text = " ".join(text[:_MAX_CLEANED_CHARACTERS].split())
+    text = _LINK.sub(r"\1", _IMAGE.sub("", without_roles(text)))
     text = _UNDERSCORES.sub(r"\1", _EMPHASIS.sub(r"\2", text))
     return " ".join(_CODE.sub(r"\1", text).split())
 
@@ -72,11 +74,20 @@ def sentences(text: str) -> list[str]:
     return _SENTENCE.findall(text)
 
 
+_LIST_ITEM = re.compile(r"^\s*(?:[-*+\u2022]|\(?\w{1,2}[.)])\s", re.MULTILINE)
+
+
+def before_list(paragraph: str) -> str:
+    """What stands before the first item of a list."""
+    item = _LIST_ITEM.search(paragraph)
+    return paragraph[: item.start()] if item else paragraph
+
+
 def first_sentences(paragraph: str) -> str | None:
     """As many whole sentences as fit into an answer, or None when they make a poor one."""
     answer: list[str] = []
     num_words = 0
-    for sentence in sentences(clean(paragraph)):
+    for sentence in sentences(clean(before_list(paragraph))):
         num_words += len(sentence.split())
         if num_words > MAX_ANSWER_WORDS or len(answer) == 3:
             break

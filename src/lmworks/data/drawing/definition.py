@@ -35,10 +35,10 @@ def draw(document: Document) -> Iterator[Pair]:
         return
     found = 0
     for block in paragraphs(document.text):
-        match = _DEFINES.match(text := clean(block))
+        match = _DEFINES.match(clean(block))
         if not match or not _is_subject(match[1]):
             continue
-        if answer := first_sentences(text):
+        if answer := first_sentences(block):
             yield Pair(question=_question(match[1], match[2]), answer=answer)
             found += 1
             if found == _MAX_PER_DOCUMENT:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 
 from lmworks.data.documents import Document
-from lmworks.data.drawing.base import Pair, clean, first_sentences, paragraphs, phrase
+from lmworks.data.drawing.base import Pair, before_list, clean, first_sentences, paragraphs, phrase
 from lmworks.data.python_docs import SOURCE
 
 _DOES = ("What does {} do?", "What is {} for?", "Explain {}.", "Tell me what {} does.")
@@ -68,8 +68,8 @@ def _is_public(name: str) -> bool:
 
 def _ended(body: str) -> str:
     """A docstring's first line often lacks its full stop."""
-    text = clean(body)
-    return text if text.endswith((".", "!", "?", ":", ",")) else text + "."
+    text = clean(before_list(body))
+    return text if text.endswith((".", "!", "?", ":", ",")) or not text else text + "."
 
 
 def _from_source(document: Document) -> Iterator[Pair]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from lmworks.data.documents import Document
 from lmworks.data.drawing.base import (
     Pair,
+    before_list,
     clean,
     first_sentences,
     is_good_answer,
@@ -31,7 +32,7 @@ def draw(document: Document) -> Iterator[Pair]:
         yield Pair(question=f"How does {document.title} begin?", answer=answer)
     drawn = 0
     for block in blocks:
-        said = [sentence.strip() for sentence in sentences(clean(block))]
+        said = [sentence.strip() for sentence in sentences(clean(before_list(block)))]
         # Every second one, so that no sentence is both asked about and an answer.
         for one, following in zip(said[::2], said[1::2], strict=False):
             if _MIN_WORDS <= len(one.split()) <= _MAX_WORDS and is_good_answer(following):

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from lmworks.data.readers.base import Read, Unreadable
+from lmworks.data.readers.markdown import without_comments
 from lmworks.data.readers.text import decode
 
 _DROPPED = {
@@ -34,12 +35,9 @@ _DECLARED_WITHIN_BYTES = 2048
 
 def read_html(path: Path, data: bytes) -> Read:
     """Title and main text. Raises: Unreadable for binary data and pages without text."""
-    page = _decoded(data)
+    page = without_comments(_decoded(data)).partition("<!--")[0]  # an open one hides the rest
     plain = _MainText()
-    # The standard library's parser asserts on some malformed declarations; what was read stays.
-    with contextlib.suppress(AssertionError):
-        plain.feed(page)
-        plain.close()
+    plain.read(page)
     text = _extracted(page) or plain.text
     if not text.strip():
         raise Unreadable("no_text", "the page shows no text without its scripts")
@@ -83,6 +81,19 @@ class _MainText(HTMLParser):
         self._title: list[str] = []
         self._dropped: list[str] = []
         self._in_title = False
+
+    def read(self, page: str) -> None:
+        """Parse a page without comments.
+
+        What follows the last `>` holds no tag; the parser would try each `<` in it to the end,
+        which takes minutes on a page made for that.
+        """
+        markup, closed, rest = page.rpartition(">")
+        # It asserts on some malformed declarations; what was read until there stays.
+        with contextlib.suppress(AssertionError):
+            self.feed(markup + closed)
+            self.close()
+        self.handle_data(rest)
 
     @property
     def text(self) -> str:

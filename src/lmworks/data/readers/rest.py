@@ -12,8 +12,9 @@ from pathlib import Path
 from lmworks.data.readers.base import Read
 from lmworks.data.readers.text import decode
 
-_ROLE = re.compile(r":[a-z][a-z:+-]*:`[!~]?([^`<]+?)(?:\s*<[^`>]*>)?`")
-_LINK = re.compile(r"`([^`<]+?)\s*<[^`>]+>`__?")
+# Repeats are bounded: what is read may be made to take a search for ever.
+_ROLE = re.compile(r":[a-z][a-z:+-]{0,30}:`[!~]?([^`<]{1,200}?)(?:\s{0,2}<[^`>]{0,300}>)?`")
+_LINK = re.compile(r"`([^`<]{1,200}?)\s{0,2}<[^`>]{1,300}>`__?")
 _LITERAL = re.compile(r"``([^`\n]+)``")
 _COMMENT = re.compile(r"^\.\.(?: (?!\S+::|\[|_|\|)[^\n]*)?\n(?:[ \t]+[^\n]*\n)*", re.MULTILINE)
 _COLONS = re.compile(r"(?<=\w)::[ \t]*$", re.MULTILINE)
