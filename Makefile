@@ -34,8 +34,8 @@ check: $(VENV)/.installed-dev
 	$(BIN)/python tools/sizes.py
 
 bench: $(VENV)/.installed-dev
-	@set -e; for script in bench/*.py; do \
-	  test -e "$$script" || continue; echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for script in $$(grep -ls __main__ bench/*.py); do \
+	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 studio: $(VENV)/.installed
 	$(BIN)/lmworks serve smollm2-135m --open $(ARGS)
