@@ -15,7 +15,8 @@ What the wrapper does, once for every stage:
 - **Resume.** Work happens in `out.partial`. A run that was killed finds its own files there when
   it is started again with the same fingerprint; `run.work` is for checkpoints and is removed at
   the end. With another fingerprint the partial folder is thrown away.
-- **All or nothing.** `out.partial` becomes `out` by one rename, after `lmworks.json` is written.
+- **All or nothing.** `out.partial` becomes `out` by one rename, after `lmworks.json` is written;
+  stopped between the two, the next run only does the rename.
 - **One writer.** A lock file beside `out` keeps a second process away while a run goes on.
 """
 
@@ -64,7 +65,7 @@ class Artifact:
     def load(cls, path: str | Path) -> Artifact:
         """Read an artifact. Raises: UserError when the folder holds no `lmworks.json`."""
         path = Path(path)
-        return cls(path=path, manifest=read_json(path / MANIFEST, "artifact manifest"))
+        return cls(path=path, manifest=_read_manifest(path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class Stage(Generic[C]):
                 lmworks did not make is never replaced.
         Raises: UserError for everything a person can mend.
         """
-        out = Path(out)
+        out = _named(Path(out))
         inputs = {name: (ref, _resolve_input(ref)) for name, ref in _references(config)}
         lineage = {
             name: {"reference": ref, "sha256": self._hash_input(path)}
@@ -114,33 +115,36 @@ class Stage(Generic[C]):
                 return Artifact(path=out, manifest=done, cached=True)
             _refuse_to_overwrite(out, done, replace)
             partial = _partial(out, fingerprint)
-            run = Run(
-                folder=partial,
-                work=partial / ".work",
-                inputs={name: path for name, (_, path) in inputs.items()},
-            )
-            run.work.mkdir(exist_ok=True)
-            started = time.monotonic()
-            with PeakMemory() as peak:
-                metrics = self._body(config, run) or {}
-            shutil.rmtree(run.work)
-            (partial / _STATE).unlink()
-            manifest = {
-                "kind": self.makes,
-                "stage": self.name,
-                "lmworks": lmworks.__version__,
-                "fingerprint": fingerprint,
-                "config": to_mapping(config),
-                "inputs": lineage,
-                "metrics": metrics,
-                "seconds": round(time.monotonic() - started, 2),
-                "peak_memory_bytes": peak.bytes,
-                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "sha256": hash_folder(partial, skip=(MANIFEST,)),
-            }
-            write_json(partial / MANIFEST, manifest)
+            manifest = _finished(partial)
+            if manifest is None:
+                paths = {name: path for name, (_, path) in inputs.items()}
+                run = Run(folder=partial, work=partial / ".work", inputs=paths)
+                manifest = self._work(config, run, fingerprint, lineage)
+                write_json(partial / MANIFEST, manifest)
             _put_in_place(partial, out)
             return Artifact(path=out, manifest=manifest)
+
+    def _work(
+        self, config: C, run: Run, fingerprint: str, lineage: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Run the body; the manifest of what it made."""
+        run.work.mkdir(exist_ok=True)
+        started = time.monotonic()
+        with PeakMemory() as peak:
+            metrics = self._body(config, run) or {}
+        return {
+            "kind": self.makes,
+            "stage": self.name,
+            "lmworks": lmworks.__version__,
+            "fingerprint": fingerprint,
+            "config": to_mapping(config),
+            "inputs": lineage,
+            "metrics": metrics,
+            "seconds": round(time.monotonic() - started, 2),
+            "peak_memory_bytes": peak.bytes,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "sha256": hash_folder(run.folder, skip=(MANIFEST,)),
+        }
 
     def _fingerprint(self, config: C, lineage: dict[str, Any]) -> str:
         values = to_mapping(config)
@@ -201,14 +205,26 @@ def _content_hash(path: Path) -> str:
     return _hash_unchanged(path, stamp)
 
 
+_KEYS = {"fingerprint", "sha256", "kind", "metrics"}
+
+
 def _finished(out: Path) -> dict[str, Any] | None:
-    path = out / MANIFEST
-    if not path.is_file():
-        return None
+    return _read_manifest(out) if (out / MANIFEST).is_file() else None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
     manifest = read_json(path, "artifact manifest")
-    if not isinstance(manifest, dict) or not {"fingerprint", "sha256"} <= manifest.keys():
-        raise UserError(f"{path} was not written by lmworks, or is damaged: move {out} away")
+    if not isinstance(manifest, dict) or not manifest.keys() >= _KEYS:
+        raise UserError(f"{path} was not written by lmworks, or is damaged: move {folder} away")
     return manifest
+
+
+def _named(out: Path) -> Path:
+    """The folder gets neighbours named after it (lock, partial), so it needs a name of its own."""
+    if out.name in ("", ".."):
+        raise UserError(f"{str(out)!r} can't be made anew: name a folder with --out")
+    return out
 
 
 def _refuse_to_overwrite(out: Path, done: dict[str, Any] | None, replace: bool) -> None:
@@ -227,15 +243,21 @@ def _partial(out: Path, fingerprint: str) -> Path:
     """`out.partial`, as an equal run left it, else empty."""
     partial = out.with_name(out.name + ".partial")
     with writing(partial):
-        state = partial / _STATE
-        if state.is_file() and read_json(state).get("fingerprint") == fingerprint:
+        if fingerprint in (_fingerprint_in(partial / _STATE), _fingerprint_in(partial / MANIFEST)):
             progress.say(f"  going on with what an earlier run left in {partial}")
             return partial
-        if partial.exists():
-            shutil.rmtree(partial)
+        _remove(partial)
         partial.mkdir(parents=True)
-        write_json(state, {"fingerprint": fingerprint})
+        write_json(partial / _STATE, {"fingerprint": fingerprint})
     return partial
+
+
+def _fingerprint_in(path: Path) -> str | None:
+    try:
+        state = read_json(path)
+    except UserError:  # not there, or damaged: nothing to go on with
+        return None
+    return state.get("fingerprint") if isinstance(state, dict) else None
 
 
 def _old(out: Path) -> Path:
@@ -244,18 +266,29 @@ def _old(out: Path) -> Path:
 
 def _put_in_place(partial: Path, out: Path) -> None:
     with writing(out):
-        if out.exists():
+        _remove(partial / ".work")
+        (partial / _STATE).unlink(missing_ok=True)
+        if os.path.lexists(out):
             out.rename(_old(out))
         partial.rename(out)
-        shutil.rmtree(_old(out), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(_old(out))
+
+
+def _remove(path: Path) -> None:
+    """A folder with all in it; of a link, the link alone."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _recover(out: Path) -> None:
     """A kill between the two renames leaves the former artifact under its `.old` name."""
-    if _old(out).exists():
-        if out.exists():
-            shutil.rmtree(_old(out))
-        else:
+    with writing(out):
+        if os.path.lexists(out):
+            _remove(_old(out))
+        elif os.path.lexists(_old(out)):
             _old(out).rename(out)
 
 
@@ -267,15 +300,22 @@ def _locked(out: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no flock; two writers there are not kept apart
-            pass
-        except BlockingIOError as error:
-            raise UserError(f"another lmworks run is writing {out}: wait for it to end") from error
+        if not _take(handle, path):
+            raise UserError(f"another lmworks run is writing {out}: wait for it to end")
         yield
         path.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _take(handle: int, path: Path) -> bool:
+    """Whether the lock is ours. One that its former holder removed meanwhile locks nobody out."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; two writers there are not kept apart
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
