@@ -79,7 +79,7 @@ def draw_questions(config: QuestionsConfig, run: Run) -> dict[str, Any]:
     by_rule: Counter[str] = Counter()
     # Held-out first: a question asked there is never trained on.
     for part in ("heldout", "train"):
-        drawn = list(_distinct(draw(read_documents(corpus / f"{part}.jsonl"), rules), seen))
+        drawn = list(draw(read_documents(corpus / f"{part}.jsonl"), rules, seen))
         drawn.sort(key=lambda d: (stable_share(str(config.seed), d.id), d.id))
         if part == "train" and config.max_questions:
             drawn = drawn[: config.max_questions]
@@ -97,25 +97,22 @@ def _rules(corpus: Path) -> dict[str, Rule]:
     """The good rules; with the last resort when those find too little in the whole corpus."""
     rules: dict[str, Rule] = {name: load_target(target) for name, target in RULES.items()}
     good = {name: rule for name, rule in rules.items() if name != _LAST_RESORT}
-    drawn = draw(read_documents(corpus / "train.jsonl"), good)
+    drawn = draw(read_documents(corpus / "train.jsonl"), good, set())
     return good if len(list(itertools.islice(drawn, _ENOUGH))) == _ENOUGH else rules
 
 
-def draw(documents: Iterable[Document], rules: Mapping[str, Rule]) -> Iterator[_Drawn]:
-    """Pairs of every document; the last resort only where the other rules found none."""
+def draw(
+    documents: Iterable[Document], rules: Mapping[str, Rule], seen: set[str]
+) -> Iterator[_Drawn]:
+    """Pairs whose question is not in `seen` yet, which grows; the last resort only where the
+    other rules gave none."""
     for document in documents:
         found = False
         for name, rule in rules.items():
             if name == _LAST_RESORT and found:
                 continue
             for pair in rule(document):
-                found = True
-                yield _Drawn(rule=name, document=document, pair=pair)
-
-
-def _distinct(drawn: Iterable[_Drawn], seen: set[str]) -> Iterator[_Drawn]:
-    for each in drawn:
-        key = each.pair.question.casefold()
-        if key not in seen:
-            seen.add(key)
-            yield each
+                if (key := pair.question.casefold()) not in seen:
+                    seen.add(key)
+                    found = True
+                    yield _Drawn(rule=name, document=document, pair=pair)

@@ -47,7 +47,7 @@ def draw(document: Document) -> Iterator[Pair]:
 def _headed(document: Document) -> Iterator[tuple[str, str]]:
     if document.source.endswith(_PLAIN_KINDS):
         yield from _lines_alone(document.text)
-    for head, body in itertools.pairwise(paragraphs(document.text)):
+    for head, body in itertools.pairwise([*paragraphs(document.text), ""]):
         head, first, rest = head.strip(), *_first_line(head)
         if found := _MARKDOWN.match(head) or _UNDERLINED.match(head):
             yield found[1], body

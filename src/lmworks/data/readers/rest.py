@@ -17,7 +17,7 @@ _ROLE = re.compile(r":[a-z][a-z:+-]{0,30}:`[!~]?([^`<]{1,200}?)(?:\s{0,2}<[^`>]{
 _LINK = re.compile(r"`([^`<]{1,200}?)\s{0,2}<[^`>]{1,300}>`__?")
 _LITERAL = re.compile(r"``([^`\n]+)``")
 _COMMENT = re.compile(r"^\.\.(?: (?!\S+::|\[|_|\|)[^\n]*)?\n(?:[ \t]+[^\n]*\n)*", re.MULTILINE)
-_COLONS = re.compile(r"(?<=\w)::[ \t]*$", re.MULTILINE)
+_COLONS = re.compile(r"^(?![ \t]*\.\. )([^\n]*[^\s:])::[ \t]*$", re.MULTILINE)
 _HEADING = re.compile(r"^(\S.*)\n([=*~^\"'#-])\2{2,}[ \t]*$", re.MULTILINE)
 
 
@@ -31,4 +31,4 @@ def read_rest(path: Path, data: bytes) -> Read:
 def without_roles(text: str) -> str:
     """Inline markup as a plain reader would write it."""
     text = _LITERAL.sub(r"`\1`", _LINK.sub(r"\1", _ROLE.sub(r"`\1`", text)))
-    return _COLONS.sub(":", text)
+    return _COLONS.sub(r"\1:", text)
