@@ -92,8 +92,9 @@ def quantize_q8_0(array: np.ndarray) -> np.ndarray:
     rows, columns = array.shape
     blocks = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, BLOCK)
     scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale > 0, np.float32(1) / scale, np.float32(0))
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(1) / scale
+    inverse[np.isinf(inverse)] = 0  # all zero, or so small that the float16 scale is zero
     scaled = blocks * inverse
     codes = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
     packed = np.concatenate([scale.astype(np.float16).view(np.uint8), codes.view(np.uint8)], axis=1)

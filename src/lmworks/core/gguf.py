@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +37,7 @@ _VERSION = 3
 _ALIGNMENT = 32
 _MAX_DIMS = 4
 _MAX_DEPTH = 4  # of arrays in arrays
+_MAX_MESSAGE = 200  # characters of an error
 
 # Metadata value types by number: (struct code, NumPy dtype).
 _SCALARS = {
@@ -53,7 +54,14 @@ _SCALARS = {
     12: ("d", "<f8"),
 }
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-_U32, _I32, _F32, _I64 = 4, 5, 6, 11
+_U32, _I32, _F32, _U64, _I64 = 4, 5, 6, 10, 11
+# Integer types in the order they are tried; llama.cpp reads its sizes as unsigned 32-bit.
+_RANGES = {
+    _U32: range(0, 1 << 32),
+    _I32: range(-(1 << 31), 1 << 31),
+    _I64: range(-(1 << 63), 1 << 63),
+    _U64: range(0, 1 << 64),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +103,9 @@ class _Cursor:
         self.path, self.data, self.at = path, data, 0
 
     def fail(self, what: str) -> UserError:
-        return UserError(f"{self.path} is not a GGUF file that can be read: {what}")
+        # Names out of the file are part of it: no control characters and no megabytes of them.
+        clean = "".join(c if c.isprintable() else "?" for c in what[:_MAX_MESSAGE])
+        return UserError(f"{self.path} is not a GGUF file that can be read: {clean}")
 
     def take(self, count: int, what: str) -> bytes:
         left = len(self.data) - self.at
@@ -201,8 +211,8 @@ def _map_tensors(
         missing = first + num_bytes - len(cursor.data)
         if missing > 0:
             raise UserError(
-                f"{cursor.path} is cut short: tensor {name!r} ends {missing} bytes past the end "
-                "of the file; fetch it again"
+                f"{cursor.path} is cut short: tensor {name[:_MAX_MESSAGE]!r} ends {missing} bytes "
+                "past the end of the file; fetch it again"
             )
         tensors[name] = GGUFTensor(
             name=name, shape=shape, type=kind, data=cursor.data[first : first + num_bytes]
@@ -215,9 +225,12 @@ def dequantize(tensor: GGUFTensor) -> np.ndarray:
     block = TYPES[tensor.type]
     if block.decode is None:
         known = ", ".join(name for name, b in TYPES.items() if b.decode)
-        raise UserError(f"tensor {tensor.name!r} has type {tensor.type}; can be read: {known}")
+        raise UserError(
+            f"tensor {tensor.name[:_MAX_MESSAGE]!r} has type {tensor.type}; can be read: {known}"
+        )
     raw = np.asarray(tensor.data).reshape(-1, block.num_bytes)
-    return block.decode(raw).reshape(tensor.shape)
+    with np.errstate(invalid="ignore"):  # a damaged scale gives NaN, which loading refuses by name
+        return block.decode(raw).reshape(tensor.shape)
 
 
 def write_gguf(
@@ -227,8 +240,14 @@ def write_gguf(
 
     Args:
         metadata: values may be bool, int, float, str, and lists of one of these.
+            `general.alignment` is kept to.
         tensors: by name; `data` must hold exactly the bytes that type and shape ask for.
     """
+    alignment = metadata.get("general.alignment", _ALIGNMENT)
+
+    def padding(count: int) -> int:
+        return -count % alignment
+
     with atomic_open(path) as file:
         file.write(_MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(metadata)))
         for key, value in metadata.items():
@@ -240,15 +259,11 @@ def write_gguf(
             file.write(_packed_string(tensor.name))
             file.write(struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
             file.write(struct.pack("<IQ", TYPES[tensor.type].number, offset))
-            offset += _padded(tensor.data.nbytes)
-        file.write(bytes(_padded(file.tell()) - file.tell()))
+            offset += tensor.data.nbytes + padding(tensor.data.nbytes)
+        file.write(bytes(padding(file.tell())))
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor.data).tobytes())
-            file.write(bytes(_padded(tensor.data.nbytes) - tensor.data.nbytes))
-
-
-def _padded(count: int) -> int:
-    return -(-count // _ALIGNMENT) * _ALIGNMENT
+            file.write(bytes(padding(tensor.data.nbytes)))
 
 
 def _packed_string(text: str) -> bytes:
@@ -257,14 +272,13 @@ def _packed_string(text: str) -> bytes:
 
 
 def _write_value(file: IO[bytes], value: Any) -> None:
-    kind = _kind_of(value)
-    file.write(struct.pack("<I", kind))
-    if kind != _ARRAY:
-        file.write(_packed(value, kind))
+    if not isinstance(value, list | tuple):
+        kind = _kind_of([value])
+        file.write(struct.pack("<I", kind) + _packed(value, kind))
         return
-    inner = _kind_of(value[0]) if value else _I32
-    file.write(struct.pack("<IQ", inner, len(value)))
-    file.write(b"".join(_packed(item, inner) for item in value))
+    kind = _kind_of(value)
+    file.write(struct.pack("<IIQ", _ARRAY, kind, len(value)))
+    file.write(b"".join(_packed(item, kind) for item in value))
 
 
 def _packed(value: Any, kind: int) -> bytes:
@@ -273,18 +287,19 @@ def _packed(value: Any, kind: int) -> bytes:
     return struct.pack("<" + _SCALARS[kind][0], value)
 
 
-def _kind_of(value: Any) -> int:
-    if isinstance(value, bool):
+def _kind_of(values: Sequence[Any]) -> int:
+    """The one type that holds all of `values`."""
+    types = {type(value) for value in values}
+    if types == {bool}:
         return _BOOL
-    if isinstance(value, int):
-        # llama.cpp reads its sizes as unsigned 32-bit; wider or negative ones need another type.
-        if 0 <= value < 1 << 32:
-            return _U32
-        return _I64
-    if isinstance(value, float):
-        return _F32
-    if isinstance(value, str):
+    if types == {str}:
         return _STRING
-    if isinstance(value, list | tuple):
-        return _ARRAY
-    raise TypeError(f"GGUF metadata can't hold a {type(value).__name__}")
+    if types <= {int}:
+        low, high = min(values, default=-1), max(values, default=-1)
+        for kind, numbers in _RANGES.items():
+            if low in numbers and high in numbers:
+                return kind
+    if types <= {int, float}:
+        return _F32
+    names = ", ".join(sorted(kind.__name__ for kind in types))
+    raise TypeError(f"GGUF metadata can't hold {names} in one value")
