@@ -83,7 +83,7 @@ class PackedMatrix:
         for at in range(grouped, len(x)):
             self._dots(one, x[at], out[at])
         if self.offsets is not None:
-            sums = x.reshape(len(x), -1, BLOCK).sum(axis=2)
+            sums = x.reshape(len(x), self.shape[1] // BLOCK, BLOCK).sum(axis=2)
             out += sums @ self.offsets.T
         return out
 

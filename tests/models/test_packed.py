@@ -1,0 +1,143 @@
+"""Packed matrices: the products of the unpacked ones, for every shape, and for two threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from lmworks.core.errors import UserError
+from lmworks.core.gguf import GGUFTensor, dequantize
+from lmworks.core.ggml_types import TYPES
+from lmworks.models import packed
+from lmworks.models.packed import PACKED_TYPES, PackedEmbedding, PackedLinear, PackedMatrix
+
+
+def tensor(kind: str, rows: int, columns: int, seed: int = 0) -> GGUFTensor:
+    """Random codes with scales (and offsets) of both signs, about as large as weights have."""
+    random = np.random.default_rng(seed)
+    blocks = rows * columns // 32
+    raw = random.integers(0, 256, (blocks, TYPES[kind].num_bytes), dtype=np.uint8)
+    halves = 2 if kind == "Q4_1" else 1
+    scales = random.normal(0, 0.02, (blocks, halves)).astype(np.float16)
+    raw[:, : 2 * halves] = scales.view(np.uint8)
+    return GGUFTensor(name="w", shape=(rows, columns), type=kind, data=raw.reshape(-1))
+
+
+def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    scale = expected.abs().max().item() or 1.0
+    assert ours.dtype == torch.float32 and ours.shape == expected.shape
+    assert (ours - expected).abs().max().item() <= 2e-6 * scale
+
+
+@pytest.mark.parametrize("kind", PACKED_TYPES)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 33])
+@pytest.mark.parametrize("columns", [32, 160])
+def test_the_product_is_that_of_the_unpacked_matrix(kind: str, rows: int, columns: int) -> None:
+    source = tensor(kind, rows, columns)
+    layer, weight = PackedLinear(source), torch.from_numpy(dequantize(source))
+    generator = torch.Generator().manual_seed(0)
+    for count in range(21):
+        x = torch.randn(count, columns, generator=generator)
+        if count == 0:
+            assert layer(x).shape == (0, rows)
+        else:
+            close(layer(x), (x.double() @ weight.double().T).float())
+
+
+@pytest.mark.parametrize("kind", PACKED_TYPES)
+def test_unpacked_it_is_what_the_file_says(kind: str) -> None:
+    source = tensor(kind, 6, 64)
+    expected = torch.from_numpy(dequantize(source))
+    assert torch.equal(PackedLinear(source).dequantized(), expected)
+    assert torch.equal(PackedEmbedding(source).dequantized(), expected)
+
+
+@pytest.mark.parametrize("kind", PACKED_TYPES)
+@pytest.mark.parametrize("rows", [1, 9])
+def test_the_gradient_reaches_the_activations(kind: str, rows: int) -> None:
+    source = tensor(kind, 10, 64)
+    x = torch.randn(2, rows, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    upstream = torch.randn(2, rows, 10, generator=torch.Generator().manual_seed(1))
+    (PackedLinear(source)(x) * upstream).sum().backward()
+    assert x.grad is not None
+    close(x.grad, upstream @ torch.from_numpy(dequantize(source)))
+
+
+@pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 64), (2, 3, 64), (2, 0, 64)])
+def test_leading_dimensions_stay(shape: tuple[int, ...]) -> None:
+    x = torch.ones(shape)
+    assert PackedLinear(tensor("Q8_0", 5, 64))(x).shape == (*shape[:-1], 5)
+
+
+def test_activations_need_not_lie_together() -> None:
+    source = tensor("Q4_0", 5, 64)
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).T
+    assert not x.is_contiguous()
+    close(PackedLinear(source)(x), x @ torch.from_numpy(dequantize(source)).T)
+
+
+@pytest.mark.parametrize("kind", PACKED_TYPES)
+def test_rows_are_looked_up(kind: str) -> None:
+    source = tensor(kind, 20, 32)
+    table, ids = torch.from_numpy(dequantize(source)), torch.tensor([[0, 19, 3], [3, 3, 7]])
+    embedding = PackedEmbedding(source)
+    assert torch.equal(embedding(ids), table[ids])
+    assert embedding(torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0, 32)
+    for bad in (-1, 20):
+        with pytest.raises(IndexError, match="out of range"):
+            embedding(torch.tensor([bad]))
+
+
+@pytest.mark.parametrize("kind", PACKED_TYPES)
+def test_two_threads_at_once_do_not_disturb_each_other(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a machine with cores to spare: every product is itself split between threads.
+    monkeypatch.setattr(packed, "_SPLIT_WEIGHTS", 1)
+    monkeypatch.setattr(packed, "_threads", lambda: 3)
+    layers = [PackedLinear(tensor(kind, 101, 64, seed)) for seed in range(2)]
+    x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    expected = [x @ layer.dequantized().T for layer in layers]
+
+    def work(index: int) -> torch.Tensor:
+        results = [layers[index](x) for _ in range(100)]
+        assert all(torch.equal(results[0], r) for r in results)
+        return results[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        for ours, truth in zip(pool.map(work, [0, 1]), expected, strict=True):
+            close(ours, truth)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 16])
+@pytest.mark.parametrize("rows", [1, 5, 14, 64])
+def test_split_between_threads_it_is_the_same_product(
+    monkeypatch: pytest.MonkeyPatch, parts: int, rows: int
+) -> None:
+    source = tensor("Q4_1", rows, 96)
+    x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
+    whole = PackedLinear(source)(x)
+    monkeypatch.setattr(packed, "_SPLIT_WEIGHTS", 1)
+    monkeypatch.setattr(packed, "_threads", lambda: parts)
+    close(PackedLinear(source)(x), whole)
+
+
+def test_a_prompt_is_worked_off_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tensor("Q8_0", 13, 64)
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(packed, "_SLICE_WEIGHTS", 3 * 64)
+    close(PackedLinear(source)(x), x @ torch.from_numpy(dequantize(source)).T)
+
+
+def test_the_memory_is_about_a_byte_per_weight() -> None:
+    assert PackedMatrix(tensor("Q4_0", 8, 64)).num_bytes == 8 * 64 + 8 * 2 * 4
+    assert PackedMatrix(tensor("Q4_1", 8, 64)).num_bytes == 8 * 64 + 2 * 8 * 2 * 4
+
+
+def test_another_type_is_refused() -> None:
+    plain = GGUFTensor(name="w", shape=(1, 32), type="F32", data=np.zeros(128, np.uint8))
+    with pytest.raises(UserError, match="w: F32 can't be computed with"):
+        PackedLinear(plain)
