@@ -83,7 +83,7 @@ def check(recipe: Path, tmp_path: Path, *, kills: int, seed: int) -> None:
     for _ in range(kills):
         process = start(recipe, tmp_path / "killed")
         try:
-            process.communicate(timeout=draw.uniform(0.3, 0.9) * seconds)
+            process.communicate(timeout=draw.uniform(0.1, 0.6) * seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()

@@ -34,8 +34,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuickstartConfig, Ar
     root = tmp_path_factory.mktemp("quickstart")
     folder = root / "texts"
     folder.mkdir()
-    for name in sorted(topics)[::2]:
-        (folder / f"{name}.md").write_text(f"# {name}\n\n{topics[name]}")
+    for name, text in sorted(topics.items()):
+        for number, part in enumerate(text.split("\n\n\n")):
+            (folder / f"{name}-{number}.md").write_text(f"# {name} {number}\n\n{part}")
     config = QuickstartConfig(folder=str(folder), out=str(root / "out"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_plan", lambda *_: PLAN)

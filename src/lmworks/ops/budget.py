@@ -23,8 +23,8 @@ MIN_BUDGET_S = 60
 
 # Shares of the time that is left after corpus, tokenizer and measurement. The rest goes to the
 # evaluation, the 8-bit weights, the samples and the report.
-_PRETRAIN_SHARE = 0.64
-_SFT_SHARE = 0.12
+_PRETRAIN_SHARE = 0.68
+_SFT_SHARE = 0.10
 
 # Deepest model for a number of tokens that depth 4 could be trained on in the time there is: more
 # compute is split between a larger model and more tokens. Found by trial, see docs/log.md.

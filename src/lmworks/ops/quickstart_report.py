@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,10 +147,11 @@ class _Samples:
             chat = LocalChat(engine, stage)
             settings = {"max_tokens": _SAMPLE_TOKENS, "temperature": 0.0}
             for prompt in self._openings:
-                self._texts[prompt].append((stage, chat.complete_text(prompt, **settings).text))
+                text = chat.complete_text(prompt, **settings).text
+                self._texts[prompt].append((stage, _shown(text)))
             for question in self._questions:
-                messages = [{"role": "user", "content": question}]
-                self._texts[question].append((stage, chat.complete(messages, **settings).text))
+                text = chat.complete([{"role": "user", "content": question}], **settings).text
+                self._texts[question].append((stage, _shown(text)))
         finally:
             engine.close()
 
@@ -163,6 +165,11 @@ class _Samples:
 
 
 _ENDS = ("<|endoftext|>", "<|im_end|>")
+
+
+def _shown(text: str) -> str:
+    """What a model wrote without runs of empty lines, which an untrained one is fond of."""
+    return re.sub(r"\n\s*\n", "\n\n", text).strip() or "(only white space)"
 
 
 def _speeds(inputs: dict[str, Path]) -> dict[str, float]:

@@ -71,7 +71,7 @@ def _mapping_with_lines(loader: _Lines, node: yaml.MappingNode) -> dict[str, Any
     return _LinedDict(values, lines)
 
 
-class _LinedDict(dict[str, Any]):
+class _LinedDict(dict[Any, Any]):
     def __init__(self, values: Mapping[str, Any], lines: Mapping[str, int]) -> None:
         super().__init__(values)
         self.lines = dict(lines)
