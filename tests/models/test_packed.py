@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lmworks.core.errors import UserError
-from lmworks.core.gguf import GGUFTensor, dequantize
 from lmworks.core.ggml_types import TYPES
+from lmworks.core.gguf import GGUFTensor, dequantize
 from lmworks.models import packed
 from lmworks.models.packed import PACKED_TYPES, PackedEmbedding, PackedLinear, PackedMatrix
 

@@ -1,8 +1,8 @@
 """Stage `quantize`: a model in, one GGUF file with smaller weights out.
 
 Round to nearest in blocks of 32 (Q8_0): each block keeps its largest magnitude exactly. Vectors
-(norms) stay float32. A matrix whose rows do not divide into blocks falls back to float16, and the
-metrics say so.
+(norms) stay float32. A matrix whose rows do not divide into blocks falls back to float16, one with
+weights past float16's range to float32, and the metrics say so.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MODEL_FILE = "model.gguf"
 # llama.cpp's numbers for "mostly of this type", shown by its tools.
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
+_LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}  # magnitudes; Q8_0's scale is a float16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def _matrices(config: Any, state: dict[str, np.ndarray]) -> list[tuple[str, np.n
 
 
 def encode(name: str, array: np.ndarray, kind: str) -> GGUFTensor:
-    """One tensor in the wanted type, or in the nearest that its shape allows."""
+    """One tensor in the wanted type, or in the nearest that its shape and values allow."""
     import numpy as np
 
     from lmworks.core.gguf import GGUFTensor, quantize_q8_0
@@ -97,6 +98,8 @@ def encode(name: str, array: np.ndarray, kind: str) -> GGUFTensor:
         kind = "F32"
     elif kind == "Q8_0" and array.shape[1] % 32:
         kind = "F16"
+    if kind != "F32" and np.abs(array).max(initial=0) > _LARGEST[kind]:
+        kind = "F32"
     if kind == "Q8_0":
         data = quantize_q8_0(array)
     else:
