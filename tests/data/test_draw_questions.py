@@ -9,6 +9,7 @@ import pytest
 
 from lmworks.core.errors import UserError
 from lmworks.data.corpus import CorpusConfig, build_corpus
+from lmworks.data.documents import write_documents
 from lmworks.data.questions import QuestionsConfig, draw_questions
 
 
@@ -65,6 +66,20 @@ def test_same_corpus_same_bytes_and_fewer_when_asked(corpus, tmp_path):
     assert few.metrics["num_heldout"] == one.metrics["num_heldout"]
     other = draw(corpus, tmp_path / "d", seed=1)
     assert rows(other.path / "train.jsonl") != rows(one.path / "train.jsonl")
+
+
+def test_a_question_of_both_sides_is_asked_in_the_held_out_one(make_document, tmp_path):
+    corpus = tmp_path / "corpus"
+    both = "An otter is a mammal that lives along rivers.\n\n"
+    own = "A heron is a bird that stands in the water.\n\n"
+    write_documents(corpus / "train.jsonl", [make_document(both + own, source="a.txt")])
+    write_documents(corpus / "heldout.jsonl", [make_document(both, source="b.txt")])
+    made = draw(corpus, tmp_path / "questions")
+    (asked,) = rows(made.path / "heldout.jsonl")
+    assert "otter" in asked["messages"][0]["content"]
+    trained = [row["messages"][0]["content"] for row in rows(made.path / "train.jsonl")]
+    assert asked["messages"][0]["content"] not in trained
+    assert len(trained) == 1
 
 
 def test_prose_without_definitions_falls_back_and_says_so(prose_folder, tmp_path):

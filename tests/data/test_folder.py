@@ -154,3 +154,11 @@ def test_the_hash_sees_what_is_read_and_nothing_else(tmp_path, monkeypatch):
     assert hash_folder(tmp_path) != first
     (tmp_path / "a.txt").rename(tmp_path / "b.txt")
     assert hash_folder(tmp_path) != first
+
+
+def test_folders_come_in_the_order_of_their_names(tmp_path):
+    names = [f"{letter}{number}" for number in range(4) for letter in "zyxwa"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("words")
+    assert list(read(tmp_path)) == [f"{name}/a.txt" for name in sorted(names)]

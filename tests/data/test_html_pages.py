@@ -71,10 +71,11 @@ def test_a_page_without_text_says_so(extractor):
     ["<!--" * 50_000, "<a b='" * 20_000, "<" * 100_000, "<![foo[" * 9, "<div>" * 20_000, "<!" * 9],
     ids=["comments", "quotes", "angles", "declaration", "deep", "marked"],
 )
-def test_hostile_markup_ends_soon(extractor, page):
+@pytest.mark.parametrize("end", ["", "x>"])
+def test_hostile_markup_ends_soon(extractor, page, end):
     started = time.monotonic()
     with contextlib.suppress(Unreadable):
-        read_html(Path("x.html"), f"<p>Some words to find.</p>{page}".encode())
+        read_html(Path("x.html"), f"<p>Some words to find.</p>{page}{end}".encode())
     assert time.monotonic() - started < 5
 
 

@@ -44,6 +44,7 @@ def test_line_ends_become_newlines_in_every_encoding():
             "encoding",
             "not UTF-8 text (byte 11)",
         ),
+        (b"Some words, then signs: \xa6\xb1\xb7\xa6", "encoding", "not UTF-8 text (byte 24)"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "binary", "NUL"),
         (b"\xff\xfe" + b"a\0" * 9 + b"a", "encoding", "utf-16"),
         (bytes(range(1, 32)) * 9, "binary", "control characters"),

@@ -91,3 +91,9 @@ def test_the_order_depends_on_ids_and_seed_alone(make_document):
     assert shuffled(rows, seed=1) == shuffled(rows[::-1], seed=1)
     assert shuffled(rows, seed=1) != shuffled(rows, seed=2)
     assert shuffled(rows, seed=1) != rows
+
+
+def test_however_large_the_share_something_is_left_to_learn_from():
+    sizes = {f"g{i}": 100 for i in range(5)}
+    for seed in range(20):
+        assert 1 <= len(heldout_groups(sizes, share=0.99, seed=seed)) < 5
