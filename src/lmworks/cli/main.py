@@ -23,6 +23,21 @@ class LazyGroup(click.Group):
         super().__init__(**options)
         self._prefix = prefix
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # `lmworks` alone asks what there is
+            click.echo(ctx.get_help())
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader went away (`lmworks ... | head`); a second error at exit would follow,
+            # and click would call it a failure.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit()
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._lines())
 
@@ -92,36 +107,32 @@ def main(arguments: list[str] | None = None) -> int:
     # anything else runs: with one of two cores busy, training is 4 times faster with short spins.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
-        cli.main(args=arguments, prog_name="lmworks", standalone_mode=False)
+        status = cli.main(args=arguments, prog_name="lmworks", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         return _fail("stopped; run the same command again to go on", 130, plain=True)
     except UserError as error:
         return _fail(str(error), error.exit_code)
     except click.ClickException as error:
         return _fail(_click_message(error), 2)
-    except BrokenPipeError:
-        # The reader went away (`lmworks ... | head`); a second error at exit would follow.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except MemoryError:
         return _fail("out of memory: take a smaller model, batch or context", 2)
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _click_message(error: click.ClickException) -> str:
-    message = error.format_message().replace("\n", " ")
+    message = error.format_message()
     if isinstance(error, click.UsageError) and error.ctx is not None:
         message += f" (see `{error.ctx.command_path} --help`)"
     return message
 
 
 def _fail(message: str, status: int, *, plain: bool = False) -> int:
-    if os.environ.get("LMWORKS_DEBUG") and sys.exc_info()[0] is not KeyboardInterrupt:
+    if os.environ.get("LMWORKS_DEBUG") and not plain:
         import traceback
 
         traceback.print_exc()
     start = "lmworks: " if plain else "lmworks: error: "
-    click.echo(start + message, err=True)
+    click.echo(start + " ".join(message.splitlines()), err=True)
     return status
 
 

@@ -17,7 +17,6 @@ from lmworks.core.config import (
     merge,
     options,
     parse_set,
-    to_mapping,
     type_name,
 )
 from lmworks.core.errors import UserError
@@ -84,7 +83,9 @@ def _option(item: Option) -> click.Option:
     else:
         kind = {int: int, float: float}.get(item.type, str)
     # No default here: what the user did not say must not override a recipe.
-    metavar = "REF" if item.role == REFERENCE else type_name(item.type).upper()
+    metavar = "REF" if item.role == REFERENCE else type_name(item.type)
+    if not isinstance(kind, click.Choice):
+        metavar = metavar.upper()  # choices are typed as they are shown
     return click.Option([flag, item.name], type=kind, default=None, metavar=metavar, help=shown)
 
 
@@ -95,10 +96,12 @@ def build_config(
     values: dict[str, Any] = {}
     if recipe:
         values = _read_recipe(Path(recipe))
-    values |= {name: value for name, value in given.items() if value is not None}
+    known = {item.name: item for item in options(config_type)}
+    given = {name: value for name, value in given.items() if value is not None}
+    values |= {name: _from_flag(known[name], value) for name, value in given.items()}
     for text in sets:
         path, value = parse_set(text)
-        values = merge(_with_defaults(config_type, values, path), path, value)
+        values = merge(values, path, value)
     missing = [o.name for o in options(config_type) if o.required and o.name not in values]
     if missing:
         flags = ", ".join("--" + name.replace("_", "-") for name in missing)
@@ -106,13 +109,14 @@ def build_config(
     return from_mapping(config_type, values, where=recipe or "config")
 
 
-def _with_defaults(config_type: type, values: dict[str, Any], path: list[str]) -> dict[str, Any]:
-    """A nested default must be spelt out before one key of it is changed."""
-    known = {o.name: o for o in options(config_type)}
-    head = known.get(path[0])
-    if len(path) > 1 and head is not None and head.nested and path[0] not in values:
-        return values | {path[0]: to_mapping(head.default)}
-    return values
+def _from_flag(item: Option, value: Any) -> Any:
+    """A flag's text as the value that its field wants, where click does not make it."""
+    origin = typing.get_origin(item.type)
+    if origin is typing.Literal:
+        return next(a for a in typing.get_args(item.type) if str(a) == value)
+    if origin in (list, tuple, dict):
+        return parse_set(f"{item.name}={value}")[1]
+    return value
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -122,8 +126,10 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"recipe {path} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    # A date or number that looks right and is not is a plain ValueError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"recipe {path} is not valid YAML: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"recipe {path} must hold settings as `key: value`")
     return values
