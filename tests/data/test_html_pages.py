@@ -83,3 +83,8 @@ def test_unclosed_navigation_hides_no_more_than_its_own(monkeypatch):
     monkeypatch.setitem(sys.modules, "trafilatura", None)
     page = b"<body><div><nav><ul><li>Menu</nav></div><p>After the menu.</p>"
     assert read_html(Path("x.html"), page).text == "After the menu."
+
+
+def test_an_open_comment_hides_the_rest(extractor):
+    page = b"<body><p>These words are shown to all.</p><!-- these are for nobody"
+    assert read_html(Path("x.html"), page).text == "These words are shown to all."
