@@ -126,16 +126,17 @@ def _over_defaults(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in values.items():
         item = known[key]
         if item.nested and isinstance(value, Mapping) and not item.required:
-            filled[key] = _laid_over(dataclasses.asdict(item.default), value)
+            filled[key] = lay_over(dataclasses.asdict(item.default), value)
     return filled
 
 
-def _laid_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def lay_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `base` with `values` in it, level by level."""
     merged = dict(base)
     for key, value in values.items():
         under = merged.get(key)
         if isinstance(under, Mapping) and isinstance(value, Mapping):
-            value = _laid_over(under, value)
+            value = lay_over(under, value)
         merged[key] = value
     return merged
 

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from lmworks.core import progress
-from lmworks.core.config import from_mapping, merge, parse_set
+from lmworks.core.config import from_mapping, lay_over, merge, parse_set
 from lmworks.core.errors import UserError, unknown_name
 from lmworks.core.stages import Artifact, Stage
 from lmworks.core.tables import look_up
@@ -89,18 +89,24 @@ def load_recipe(name: str, *, sets: Sequence[str] = (), out: str | None = None) 
     Raises: UserError naming the file, the line and the nearest known name.
     """
     path = _find(name)
-    data = _read(path)
+    source = _read(path)
     for text in sets:
-        keys, value = parse_set(text)
-        if keys[0] not in data["steps"]:
-            raise unknown_name("step", keys[0], data["steps"])
-        data["steps"][keys[0]] = merge(data["steps"][keys[0]], keys[1:], value)
-    folder = Path(out or data.get("out") or f"runs/{path.stem}").expanduser()
+        _change(source, text)
+    folder = Path(out or source.out or f"runs/{path.stem}").expanduser()
     steps: list[Step] = []
-    for step, values in data["steps"].items():
-        where = f"{path.name}, step {step!r}{_line(data['steps'], step)}"
-        steps.append(_step(step, values, folder, [s.name for s in steps], where))
+    for step, values in source.steps.items():
+        steps.append(_step(step, values, folder, [s.name for s in steps], source.where[step]))
     return Recipe(out=folder, steps=tuple(steps))
+
+
+def _change(source: _Source, text: str) -> None:
+    (step, *path), value = parse_set(text)
+    if step not in source.steps:
+        raise unknown_name("step", step, source.steps)
+    if not path:
+        raise UserError(f"--set {text!r}: write it as step.key=value")
+    if isinstance(source.steps[step], Mapping):
+        source.steps[step] = merge(source.steps[step], path, value)
 
 
 def run_recipe(recipe: Recipe) -> Iterator[Artifact]:
@@ -123,37 +129,66 @@ def _find(name: str) -> Path:
     raise unknown_name("recipe", name, [p.stem for p in _PACKAGED.glob("*.yaml")])
 
 
-def _read(path: Path, depth: int = 0) -> dict[str, Any]:
-    """A recipe's content with that of its base under it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A recipe's content with that of its bases under it, unchecked."""
+
+    out: str | None
+    steps: dict[str, Any]
+    where: dict[str, str]  # by step: the file and line that last had a say in it
+
+
+def _read(path: Path, depth: int = 0) -> _Source:
     if depth > _MAX_BASES:
         raise UserError(f"{path}: recipes are based on each other in a circle")
+    data = _parse(path)
+    steps = {str(step): values for step, values in (data.get("steps") or {}).items()}
+    where = {step: f"{path.name}, step {step!r}{_line(data.get('steps'), step)}" for step in steps}
+    if "base" in data:
+        found = path.parent / str(data["base"])
+        under = _read(found if found.is_file() else _find(str(data["base"])), depth + 1)
+        return _Source(
+            out=data.get("out", under.out),
+            steps=under.steps | {s: _over(under.steps.get(s), v) for s, v in steps.items()},
+            where=under.where | where,
+        )
+    if not steps:
+        raise UserError(f"{path}: no steps")
+    return _Source(out=data.get("out"), steps=steps, where=where)
+
+
+def _over(under: Any, values: Any) -> Any:
+    if values is None:
+        return under
+    both = isinstance(under, Mapping) and isinstance(values, Mapping)
+    return lay_over(under, values) if both else values
+
+
+def _parse(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Lines)
-    except yaml.YAMLError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    # A date or number that looks right and is not is a plain ValueError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"{path} is not valid YAML{line}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {error}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("steps", {}), dict):
+    if not isinstance(data, dict) or not isinstance(data.get("steps") or {}, dict):
         raise UserError(f"{path}: a recipe is a mapping with `steps`, each with a `stage`")
-    for key in data:
+    for key in map(str, data):
         if key not in ("out", "steps", "base"):
             raise unknown_name(
                 f"key in {path.name}{_line(data, key)}", key, ["out", "steps", "base"]
             )
-    if "base" not in data:
-        if not data.get("steps"):
-            raise UserError(f"{path}: no steps")
-        return data
-    found = path.parent / str(data["base"])
-    under = _read(found if found.is_file() else _find(str(data["base"])), depth + 1)
-    for step, values in (data.get("steps") or {}).items():
-        under["steps"][step] = {**under["steps"].get(step, {}), **(values or {})}
-    return under | {key: value for key, value in data.items() if key == "out"}
+    if not isinstance(data.get("out", ""), str):
+        raise UserError(f"{path}: `out` must name a folder")
+    return data
 
 
 def _step(name: str, values: Any, folder: Path, earlier: list[str], where: str) -> Step:
+    if not re.fullmatch(r"[\w-]+", name):  # it is a folder's name, and `--set` splits at dots
+        raise UserError(f"{where}: a step's name is letters, digits, _ and -")
     if not isinstance(values, dict) or not isinstance(values.get("stage"), str):
         raise UserError(f"{where}: a step needs a `stage`; known: {', '.join(STAGES)}")
     settings = {key: value for key, value in values.items() if key != "stage"}
@@ -163,15 +198,21 @@ def _step(name: str, values: Any, folder: Path, earlier: list[str], where: str) 
             raise unknown_name(f"earlier step in {where}", match[1], earlier)
         return str(folder / match[1])
 
-    settings = {
-        key: re.sub(r"\$\{([\w-]+)\}", folder_of, value) if isinstance(value, str) else value
-        for key, value in settings.items()
-    }
-    stage: Stage[Any] = look_up(STAGES, values["stage"], seam="stage")
-    config = from_mapping(stage.config_type, settings, where=where)
+    def filled(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: filled(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [filled(inner) for inner in value]
+        return re.sub(r"\$\{([^}]*)\}", folder_of, value) if isinstance(value, str) else value
+
+    try:
+        stage: Stage[Any] = look_up(STAGES, values["stage"], seam="stage")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    config = from_mapping(stage.config_type, filled(settings), where=where)
     return Step(name=name, stage=values["stage"], config=config)
 
 
-def _line(mapping: Mapping[str, Any], name: str) -> str:
+def _line(mapping: Any, name: str) -> str:
     lines = getattr(mapping, "lines", {})
     return f" (line {lines[name]})" if name in lines else ""
