@@ -343,6 +343,14 @@ def test_a_hostile_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
     assert peak < 1e6 and len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("name", ["keys", "tensors", "array of texts"])
+def test_a_count_past_the_bytes_is_refused_before_reading_on(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(HOSTILE[name] + bytes(1000))
+    with pytest.raises(UserError, match="more than"):
+        read_gguf(path)
+
+
 def test_counts_that_fill_a_large_file_stay_cheap(tmp_path: Path) -> None:
     """A list is eight times its bytes in Python: what a file may cost is bounded by its size."""
     path = tmp_path / "a.gguf"
