@@ -97,3 +97,12 @@ def test_however_large_the_share_something_is_left_to_learn_from():
     sizes = {f"g{i}": 100 for i in range(5)}
     for seed in range(20):
         assert 1 <= len(heldout_groups(sizes, share=0.99, seed=seed)) < 5
+
+
+def test_a_small_corpus_holds_out_enough_groups_for_an_interval() -> None:
+    sizes = {f"file-{number}": 1000 for number in range(60)}
+    counts = [len(heldout_groups(sizes, share=0.02, seed=seed)) for seed in range(40)]
+    assert 6.5 < sum(counts) / len(counts) < 9.5, "8 of 60 are meant, not 2 in 100"
+    large = {f"file-{number}": 1000 for number in range(4000)}
+    held = heldout_groups(large, share=0.02, seed=0)
+    assert 50 < len(held) < 120, "a large corpus keeps the share that was asked for"

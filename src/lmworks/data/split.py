@@ -1,9 +1,11 @@
 """Training and held-out: whole groups go one way or the other, by a coin that never changes.
 
 A group's side depends on its name and the seed alone, so a corpus that grows keeps what it held
-out. The price is that the share is met only on average. Two exceptions keep small corpora usable:
-a group of over a quarter of the text is not held out, and when no coin says "hold out", the group
-whose coin came closest is taken.
+out. The price is that the share is met only on average. Three exceptions keep small corpora usable:
+a group of over a quarter of the text is not held out; when no coin says "hold out", the group
+whose coin came closest is taken; and where the share means fewer than 8 groups it is raised, up to
+a sixth, since an interval needs groups to stand on (a corpus that grows past this gives some of
+what it held out back to training, never the reverse).
 
 A corpus of few documents is first cut at paragraph borders, each piece a group of its own: else
 there would be nothing, or far too much, to hold out. See `split_by_paragraphs`.
@@ -22,6 +24,7 @@ from lmworks.data.leakage import paragraphs_with_gaps
 
 FEW_GROUPS = 24
 _LARGEST_HELD_OUT = 0.25
+_ENOUGH_GROUPS, _LARGEST_SHARE = 8, 1 / 6
 _MIN_PIECE_CHARACTERS, _MAX_PIECE_CHARACTERS = 300, 16_000
 _PIECES_PER_DOCUMENT = 60
 
@@ -46,6 +49,7 @@ def heldout_groups(sizes: Mapping[str, int], *, share: float, seed: int) -> set[
     """
     if len(sizes) < 2:
         return set()
+    share = max(share, min(_LARGEST_SHARE, _ENOUGH_GROUPS / len(sizes)))
     coins = {group: stable_share("heldout", str(seed), group) for group in sizes}
     most = _LARGEST_HELD_OUT * sum(sizes.values())
     ranked = sorted(sizes, key=lambda group: (coins[group], group))
