@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _GENTLE = LoopConfig(
     warmup_steps=20,
     eval_every=25,
-    optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.01),
+    optimizer=OptimizerConfig(name="adamw", learning_rate=6e-4, weight_decay=0.01),
 )
 _HELDOUT_ROWS = 256
 
@@ -47,7 +47,7 @@ class SFTConfig:
     model: str = option(role=REFERENCE, help="the model to start from")
     questions: str = option(role=REFERENCE, help="dataset folder (train.jsonl with messages)")
     corpus: str = option("", role=REFERENCE, help="corpus to replay, so that it is not forgotten")
-    replay: float = option(0.25, help="share of the steps that replay the corpus, 0 to 1")
+    replay: float = option(0.4, help="share of the steps that replay the corpus, 0 to 1")
     epochs: float = option(3.0, help="passes over the conversations, unless --num-steps is given")
     num_steps: int = option(0, help="training steps; 0 derives them from --epochs")
     batch_size: int = option(16, help="conversations per step")

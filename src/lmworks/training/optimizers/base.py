@@ -23,8 +23,9 @@ class OptimizerConfig:
     """Which optimizer, and its rates."""
 
     name: str = option("muon", help="muon or adamw")
-    learning_rate: float = option(3e-3, help="peak rate of AdamW (with muon: of all but matrices)")
-    matrix_learning_rate: float = option(0.02, help="peak rate of Muon's matrices")
+    learning_rate: float = option(3e-3, help="peak rate with adamw")
+    matrix_learning_rate: float = option(0.013, help="peak rate with muon, of hidden matrices")
+    embedding_learning_rate: float = option(0.01, help="peak rate with muon, of all else")
     weight_decay: float = option(0.1, help="decoupled, on matrices only")
     beta1: float = option(0.9, help="decay of AdamW's first moment")
     beta2: float = option(0.95, help="decay of AdamW's second moment")

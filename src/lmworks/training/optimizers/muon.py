@@ -8,6 +8,7 @@ so that the time goes into a few batched products instead of many tiny ones.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -95,4 +96,5 @@ class Muon:
 def make_muon(model: nn.Module, config: OptimizerConfig) -> Muon:
     matrices, embeddings, vectors = matrices_and_rest(model)
     # An embedding row is touched only when its token occurs: decay would wear rare words away.
-    return Muon(matrices, AdamW([], embeddings + vectors, config), config)
+    others = dataclasses.replace(config, learning_rate=config.embedding_learning_rate)
+    return Muon(matrices, AdamW([], embeddings + vectors, others), config)
