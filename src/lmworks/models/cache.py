@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from lmworks.core.errors import UserError
@@ -51,8 +52,10 @@ class KVCache:
             mixer.head_dim,
         )
         with torch.inference_mode(False):  # a cache made in that mode could be used only there
-            self.keys = torch.zeros(shape, device=device)
-            self.values = torch.zeros(shape, device=device)
+            # NumPy's zeros are pages that the system hands out when they are written to; torch's
+            # would be written at once, and a server reserves for its longest conversations.
+            self.keys = torch.from_numpy(np.zeros(shape, dtype=np.float32)).to(device or "cpu")
+            self.values = torch.from_numpy(np.zeros(shape, dtype=np.float32)).to(device or "cpu")
         self.num_slots, self.max_positions = num_slots, max_positions
         self.lengths = [0] * num_slots
 
