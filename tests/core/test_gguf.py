@@ -407,3 +407,13 @@ def test_smollm2_reads_as_the_reference_package_reads_it() -> None:
     for tensor in reader.tensors[::30]:
         expected = reference.quants.dequantize(tensor.data, tensor.tensor_type)
         assert np.array_equal(dequantize(ours.tensors[tensor.name]), expected)
+
+
+def test_integers_have_the_types_that_llama_cpp_insists_on(tmp_path: Path) -> None:
+    import gguf
+
+    path = tmp_path / "types.gguf"
+    write_gguf(path, {"llama.block_count": 4, "tokenizer.ggml.token_type": [1, 3, 4]}, {})
+    fields = gguf.GGUFReader(path).fields
+    assert [kind.name for kind in fields["llama.block_count"].types] == ["UINT32"]
+    assert [kind.name for kind in fields["tokenizer.ggml.token_type"].types] == ["ARRAY", "INT32"]

@@ -276,7 +276,8 @@ def _write_value(file: IO[bytes], value: Any) -> None:
         kind = _kind_of([value])
         file.write(struct.pack("<I", kind) + _packed(value, kind))
         return
-    kind = _kind_of(value)
+    # llama.cpp reads sizes as unsigned and lists (token types) as signed, and takes nothing else.
+    kind = _kind_of(value, first=_I32)
     file.write(struct.pack("<IIQ", _ARRAY, kind, len(value)))
     file.write(b"".join(_packed(item, kind) for item in value))
 
@@ -287,8 +288,8 @@ def _packed(value: Any, kind: int) -> bytes:
     return struct.pack("<" + _SCALARS[kind][0], value)
 
 
-def _kind_of(values: Sequence[Any]) -> int:
-    """The one type that holds all of `values`."""
+def _kind_of(values: Sequence[Any], first: int = _U32) -> int:
+    """The one type that holds all of `values`; integers as `first` where they fit."""
     types = {type(value) for value in values}
     if types == {bool}:
         return _BOOL
@@ -296,8 +297,8 @@ def _kind_of(values: Sequence[Any]) -> int:
         return _STRING
     if types <= {int}:
         low, high = min(values, default=-1), max(values, default=-1)
-        for kind, numbers in _RANGES.items():
-            if low in numbers and high in numbers:
+        for kind in (first, *_RANGES):
+            if low in _RANGES[kind] and high in _RANGES[kind]:
                 return kind
     if types <= {int, float}:
         return _F32

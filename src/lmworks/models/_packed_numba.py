@@ -1,89 +1,202 @@
-"""The inner loop of a packed matrix: int8 codes times float32 activations, a scale per block.
+"""The inner loop of a packed matrix, written in vectors: a tile of rows times 1 or 4 activations.
 
-Four rows are walked together, so that a loaded piece of `x` serves four sums; with one row LLVM
-does not vectorise the loop. Indices are unsigned because numba's check for negative ones keeps the
-loop scalar. Releases the GIL, cached on disk.
+Left to itself, LLVM adds up the lanes of a vector after every block of 32, which costs more than
+the products do. Here each row of a tile keeps a vector of partial sums until its end, and a code
+becomes a weight (scale * code + offset) once for all activations. The rows of a tile lie
+interleaved block by block, so memory is read as one stream, and asked for early.
+
+A result does not depend on how many activations are computed beside it. LLVM splits the vectors
+where registers are narrower. Releases the GIL, cached on disk. Memory is not bounds-checked:
+`PackedMatrix` alone calls this, with arrays whose shapes it made itself.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
+from lmworks.core.ggml_types import BLOCK
+
+TILE = 4  # rows
+GROUP = 4  # activations for which a code becomes a weight once
+
+_LANES = 16
+_AHEAD_BYTES = 4096  # how early codes are asked for
+_LINE_BYTES = 64
+_FAST = ("contract",)  # multiply and add in one instruction; NaN and infinity keep their meaning
+
+_BYTE, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_BYTES, _FLOATS = ir.VectorType(_BYTE, _LANES), ir.VectorType(_FLOAT, _LANES)
 _U: Any = numba.uint64
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def scaled_dots(
-    codes: np.ndarray, scales: np.ndarray, x: np.ndarray, out: np.ndarray, first: int, last: int
+def _dots_of_tile(num_x: int) -> Any:
+    """The body of `tile_dots` for one tile and the activations `start` to `start + num_x`."""
+
+    @intrinsic
+    def dots(
+        _: Any, codes: Any, scales: Any, offsets: Any, x: Any, out: Any, tile: Any, start: Any
+    ) -> Any:
+        floats = [kind.dtype for kind in (scales, offsets, x, out) if kind is not types.none]
+        if any(dtype != types.float32 for dtype in floats):
+            raise numba.TypingError("packed matrices compute with float32 activations")
+        index = types.uint64
+        signature = types.void(codes, scales, offsets, x, out, index, index)
+        return signature, functools.partial(_emit, num_x)
+
+    return dots
+
+
+_dots_of_one, _dots_of_group = _dots_of_tile(1), _dots_of_tile(GROUP)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def tile_dots(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    offsets: np.ndarray | None,
+    x: np.ndarray,
+    out: np.ndarray,
+    first: int,
+    last: int,
 ) -> None:
-    """out[r] = sum over blocks b of scales[r, b] * (codes[r, b] . x[b]) for first <= r < last.
+    """out[n, r] = W[r] . x[n] for the rows r of the tiles `first` to `last`.
 
     Args:
-        codes: (rows, columns) int8. scales: (rows, columns / 32) float32.
-        x: (columns,) float32. out: (rows,) float32, written.
+        codes: (tiles, blocks, TILE, 32) int8, or two to the byte (tiles, blocks, TILE, 16) uint8.
+        scales, offsets: (tiles, blocks, TILE) float32; no offsets: those of Q8_0 and Q4_0.
+        x: (N, columns) float32. out: (N, tiles * TILE) float32, written.
     """
-    size = _U(32)
-    blocks = _U(scales.shape[1])
-    r = _U(first)
-    while r + _U(4) <= _U(last):
-        r1, r2, r3 = r + _U(1), r + _U(2), r + _U(3)
-        a0 = a1 = a2 = a3 = np.float32(0)
-        for b in range(blocks):
-            s0 = s1 = s2 = s3 = np.float32(0)
-            for j in range(size):
-                at = b * size + j
-                value = x[at]
-                s0 += np.float32(codes[r, at]) * value
-                s1 += np.float32(codes[r1, at]) * value
-                s2 += np.float32(codes[r2, at]) * value
-                s3 += np.float32(codes[r3, at]) * value
-            a0 += s0 * scales[r, b]
-            a1 += s1 * scales[r1, b]
-            a2 += s2 * scales[r2, b]
-            a3 += s3 * scales[r3, b]
-        out[r], out[r1], out[r2], out[r3] = a0, a1, a2, a3
-        r += _U(4)
-    while r < _U(last):
-        a0 = np.float32(0)
-        for b in range(blocks):
-            s0 = np.float32(0)
-            for j in range(size):
-                s0 += np.float32(codes[r, b * size + j]) * x[b * size + j]
-            a0 += s0 * scales[r, b]
-        out[r] = a0
-        r += _U(1)
+    count = _U(len(x))
+    grouped = count // _U(GROUP) * _U(GROUP)
+    for tile in range(_U(first), _U(last)):
+        for n in range(_U(0), grouped, _U(GROUP)):
+            _dots_of_group(codes, scales, offsets, x, out, tile, n)
+        for n in range(grouped, count):
+            _dots_of_one(codes, scales, offsets, x, out, tile, n)
 
 
-@njit(fastmath=True, nogil=True, cache=True, error_model="numpy")
-def scaled_dots_of_four(
-    codes: np.ndarray, scales: np.ndarray, x: np.ndarray, out: np.ndarray, first: int, last: int
-) -> None:
-    """out[n, r] as in `scaled_dots`, for four activations at once: a code is converted once.
+def _emit(num_x: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    codes, scales, offsets, x, out = (
+        None if kind is types.none else context.make_array(kind)(context, builder, value)
+        for kind, value in zip(signature.args[:5], arguments[:5], strict=True)
+    )
+    tile, start = arguments[5:]
+    nibbles = signature.args[0].dtype == types.uint8
+    blocks = cgutils.unpack_tuple(builder, codes.shape, 4)[1]
+    ids = [builder.add(start, _long(n)) for n in range(num_x)]
+    sums = [[_zeros(builder) for _ in range(num_x)] for _ in range(TILE)]
+    with cgutils.for_range(builder, blocks, intp=_LONG) as loop:
+        first = builder.mul(builder.add(builder.mul(tile, blocks), loop.index), _long(TILE))
+        _ask_ahead(builder, codes.data, first, nibbles)
+        pieces = [
+            _activation(builder, x.data, builder.add(builder.mul(n, blocks), loop.index))
+            for n in ids
+        ]
+        for row in range(TILE):
+            at = builder.add(first, _long(row))
+            scale = _spread(builder, builder.load(builder.gep(scales.data, [at])))
+            offset = None
+            if offsets is not None:
+                offset = _spread(builder, builder.load(builder.gep(offsets.data, [at])))
+            for half, code in enumerate(_codes(builder, codes.data, at, nibbles, offset is None)):
+                weights = builder.fmul(code, scale, flags=_FAST)
+                if offset is not None:
+                    weights = builder.fadd(weights, offset, flags=_FAST)
+                for n in range(num_x):
+                    product = builder.fmul(weights, pieces[n][half], flags=_FAST)
+                    total = builder.fadd(builder.load(sums[row][n]), product, flags=_FAST)
+                    builder.store(total, sums[row][n])
+    rows = builder.mul(cgutils.unpack_tuple(builder, codes.shape, 4)[0], _long(TILE))
+    for row in range(TILE):
+        for n, index in enumerate(ids):
+            to = builder.add(builder.mul(index, rows), builder.mul(tile, _long(TILE)))
+            total = _sum_of_lanes(builder, builder.load(sums[row][n]))
+            builder.store(total, builder.gep(out.data, [builder.add(to, _long(row))]))
+    return context.get_dummy_value()
 
-    Args:
-        x: (4, columns) float32. out: (4, rows) float32, columns first to last written.
-    """
-    size, n1, n2, n3 = _U(32), _U(1), _U(2), _U(3)
-    n0 = _U(0)
-    blocks = _U(scales.shape[1])
-    for r in range(_U(first), _U(last)):
-        a0 = a1 = a2 = a3 = np.float32(0)
-        for b in range(blocks):
-            s0 = s1 = s2 = s3 = np.float32(0)
-            for j in range(size):
-                at = b * size + j
-                code = np.float32(codes[r, at])
-                s0 += code * x[n0, at]
-                s1 += code * x[n1, at]
-                s2 += code * x[n2, at]
-                s3 += code * x[n3, at]
-            scale = scales[r, b]
-            a0 += s0 * scale
-            a1 += s1 * scale
-            a2 += s2 * scale
-            a3 += s3 * scale
-        out[n0, r], out[n1, r], out[n2, r], out[n3, r] = a0, a1, a2, a3
+
+def _activation(builder: Any, x: Any, block: Any) -> list[Any]:
+    """The 32 numbers of a block of x, as vectors."""
+    first = builder.mul(block, _long(BLOCK))
+    starts = [builder.add(first, _long(at)) for at in range(0, BLOCK, _LANES)]
+    return [_load(builder, x, start, _FLOATS, 4) for start in starts]
+
+
+def _codes(builder: Any, codes: Any, at: Any, nibbles: bool, centred: bool) -> list[Any]:
+    """The codes of one row's block as float32 vectors; Q4_0, without offsets, counts from -8."""
+    if not nibbles:
+        starts = [
+            builder.add(builder.mul(at, _long(BLOCK)), _long(i)) for i in range(0, BLOCK, _LANES)
+        ]
+        return [builder.sitofp(_load(builder, codes, s, _BYTES, 1), _FLOATS) for s in starts]
+    both = _load(builder, codes, builder.mul(at, _long(BLOCK // 2)), _BYTES, 1)
+    halves = [builder.and_(both, _all(_BYTES, 15)), builder.lshr(both, _all(_BYTES, 4))]
+    if centred:
+        halves = [builder.sub(half, _all(_BYTES, 8)) for half in halves]
+    return [builder.sitofp(half, _FLOATS) for half in halves]
+
+
+def _ask_ahead(builder: Any, codes: Any, at: Any, nibbles: bool) -> None:
+    """Prefetch the codes of a later block; past the end of the matrix it does nothing."""
+    num_bytes = BLOCK // 2 if nibbles else BLOCK
+    prefetch = builder.module.declare_intrinsic(
+        "llvm.prefetch",
+        [_BYTE.as_pointer()],
+        ir.FunctionType(ir.VoidType(), [_BYTE.as_pointer(), _INT, _INT, _INT]),
+    )
+    for line in range(0, TILE * num_bytes, _LINE_BYTES):
+        start = builder.add(builder.mul(at, _long(num_bytes)), _long(_AHEAD_BYTES + line))
+        read, keep, data = _INT(0), _INT(3), _INT(1)
+        builder.call(prefetch, [builder.gep(codes, [start]), read, keep, data])
+
+
+def _sum_of_lanes(builder: Any, vector: Any) -> Any:
+    """In a fixed order, by halves, so that it is the same on every machine."""
+    lanes = _LANES
+    while lanes > 1:
+        lanes //= 2
+        low, high = (
+            builder.shuffle_vector(vector, vector, _places(range(start, start + lanes)))
+            for start in (0, lanes)
+        )
+        vector = builder.fadd(low, high)
+    return builder.extract_element(vector, _INT(0))
+
+
+def _load(builder: Any, data: Any, at: Any, kind: Any, align: int) -> Any:
+    pointer = builder.bitcast(builder.gep(data, [at]), kind.as_pointer())
+    return builder.load(pointer, align=align)
+
+
+def _zeros(builder: Any) -> Any:
+    place = cgutils.alloca_once(builder, _FLOATS)
+    builder.store(_all(_FLOATS, 0.0), place)
+    return place
+
+
+def _spread(builder: Any, number: Any) -> Any:
+    """One number in all lanes."""
+    undefined = ir.Constant(_FLOATS, ir.Undefined)
+    one = builder.insert_element(undefined, number, _INT(0))
+    return builder.shuffle_vector(one, undefined, _places([0] * _LANES))
+
+
+def _places(lanes: Any) -> Any:
+    lanes = list(lanes)
+    return ir.Constant(ir.VectorType(_INT, len(lanes)), lanes)
+
+
+def _all(kind: Any, value: Any) -> Any:
+    return ir.Constant(kind, [value] * _LANES)
+
+
+def _long(value: int) -> Any:
+    return _LONG(value)

@@ -1,11 +1,11 @@
 """Quantised matrices that a linear layer computes with as they are, without unpacking the whole.
 
-At loading, the blocks of a GGUF tensor become int8 codes, float32 scales and, for Q4_1, float32
-offsets: one shape for all block types, so one kernel. The values are exactly those that
-`dequantize` gives; only the order of the sums differs.
+At loading, the blocks of a GGUF tensor are taken apart into codes (int8, or two 4-bit ones to the
+byte), float32 scales and, for Q4_1, float32 offsets, and four rows are laid side by side. The
+weights are exactly those that `dequantize` gives; only the order of the sums differs.
 
-A few rows of activations (decoding) go through the kernel, which reads about 1.1 bytes per weight
-instead of 4. Many rows (a prompt) are cheaper through a dequantised copy of a slice of rows and
+Up to some hundred activations go through the kernel, which reads 0.6 to 1.1 bytes per weight
+instead of 4. More (a long prompt) are cheaper through a dequantised copy of a slice of rows and
 PyTorch's matrix product.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from lmworks.core.gguf import GGUFTensor
 
 PACKED_TYPES = ("Q8_0", "Q4_0", "Q4_1")
-_KERNEL_ROWS = 32  # of activations; beyond that the matrix product wins
-_GROUP = 4  # activations that one kernel takes together
-_SLICE_WEIGHTS = 1 << 21  # dequantised at a time in the matrix product, 8 MB
-_SPLIT_WEIGHTS = 1 << 21  # a matrix this large is worth handing to a second thread
+_KERNEL_ROWS = 256  # of activations; beyond that the matrix product wins
+_TILE = 4  # rows that the kernel takes together
+_SLICE_WEIGHTS = 1 << 21  # dequantised at a time, 8 MB
+_SPLIT_PRODUCTS = 1 << 24  # of weights and activations: enough work to hand to a second thread
 
 
 class PackedMatrix:
@@ -42,20 +42,16 @@ class PackedMatrix:
     """
 
     def __init__(self, tensor: GGUFTensor) -> None:
-        rows, columns = tensor.shape
-        blocks = np.asarray(tensor.data).reshape(rows * columns // BLOCK, -1)
-        if tensor.type == "Q8_0":
-            codes, offsets = blocks[:, 2:].view(np.int8), None
-        elif tensor.type == "Q4_0":
-            codes, offsets = _nibbles(blocks[:, 2:]) - np.int8(8), None
-        elif tensor.type == "Q4_1":
-            codes, offsets = _nibbles(blocks[:, 4:]), _halves(blocks[:, 2:4], rows)
-        else:
+        if tensor.type not in PACKED_TYPES:
             raise UserError(f"{tensor.name}: {tensor.type} can't be computed with; dequantise it")
+        rows, columns = tensor.shape
         self.shape = (rows, columns)
-        self.codes = np.ascontiguousarray(codes).reshape(rows, columns)
-        self.scales = _halves(blocks[:, :2], rows)
-        self.offsets = offsets
+        blocks = _tiled(np.asarray(tensor.data), rows, columns // BLOCK)
+        self.scales = _float32(blocks[..., :2])
+        self.offsets = _float32(blocks[..., 2:4]) if tensor.type == "Q4_1" else None
+        codes = blocks[..., 4 if tensor.type == "Q4_1" else 2 :]
+        # np.array: a copy that no longer holds on to the file.
+        self.codes = np.array(codes.view(np.int8) if tensor.type == "Q8_0" else codes, order="C")
 
     @property
     def num_bytes(self) -> int:
@@ -63,55 +59,69 @@ class PackedMatrix:
         parts = (self.codes, self.scales, self.offsets)
         return sum(part.nbytes for part in parts if part is not None)
 
-    def dequantized(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """float32 values of some rows, (num_rows, columns)."""
-        blocks = self.codes[rows].reshape(-1, self.shape[1] // BLOCK, BLOCK)
-        values = blocks * self.scales[rows][:, :, None]
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """float32 values of some rows, (len(ids), columns)."""
+        return self._values((ids // _TILE, slice(None), ids % _TILE)).reshape(-1, self.shape[1])
+
+    def dequantized(self) -> np.ndarray:
+        """float32 values of all rows, (rows, columns)."""
+        return self._tiles(slice(None))
+
+    def _tiles(self, tiles: slice) -> np.ndarray:
+        values = self._values(tiles).transpose(0, 2, 1, 3).reshape(-1, self.shape[1])
+        return values[: self.shape[0] - (tiles.start or 0) * _TILE]  # without the padding
+
+    def _values(self, index: Any) -> np.ndarray:
+        """Codes, scales and offsets at `index` put together: (..., 32)."""
+        codes = self.codes[index]
+        if codes.dtype == np.uint8:
+            codes = np.concatenate([codes & 15, codes >> 4], axis=-1).view(np.int8)
+            codes -= np.int8(8 if self.offsets is None else 0)
+        values = codes * self.scales[index][..., None]
         if self.offsets is not None:
-            values += self.offsets[rows][:, :, None]
-        return values.reshape(-1, self.shape[1])
+            values += self.offsets[index][..., None]
+        return values
 
     def product(self, x: np.ndarray) -> np.ndarray:
         """x (N, columns) float32 -> (N, rows) float32."""
         if len(x) > _KERNEL_ROWS:
             return self._matrix_product(x)
-        out = np.empty((len(x), self.shape[0]), dtype=np.float32)
-        one, four = _kernels()
-        grouped = len(x) // _GROUP * _GROUP
-        for at in range(0, grouped, _GROUP):
-            self._dots(four, x[at : at + _GROUP], out[at : at + _GROUP])
-        for at in range(grouped, len(x)):
-            self._dots(one, x[at], out[at])
-        if self.offsets is not None:
-            sums = x.reshape(len(x), self.shape[1] // BLOCK, BLOCK).sum(axis=2)
-            out += sums @ self.offsets.T
-        return out
-
-    def _dots(self, kernel: Callable[..., None], x: np.ndarray, out: np.ndarray) -> None:
-        """Run a kernel over all rows of the matrix, large ones in parts on several threads."""
-        rows = self.shape[0]
-        parts = _threads() if self.codes.size >= _SPLIT_WEIGHTS else 1
-        if parts == 1:
-            kernel(self.codes, self.scales, x, out, 0, rows)
-            return
-        ends = [rows * i // parts // 4 * 4 for i in range(parts)] + [rows]
+        num_tiles = len(self.codes)
+        out = np.empty((len(x), num_tiles * _TILE), dtype=np.float32)
+        work = self.shape[0] * self.shape[1] * len(x)
+        parts = _threads() if work >= _SPLIT_PRODUCTS else 1
+        ends = [num_tiles * i // parts for i in range(parts + 1)]
         waiting = [
-            _pool().submit(kernel, self.codes, self.scales, x, out, ends[i], ends[i + 1])
-            for i in range(1, parts)
+            _pool().submit(self._dots, x, out, ends[i], ends[i + 1]) for i in range(1, parts)
         ]
-        kernel(self.codes, self.scales, x, out, ends[0], ends[1])
+        self._dots(x, out, 0, ends[1])
         for part in waiting:
             part.result()
+        return out[:, : self.shape[0]]
+
+    def _dots(self, x: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
+        _kernel()(self.codes, self.scales, self.offsets, x, out, first, last)
 
     def _matrix_product(self, x: np.ndarray) -> np.ndarray:
-        rows, columns = self.shape
-        out = np.empty((len(x), rows), dtype=np.float32)
-        x_t, out_t = torch.from_numpy(x), torch.from_numpy(out)
-        step = max(1, _SLICE_WEIGHTS // columns)
-        for first in range(0, rows, step):
-            weights = torch.from_numpy(self.dequantized(slice(first, first + step)))
-            out_t[:, first : first + step] = x_t @ weights.T
-        return out
+        x_t, out = torch.from_numpy(x), torch.empty(len(x), self.shape[0])
+        for rows, weights in self._slices():
+            out[:, rows] = x_t @ weights.T
+        return out.numpy()
+
+    def gradient(self, upstream: torch.Tensor) -> torch.Tensor:
+        """Of x, given that of the product: (..., rows) -> (..., columns)."""
+        total = upstream.new_zeros(*upstream.shape[:-1], self.shape[1])
+        for rows, weights in self._slices():
+            total += upstream[..., rows] @ weights
+        return total
+
+    def _slices(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The dequantised matrix, some rows at a time."""
+        step = max(1, _SLICE_WEIGHTS // (_TILE * self.shape[1]))
+        for first in range(0, len(self.codes), step):
+            weights = self._tiles(slice(first, first + step))
+            start = first * _TILE
+            yield slice(start, start + len(weights)), torch.from_numpy(weights)
 
 
 class _Product(torch.autograd.Function):
@@ -120,12 +130,16 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: torch.Tensor, matrix: PackedMatrix) -> torch.Tensor:
         context.matrix = matrix
-        flat = np.ascontiguousarray(x.detach().reshape(-1, matrix.shape[1]).numpy())
-        return torch.from_numpy(matrix.product(flat)).view(*x.shape[:-1], matrix.shape[0])
+        return _product(x, matrix)
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0] @ torch.from_numpy(context.matrix.dequantized()), None
+        return context.matrix.gradient(gradients[0]), None
+
+
+def _product(x: torch.Tensor, matrix: PackedMatrix) -> torch.Tensor:
+    flat = np.ascontiguousarray(x.detach().numpy()).reshape(-1, matrix.shape[1])
+    return torch.from_numpy(matrix.product(flat)).reshape(*x.shape[:-1], matrix.shape[0])
 
 
 class PackedLinear(nn.Module):
@@ -139,6 +153,8 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out) float32."""
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return _product(x, self.matrix)
         out: torch.Tensor = _Product.apply(x, self.matrix)  # type: ignore[no-untyped-call]
         return out
 
@@ -161,7 +177,7 @@ class PackedEmbedding(nn.Module):
         ids = input_ids.reshape(-1).numpy()
         if len(ids) and (ids.min() < 0 or ids.max() >= self.num_embeddings):
             raise IndexError("token id out of range")
-        rows = torch.from_numpy(self.matrix.dequantized(ids))
+        rows = torch.from_numpy(self.matrix.rows(ids))
         return rows.view(*input_ids.shape, self.embedding_dim)
 
     def dequantized(self) -> torch.Tensor:
@@ -169,20 +185,24 @@ class PackedEmbedding(nn.Module):
         return torch.from_numpy(self.matrix.dequantized())
 
 
-def _nibbles(raw: np.ndarray) -> np.ndarray:
-    return np.concatenate([raw & 15, raw >> 4], axis=1).view(np.int8)
+def _tiled(data: np.ndarray, rows: int, blocks: int) -> np.ndarray:
+    """Raw blocks (rows, blocks) -> (tiles, blocks, _TILE, bytes), a last tile filled with zeros."""
+    by_row = data.reshape(rows, blocks, -1)
+    filled = np.pad(by_row, ((0, -rows % _TILE), (0, 0), (0, 0)))
+    return filled.reshape(-1, _TILE, blocks, filled.shape[-1]).transpose(0, 2, 1, 3)
 
 
-def _halves(raw: np.ndarray, rows: int) -> np.ndarray:
-    return raw.copy().view(np.float16).astype(np.float32).reshape(rows, -1)
+def _float32(raw: np.ndarray) -> np.ndarray:
+    """(..., 2) bytes of a float16 -> (...)."""
+    return np.array(raw, order="C").view(np.float16).astype(np.float32)[..., 0]
 
 
 @functools.cache
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    """For one activation and for four."""
-    from lmworks.models._packed_numba import scaled_dots, scaled_dots_of_four
+def _kernel() -> Callable[..., None]:
+    from lmworks.models._packed_numba import tile_dots
 
-    return scaled_dots, scaled_dots_of_four
+    kernel: Callable[..., None] = tile_dots
+    return kernel
 
 
 def _threads() -> int:
@@ -194,3 +214,7 @@ def _pool() -> ThreadPoolExecutor:
     # Our own threads: numba's pools are either not safe to call from two threads at once, or a
     # second OpenMP runtime beside PyTorch's.
     return ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), thread_name_prefix="packed")
+
+
+if hasattr(os, "register_at_fork"):  # a child has the pool's queue but none of its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
