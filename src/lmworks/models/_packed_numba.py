@@ -23,8 +23,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from lmworks.core.ggml_types import BLOCK
+from lmworks.models.packed import TILE
 
-TILE = 4  # rows
 GROUP = 4  # activations for which a code becomes a weight once
 
 _LANES = 16
@@ -44,9 +44,6 @@ def _dots_of_tile(num_x: int) -> Any:
     def dots(
         _: Any, codes: Any, scales: Any, offsets: Any, x: Any, out: Any, tile: Any, start: Any
     ) -> Any:
-        floats = [kind.dtype for kind in (scales, offsets, x, out) if kind is not types.none]
-        if any(dtype != types.float32 for dtype in floats):
-            raise numba.TypingError("packed matrices compute with float32 activations")
         index = types.uint64
         signature = types.void(codes, scales, offsets, x, out, index, index)
         return signature, functools.partial(_emit, num_x)
@@ -84,10 +81,11 @@ def tile_dots(
 
 
 def _emit(num_x: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    codes, scales, offsets, x, out = (
+    arrays: list[Any] = [
         None if kind is types.none else context.make_array(kind)(context, builder, value)
         for kind, value in zip(signature.args[:5], arguments[:5], strict=True)
-    )
+    ]
+    codes, scales, offsets, x, out = arrays
     tile, start = arguments[5:]
     nibbles = signature.args[0].dtype == types.uint8
     blocks = cgutils.unpack_tuple(builder, codes.shape, 4)[1]

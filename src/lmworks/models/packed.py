@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PACKED_TYPES = ("Q8_0", "Q4_0", "Q4_1")
 _KERNEL_ROWS = 256  # of activations; beyond that the matrix product wins
-_TILE = 4  # rows that the kernel takes together
+TILE = 4  # rows that the kernel takes together
 _SLICE_WEIGHTS = 1 << 21  # dequantised at a time, 8 MB
 _SPLIT_PRODUCTS = 1 << 24  # of weights and activations: enough work to hand to a second thread
 
@@ -61,7 +61,7 @@ class PackedMatrix:
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """float32 values of some rows, (len(ids), columns)."""
-        return self._values((ids // _TILE, slice(None), ids % _TILE)).reshape(-1, self.shape[1])
+        return self._values((ids // TILE, slice(None), ids % TILE)).reshape(-1, self.shape[1])
 
     def dequantized(self) -> np.ndarray:
         """float32 values of all rows, (rows, columns)."""
@@ -69,7 +69,7 @@ class PackedMatrix:
 
     def _tiles(self, tiles: slice) -> np.ndarray:
         values = self._values(tiles).transpose(0, 2, 1, 3).reshape(-1, self.shape[1])
-        return values[: self.shape[0] - (tiles.start or 0) * _TILE]  # without the padding
+        return values[: self.shape[0] - (tiles.start or 0) * TILE]  # without the padding
 
     def _values(self, index: Any) -> np.ndarray:
         """Codes, scales and offsets at `index` put together: (..., 32)."""
@@ -83,11 +83,13 @@ class PackedMatrix:
         return values
 
     def product(self, x: np.ndarray) -> np.ndarray:
-        """x (N, columns) float32 -> (N, rows) float32."""
+        """x (N, columns) float32 -> (N, rows) float32. Raises: TypeError for another precision."""
+        if x.dtype != np.float32:
+            raise TypeError(f"a packed matrix takes float32 activations, not {x.dtype}")
         if len(x) > _KERNEL_ROWS:
             return self._matrix_product(x)
         num_tiles = len(self.codes)
-        out = np.empty((len(x), num_tiles * _TILE), dtype=np.float32)
+        out = np.empty((len(x), num_tiles * TILE), dtype=np.float32)
         work = self.shape[0] * self.shape[1] * len(x)
         parts = _threads() if work >= _SPLIT_PRODUCTS else 1
         ends = [num_tiles * i // parts for i in range(parts + 1)]
@@ -117,10 +119,10 @@ class PackedMatrix:
 
     def _slices(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """The dequantised matrix, some rows at a time."""
-        step = max(1, _SLICE_WEIGHTS // (_TILE * self.shape[1]))
+        step = max(1, _SLICE_WEIGHTS // (TILE * self.shape[1]))
         for first in range(0, len(self.codes), step):
             weights = self._tiles(slice(first, first + step))
-            start = first * _TILE
+            start = first * TILE
             yield slice(start, start + len(weights)), torch.from_numpy(weights)
 
 
@@ -186,10 +188,10 @@ class PackedEmbedding(nn.Module):
 
 
 def _tiled(data: np.ndarray, rows: int, blocks: int) -> np.ndarray:
-    """Raw blocks (rows, blocks) -> (tiles, blocks, _TILE, bytes), a last tile filled with zeros."""
+    """Raw blocks (rows, blocks) -> (tiles, blocks, TILE, bytes), a last tile filled with zeros."""
     by_row = data.reshape(rows, blocks, -1)
-    filled = np.pad(by_row, ((0, -rows % _TILE), (0, 0), (0, 0)))
-    return filled.reshape(-1, _TILE, blocks, filled.shape[-1]).transpose(0, 2, 1, 3)
+    filled = np.pad(by_row, ((0, -rows % TILE), (0, 0), (0, 0)))
+    return filled.reshape(-1, TILE, blocks, filled.shape[-1]).transpose(0, 2, 1, 3)
 
 
 def _float32(raw: np.ndarray) -> np.ndarray:
@@ -206,7 +208,10 @@ def _kernel() -> Callable[..., None]:
 
 
 def _threads() -> int:
-    return min(torch.get_num_threads(), usable_cores())
+    return min(torch.get_num_threads(), _cores())
+
+
+_cores = functools.cache(usable_cores)  # which reads a file, and does not change
 
 
 @functools.cache

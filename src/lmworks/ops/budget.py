@@ -67,7 +67,7 @@ def load_or_make_plan(path: Path, key: str, base: PretrainConfig, seconds_left: 
     """
     if path.is_file():
         saved = read_json(path, "plan")
-        if saved.get("key") == key:
+        if isinstance(saved, dict) and saved.get("key") == key and "plan" in saved:
             return from_mapping(Plan, saved["plan"], where=str(path))
     plan = _make_plan(base, seconds_left)
     write_json(path, {"key": key, "plan": to_mapping(plan)})

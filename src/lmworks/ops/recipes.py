@@ -66,7 +66,7 @@ class _Lines(yaml.SafeLoader):
 
 
 def _mapping_with_lines(loader: _Lines, node: yaml.MappingNode) -> dict[str, Any]:
-    values: dict[str, Any] = loader.construct_mapping(node, deep=True)
+    values: Any = loader.construct_mapping(node, deep=True)
     lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
     return _LinedDict(values, lines)
 
