@@ -203,3 +203,13 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     command = f"{sys.executable} -m lmworks.cli.main systems | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stderr == "" and done.stdout.splitlines()[-1] == "0"
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("words and more words. " * 300)
+    out = "/proc/self/nowhere/deep"
+    status = main(["--quiet", "data", "build", "--folder", str(tmp_path / "texts"), "--out", out])
+    said = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert said[-1].startswith("lmworks: error: ") and "/proc/self" in said[-1]

@@ -114,6 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except click.ClickException as error:
         return _fail(_click_message(error), 2)
+    except OSError as error:  # what no room foresaw of the system: which file, and why
+        place = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{place}", 2)
     except MemoryError:
         return _fail("out of memory: take a smaller model, batch or context", 2)
     return status if isinstance(status, int) else 0
