@@ -315,6 +315,10 @@ HOSTILE = {
     "offset": header(1, 0, info([1], offset=HUGE - 31) + bytes(100)),
     "crooked offset": header(1, 0, info([1], offset=3) + bytes(100)),
     "twice": header(2, 0, info([1]) + info([1]) + bytes(100)),
+    "a key twice": header(0, 2, key(4, bytes(4)) * 2),
+    "one over the other": header(
+        2, 0, info([16]) + info([16], offset=32, name=b"u") + bytes(100 + 64)
+    ),
     "a long name": header(1, 0, info([1] * 5, name=b"\x1b[31m\n" * 10_000)),
     "alignment 0": header(
         0, 1, struct.pack("<Q", 17) + b"general.alignment" + struct.pack("<II", 4, 0)
@@ -361,6 +365,17 @@ def test_counts_that_fill_a_large_file_stay_cheap(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a key twice", "'k' is there twice"), ("one over the other", "'t' and 'u' lie over each")],
+)
+def test_what_stands_for_two_things_is_named(tmp_path: Path, name: str, said: str) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises(UserError, match=said):
+        read_gguf(path)
 
 
 def test_how_much_is_missing_is_said(tmp_path: Path) -> None:

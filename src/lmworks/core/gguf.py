@@ -10,6 +10,7 @@ Source: the GGUF specification, versions 2 and 3 (little-endian).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ class _Cursor:
 
     def __init__(self, path: Path, data: np.ndarray) -> None:
         self.path, self.data, self.at = path, data, 0
+        self._view = memoryview(data)  # slices of a memmap are many times slower
 
     def fail(self, what: str) -> UserError:
         # Names out of the file are part of it: no control characters and no megabytes of them.
@@ -108,12 +110,11 @@ class _Cursor:
         return UserError(f"{self.path} is not a GGUF file that can be read: {clean}")
 
     def take(self, count: int, what: str) -> bytes:
-        left = len(self.data) - self.at
+        left = len(self._view) - self.at
         if count > left:
             raise self.fail(f"{what} at byte {self.at} needs {count} bytes, {left} are left")
-        piece = self.data[self.at : self.at + count].tobytes()
         self.at += count
-        return piece
+        return self._view[self.at - count : self.at].tobytes()
 
     def number(self, code: str, what: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
@@ -165,6 +166,8 @@ def read_gguf(path: str | Path) -> GGUF:
     metadata: dict[str, Any] = {}
     for _ in range(_bounded(cursor, num_keys, 13, "metadata keys")):
         key = cursor.string("a metadata key")
+        if key in metadata:
+            raise cursor.fail(f"metadata key {key!r} is there twice")
         metadata[key] = cursor.value(cursor.number("I", key), key)
     infos = [_tensor_info(cursor) for _ in range(_bounded(cursor, num_tensors, 24, "tensors"))]
     alignment = metadata.get("general.alignment", _ALIGNMENT)
@@ -196,6 +199,7 @@ def _map_tensors(
     cursor: _Cursor, infos: list[tuple[str, tuple[int, ...], str, int]], start: int, alignment: int
 ) -> dict[str, GGUFTensor]:
     tensors: dict[str, GGUFTensor] = {}
+    spans: list[tuple[int, int, str]] = []
     for name, shape, kind, offset in infos:
         block = TYPES[kind]
         if name in tensors:
@@ -217,6 +221,11 @@ def _map_tensors(
         tensors[name] = GGUFTensor(
             name=name, shape=shape, type=kind, data=cursor.data[first : first + num_bytes]
         )
+        spans.append((first, first + num_bytes, name))
+    spans.sort()
+    for (_, end, name), (first, _, other) in itertools.pairwise(spans):
+        if first < end:  # a small file could stand for any amount of memory
+            raise cursor.fail(f"tensors {name!r} and {other!r} lie over each other")
     return tensors
 
 
