@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmworks.compression.measure import measure_speed, weight_bytes
+from lmworks.compression.measure import Speed, Speedup, measure_speed, speedup, weight_bytes
 from lmworks.compression.quantize import QuantizeConfig, encode, quantize, relative_error
 from lmworks.core.errors import UserError
 from lmworks.core.gguf import dequantize, read_gguf
@@ -181,4 +182,29 @@ def test_speeds_are_measured_in_turns(source: Path, eight_bit: Path) -> None:
     models = [load_model(source), load_model(eight_bit, packed=True)]
     speeds = measure_speed(models, num_tokens=4, rounds=2)
     assert [s.weight_bytes for s in speeds] == [weight_bytes(m) for m in models]
-    assert all(s.tokens_per_s > 0 for s in speeds)
+    assert all(len(s.round_seconds) == 2 for s in speeds)
+    assert [s.tokens_per_s for s in speeds] == [
+        round(4 / statistics.median(s.round_seconds), 1) for s in speeds
+    ]
+
+
+def speed(*round_seconds: float) -> Speed:
+    return Speed(tokens_per_s=1.0, weight_bytes=1, round_seconds=round_seconds)
+
+
+def test_the_gain_is_that_of_rounds_side_by_side() -> None:
+    before = speed(2, 4, 8, 2, 4, 8, 9)  # a machine that changes its mind, for both alike
+    after = speed(1, 2, 4, 1, 2, 4, 3)
+    assert speedup(before, after) == Speedup(ratio=2.0, low=2.0, high=3.0)
+    few = speedup(speed(2, 2, 2), speed(1, 1, 1))
+    assert (few.ratio, few.low, few.high) == (2.0, 0.0, float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("num_rounds", "rank"), [(5, None), (6, 1), (8, 1), (9, 2), (15, 4), (20, 6), (30, 10)]
+)
+def test_the_interval_is_that_of_the_tables(num_rounds: int, rank: int | None) -> None:
+    """Ranks of the 95 % interval of a median as statistical tables print them."""
+    found = speedup(speed(*range(1, num_rounds + 1)), speed(*[1.0] * num_rounds))
+    expected = (0.0, float("inf")) if rank is None else (rank, num_rounds + 1 - rank)
+    assert (found.low, found.high) == expected  # each ratio is its own rank

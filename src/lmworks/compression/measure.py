@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -16,12 +18,43 @@ if TYPE_CHECKING:
 class Speed:
     """Greedy decoding of one sequence with a KV cache."""
 
-    tokens_per_s: float
+    tokens_per_s: float  # median of the rounds
     weight_bytes: int  # read once per token
+    round_seconds: tuple[float, ...]  # rounds of the same index ran side by side
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """How many times as fast, and where the median lies with 95 % confidence."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def speedup(before: Speed, after: Speed) -> Speedup:
+    """Compare two models of one `measure_speed`, round by round.
+
+    The interval needs no assumption on the noise: fewer than k of n rounds lie on one side of the
+    median as rarely as coins fall that way (the sign test). Under 6 rounds it is unbounded.
+    """
+    ratios = sorted(a / b for a, b in zip(before.round_seconds, after.round_seconds, strict=True))
+    cut = _rounds_outside(len(ratios))
+    return Speedup(
+        ratio=statistics.median(ratios),
+        low=ratios[cut - 1] if cut else 0.0,
+        high=ratios[-cut] if cut else math.inf,
+    )
+
+
+def _rounds_outside(num_rounds: int) -> int:
+    """The largest k for which P(fewer than k of n fair coins show heads) is at most 2.5 %."""
+    ways = list(itertools.accumulate(math.comb(num_rounds, i) for i in range(num_rounds + 1)))
+    return sum(total <= 0.025 * 2**num_rounds for total in ways)
 
 
 def measure_speed(
-    models: Sequence[Decoder], *, num_tokens: int = 48, rounds: int = 5
+    models: Sequence[Decoder], *, num_tokens: int = 48, rounds: int = 7
 ) -> list[Speed]:
     """Decode the same number of tokens with each model in turn, several rounds, median of each.
 
@@ -37,6 +70,7 @@ def measure_speed(
         Speed(
             tokens_per_s=round(num_tokens / statistics.median(times), 1),
             weight_bytes=weight_bytes(model),
+            round_seconds=tuple(times),
         )
         for model, times in zip(models, seconds, strict=True)
     ]
