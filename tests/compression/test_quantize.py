@@ -147,6 +147,17 @@ def test_tied_embeddings_are_written_once(tmp_path: Path) -> None:
     assert (ours - truth).abs().max() < 0.02 * truth.abs().max()
 
 
+def test_a_packed_matrix_that_two_layers_share_is_counted_once(tmp_path: Path) -> None:
+    folder = make(tmp_path / "tied", tie_word_embeddings=True)
+    made = quantize(QuantizeConfig(model=str(folder)), tmp_path / "q8")
+    model = load_model(folder)
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    vectors = sum(p.numel() for p in model.parameters() if p.ndim == 1)
+    packed = load_model(made.path, packed=True)
+    assert weight_bytes(packed) == matrices * 36 // 32 + vectors * 4
+    assert weight_bytes(model) == (matrices + vectors) * 4
+
+
 @pytest.mark.parametrize("kind", ["Q8_0", "F16", "F32"])
 def test_encode_keeps_shape_and_vectors(kind: str) -> None:
     array = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)

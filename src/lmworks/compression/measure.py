@@ -93,12 +93,10 @@ def decode(model: Decoder, num_tokens: int) -> float:
 
 
 def weight_bytes(model: Decoder) -> int:
-    """Memory of all weights, packed ones at their packed size."""
+    """Memory of all weights, packed ones at their packed size, shared ones once."""
     from lmworks.models.packed import PackedMatrix
 
-    total = sum(p.numel() * p.element_size() for p in model.parameters())
-    for module in model.modules():
-        matrix = getattr(module, "matrix", None)
-        if isinstance(matrix, PackedMatrix):
-            total += matrix.num_bytes
-    return total
+    matrices = (getattr(module, "matrix", None) for module in model.modules())
+    # By identity: a tied head and its embedding hold one matrix.
+    packed = {id(m): m.num_bytes for m in matrices if isinstance(m, PackedMatrix)}
+    return sum(p.numel() * p.element_size() for p in model.parameters()) + sum(packed.values())
