@@ -6,9 +6,9 @@ the same settings and helpers as in transformers, so that the string comes out t
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,19 @@ CHATML = (
 @functools.lru_cache(maxsize=64)
 def _compiled(template: str) -> Any:
     from jinja2 import TemplateSyntaxError
+
+    try:
+        return _environment().from_string(template)
+    except TemplateSyntaxError as error:
+        reason = " ".join(str(error.message).split())
+        raise UserError(f"the chat template is not valid: line {error.lineno}: {reason}") from error
+    except RecursionError as error:
+        raise UserError("the chat template is nested too deeply to be read") from error
+
+
+@functools.cache
+def _environment() -> Any:
+    """Settings, filters and globals as in transformers."""
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -41,22 +54,34 @@ def _compiled(template: str) -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    def refuse(message: str) -> None:
-        raise UserError(f"the chat template refuses: {message}")
-
-    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = time.strftime
-    try:
-        return environment.from_string(template)
-    except TemplateSyntaxError as error:
-        raise UserError(f"the chat template is not valid: line {error.lineno}: {error}") from error
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _refuse(message: str) -> None:
+    raise UserError(f"the chat template refuses: {' '.join(str(message).split())}")
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Not jinja2's own filter, which escapes HTML.
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
 
 
 def render(
@@ -66,26 +91,39 @@ def render(
 
     Raises: UserError when the tokenizer has no template, or the template fails on these messages.
     """
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise UserError("this tokenizer has no chat template: it belongs to a base model")
-    vocabulary = tokenizer.vocabulary
+    template = _compiled(tokenizer.chat_template)
     try:
-        text: str = _compiled(tokenizer.chat_template).render(
-            messages=[dict(message) for message in messages],
+        text: str = template.render(
+            messages=_plain(messages),
             add_generation_prompt=add_generation_prompt,
-            bos_token=vocabulary.bos_token or "",
-            eos_token=vocabulary.eos_token or "",
-            pad_token=vocabulary.pad_token or "",
             tools=None,
             documents=None,
+            **tokenizer.vocabulary.roles(),
         )
     except UserError:
         raise
-    except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
-        raise UserError(f"the chat template fails on these messages: {error}") from error
+    except Exception as error:  # whatever a stranger's program may raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the chat template fails on these messages: {reason}") from error
     return text
+
+
+def _plain(value: Any) -> Any:
+    """A copy in dicts, lists and plain values: the template gets at nothing else.
+
+    Raises: UserError for any other object.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise UserError(
+        f"a message holds a {type(value).__name__}: only text, numbers and lists can be"
+    )
 
 
 def encode(
@@ -93,36 +131,55 @@ def encode(
 ) -> list[int]:
     """Ids of the rendered chat; the text of a special token inside a message stays text.
 
-    Before rendering, such text is broken with a character that occurs nowhere in the messages;
-    what then still looks like a special token came from the template. The breaks are taken out of
-    the pieces between special tokens before these are encoded.
+    Before rendering, such text is broken with a character that occurs nowhere in the messages or
+    the template; what then still looks like a special token came from the template. The breaks are
+    taken out of the pieces between special tokens before these are encoded. The beginning of a
+    special token at the end of a string is broken too: what follows might complete it.
+
+    Added tokens that are not special (`<think>`) are read wherever they stand, as in `encode`. A
+    special token of one character can't be broken; no known vocabulary has one.
     """
-    specials = tokenizer.special_tokens
-    contents = json.dumps([dict(m) for m in messages], ensure_ascii=False, default=str)
-    if not any(token in contents for token in specials):
-        text = render(tokenizer, messages, add_generation_prompt=add_generation_prompt)
+    specials = tuple(text for text in tokenizer.special_tokens if len(text) > 1)
+    plain = _plain(messages)
+    mark = _unused_character(
+        json.dumps(plain, ensure_ascii=False) + (tokenizer.chat_template or "")
+    )
+    text = render(
+        tokenizer, _broken(plain, specials, mark), add_generation_prompt=add_generation_prompt
+    )
+    if mark not in text:
         return tokenizer.encode(text, allow_special=True)
-    mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in contents)
-    broken = [_broken(message, specials, mark) for message in messages]
-    text = render(tokenizer, broken, add_generation_prompt=add_generation_prompt)
     ids: list[int] = []
-    at = 0
-    assert tokenizer.special_pattern is not None
-    for match in tokenizer.special_pattern.finditer(text):
-        ids += tokenizer.encode(text[at : match.start()].replace(mark, ""))
-        ids.append(specials[match[0]])
-        at = match.end()
-    return ids + tokenizer.encode(text[at:].replace(mark, ""))
+    for piece, token_id in tokenizer.added_tokens.split(text, allow_special=True):
+        ids += tokenizer.encode(piece.replace(mark, "")) if token_id is None else [token_id]
+    return ids
 
 
-def _broken(value: Any, specials: Mapping[str, int], mark: str) -> Any:
-    """`value` with a mark inside every special token's text."""
+def _unused_character(text: str) -> str:
+    used = set(text)
+    # Private use: no letter, digit or space, so that templates which trim or test text see none.
+    return next(c for c in map(chr, range(0xE000, 0x10FFFE)) if c not in used)
+
+
+def _broken(value: Any, specials: Sequence[str], mark: str) -> Any:
+    """`value` with a mark in whatever might be read as a special token."""
     if isinstance(value, str):
         for token in specials:
-            value = value.replace(token, token[:1] + mark + token[1:])
-        return value
-    if isinstance(value, Mapping):
-        return {key: _broken(inner, specials, mark) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
+            while token in value:  # again, where one overlaps itself
+                value = value.replace(token, token[0] + mark + token[1:])
+        return _broken_end(value, specials, mark)
+    if isinstance(value, dict):
+        return {_broken(k, specials, mark): _broken(v, specials, mark) for k, v in value.items()}
+    if isinstance(value, list):
         return [_broken(inner, specials, mark) for inner in value]
     return value
+
+
+def _broken_end(text: str, specials: Sequence[str], mark: str) -> str:
+    body = text.rstrip()  # a template may trim
+    beginnings = (token[:size] for token in specials for size in range(1, len(token)))
+    longest = max((b for b in beginnings if body.endswith(b)), key=len, default="")
+    if not longest:
+        return text
+    at = len(body) - len(longest) + 1
+    return text[:at] + mark + text[at:]

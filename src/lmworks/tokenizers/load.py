@@ -14,21 +14,24 @@ def load_tokenizer(ref: str | Path) -> BPETokenizer:
 
     Raises: UserError when there is none, or when its kind can't be read.
     """
-    found = resolve(str(ref))
-    if found.path is None:
+    path = resolve(str(ref)).path
+    if path is None:
         raise UserError(f"{ref}: a remote endpoint gives no tokenizer; name local files for it")
-    return BPETokenizer(_read(found.path))
+    try:
+        return _read(path)
+    except UserError as error:
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise UserError(f"{where}{error}") from error
 
 
-def _read(path: Path):  # type: ignore[no-untyped-def]
+def _read(path: Path) -> BPETokenizer:
+    from lmworks.core.gguf import find_gguf
     from lmworks.tokenizers import gguf, huggingface
 
     if path.is_dir() and (path / "tokenizer.json").is_file():
         path = path / "tokenizer.json"
     if path.suffix == ".json" and path.is_file():
-        return huggingface.load(path)
-    from lmworks.core.gguf import find_gguf
-
+        return BPETokenizer(huggingface.load(path))
     if found := find_gguf(path):
-        return gguf.load(found)
+        return BPETokenizer(gguf.load(found))
     raise UserError(f"{path} holds no tokenizer: neither tokenizer.json nor a GGUF file is there")
