@@ -15,6 +15,7 @@ from lmworks.core.files import read_json
 from lmworks.core.stages import Artifact, Run, stage
 
 if TYPE_CHECKING:
+    from lmworks.compression.measure import Speed
     from lmworks.data.documents import Document
     from lmworks.evaluation.compare import Candidate
     from lmworks.evaluation.report import GainTable, NextStep, Sample, StageCost
@@ -70,7 +71,7 @@ def write_report_of(config: QuickstartReportConfig, run: Run) -> dict[str, Any]:
             conversations=answers,
             seed=config.seed,
         )
-    speeds = _speeds(inputs)
+    floats, packed = _speeds(inputs)
     made = {name: Artifact.load(path) for name, path in inputs.items()}
     summary = _summary(tables, made["base"], config.budget_s)
     source = config.folder or "the documentation that comes with Python"
@@ -81,7 +82,7 @@ def write_report_of(config: QuickstartReportConfig, run: Run) -> dict[str, Any]:
             Fact(label="Read", value=f"{made['corpus'].metrics['train_bytes'] / 1e6:.1f} MB"),
             Fact(label="Parameters", value=f"{made['base'].metrics['num_parameters'] / 1e6:.1f} M"),
             Fact(label="Budget", value=duration(config.budget_s)),
-            Fact(label="8-bit speed", value=f"{speeds['8-bit'] / speeds['float32']:.2f} x float32"),
+            Fact(label="8-bit speed", value=_told_gain(floats, packed)),
         ),
         gains=tables,
         curves=tuple(
@@ -89,7 +90,7 @@ def write_report_of(config: QuickstartReportConfig, run: Run) -> dict[str, Any]:
             for name, title in (("base", "Pre-training"), ("chat", "Instruction tuning"))
         ),
         samples=samples.collected(),
-        costs=_costs(made, speeds),
+        costs=_costs(made, packed.tokens_per_s),
         lineage=tuple(lineage_of(artifact.manifest) for artifact in made.values()),
         versions=versions() | {"source": source},
         next_steps=next_steps(config.folder, inputs["quantized"]),
@@ -98,7 +99,7 @@ def write_report_of(config: QuickstartReportConfig, run: Run) -> dict[str, Any]:
     return {
         "summary": summary,
         "bits_per_byte": {row.name: row.bits_per_byte.estimate for row in tables[0].rows},
-        "tokens_per_s": speeds,
+        "tokens_per_s": {"float32": floats.tokens_per_s, "8-bit": packed.tokens_per_s},
     }
 
 
@@ -172,14 +173,21 @@ def _shown(text: str) -> str:
     return re.sub(r"\n\s*\n", "\n\n", text).strip() or "(only white space)"
 
 
-def _speeds(inputs: dict[str, Path]) -> dict[str, float]:
-    """Tokens per second of decoding, float32 and 8-bit, in turns."""
+def _speeds(inputs: dict[str, Path]) -> tuple[Speed, Speed]:
+    """Decoding with the tuned model's float32 and 8-bit weights, in turns."""
     from lmworks.compression.measure import measure_speed
     from lmworks.models.load import load_model
 
     models = [load_model(inputs["chat"]), load_model(inputs["quantized"], packed=True)]
     floats, packed = measure_speed(models)
-    return {"float32": floats.tokens_per_s, "8-bit": packed.tokens_per_s}
+    return floats, packed
+
+
+def _told_gain(floats: Speed, packed: Speed) -> str:
+    from lmworks.compression.measure import speedup
+
+    gain = speedup(floats, packed)
+    return f"{gain.ratio:.2f} x float32 ({gain.low:.2f} to {gain.high:.2f})"
 
 
 def _summary(tables: tuple[GainTable, ...], base: Artifact, budget_s: float) -> str:
@@ -221,14 +229,14 @@ def budget_to_overtake(
     return math.pow(2.0, behind / gained)
 
 
-def _costs(made: dict[str, Artifact], speeds: dict[str, float]) -> tuple[StageCost, ...]:
+def _costs(made: dict[str, Artifact], packed_tokens_per_s: float) -> tuple[StageCost, ...]:
     from lmworks.evaluation.report_parts import cost_of
 
     return tuple(
         cost_of(
             artifact.manifest,
             artifact.path,
-            per_second=speeds["8-bit"] if name == "quantized" else 0.0,
+            per_second=packed_tokens_per_s if name == "quantized" else 0.0,
             per_second_unit="tokens/s decoding" if name == "quantized" else "tokens/s training",
         )
         for name, artifact in made.items()
