@@ -169,7 +169,7 @@ def _ranked_merges(
                 f"merge {rank} joins {tokens[left]!r} and {tokens[right]!r} to a token that "
                 "the vocabulary does not hold"
             )
-        ranks[left, right] = (rank, merged)
+        ranks[left, right] = (rank, merged)  # told twice: the last counts, as in tokenizers
     return ranks
 
 
