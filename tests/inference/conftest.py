@@ -10,14 +10,14 @@ import torch
 from lmworks.inference.engine import Engine
 from lmworks.models.config import AttentionConfig, ModelConfig, SwiGLUConfig
 from lmworks.models.decoder import Decoder
-from lmworks.tokenizers.bpe import BPETokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import train_bpe
 
 CONTEXT = 192
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> BPETokenizer:
+def tokenizer() -> PipelineTokenizer:
     """Four special tokens, then one per byte: 260 ids."""
     return train_bpe(["no merge is learnt"], vocab_size=260)
 
@@ -42,6 +42,6 @@ def tiny_model() -> Decoder:
 
 
 @pytest.fixture
-def engine(tiny_model: Decoder, tokenizer: BPETokenizer) -> Iterator[Engine]:
+def engine(tiny_model: Decoder, tokenizer: PipelineTokenizer) -> Iterator[Engine]:
     with Engine(tiny_model, tokenizer, max_batch=4) as engine:
         yield engine

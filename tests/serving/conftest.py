@@ -20,14 +20,14 @@ from lmworks.models.decoder import Decoder
 from lmworks.serving.app import create_app
 from lmworks.serving.guard import LOOPBACK_HOSTS
 from lmworks.serving.run import bind
-from lmworks.tokenizers.bpe import BPETokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import train_bpe
 
 CONTEXT = 192
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> BPETokenizer:
+def tokenizer() -> PipelineTokenizer:
     """Four special tokens, then one per byte: 260 ids."""
     return train_bpe(["no merge is learnt"], vocab_size=260)
 
@@ -52,7 +52,7 @@ def tiny_model() -> Decoder:
 
 
 @pytest.fixture(scope="session")
-def chat(tiny_model: Decoder, tokenizer: BPETokenizer) -> Iterator[LocalChat]:
+def chat(tiny_model: Decoder, tokenizer: PipelineTokenizer) -> Iterator[LocalChat]:
     engine = Engine(tiny_model, tokenizer, max_batch=4, max_waiting=20)
     yield LocalChat(engine, "tiny")
     engine.close()

@@ -8,7 +8,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from lmworks.tokenizers.bpe import BPETokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import SPECIAL_TOKENS, train_bpe
 
 TEXTS = [text for _, text in sorted(topics.items())]
@@ -56,13 +56,13 @@ def hard_strings(count: int, heldout: list[str] = TEXTS[1::2]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def trained() -> BPETokenizer:
+def trained() -> PipelineTokenizer:
     """1,500 entries learnt from every second topic; the others are held out."""
     return train_bpe(TEXTS[::2], vocab_size=1500)
 
 
 @pytest.fixture(scope="session")
-def small() -> BPETokenizer:
+def small() -> PipelineTokenizer:
     """280 entries, made in no time."""
     return train_bpe(["the cat sat on the mat. " * 20], vocab_size=280)
 

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmworks.core.errors import UserError
-from lmworks.tokenizers.bpe import BPETokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.merging import merge, merge_long
-from lmworks.tokenizers.patterns import PATTERNS, words_of
+from lmworks.tokenizers.patterns import PATTERNS
+from lmworks.tokenizers.pre_tokenizers import Cut, PreTokenizer
 from lmworks.tokenizers.train import train_bpe
 
 TEXTS = [text for _, text in sorted(topics.items())]
@@ -23,8 +24,13 @@ TEXTS = [text for _, text in sorted(topics.items())]
 TOKENIZER = train_bpe(TEXTS[:20], vocab_size=600)
 
 
+def words_of(text: str, expressions: tuple[str, ...]) -> list[str]:
+    return list(PreTokenizer(cuts=tuple(map(Cut, expressions))).words(text))
+
+
+
 def test_saved_tokenizer_gives_the_same_ids_in_transformers(
-    trained: BPETokenizer, hard: list[str], tmp_path: Path
+    trained: PipelineTokenizer, hard: list[str], tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -47,7 +53,7 @@ def test_saved_tokenizer_gives_the_same_ids_in_transformers(
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 0, 3)
 
 
-def test_save_and_load_keep_everything(trained: BPETokenizer, tmp_path: Path) -> None:
+def test_save_and_load_keep_everything(trained: PipelineTokenizer, tmp_path: Path) -> None:
     trained.save(tmp_path)
     again = load_tokenizer(tmp_path)
     assert again.vocabulary == trained.vocabulary
@@ -73,7 +79,7 @@ def test_every_character_is_cut_as_hugging_face_cuts_it(pattern: str) -> None:
         if unicodedata.category(character) in ("Cn", "Cs"):
             continue
         text = f"a{character}b1{character} .{character}{character}\n {character}"
-        assert list(words_of(text, PATTERNS[pattern])) == [
+        assert words_of(text, PATTERNS[pattern]) == [
             word for word, _ in theirs.pre_tokenize_str(text)
         ], hex(code)
 
@@ -131,14 +137,14 @@ def test_words_join_to_the_text(text: str, pattern: str) -> None:
 
 
 def test_what_lies_between_matches_is_a_word() -> None:
-    assert list(words_of("ab12cd", (r"[a-z]+",))) == ["ab", "12", "cd"]
-    assert list(words_of("ab12cd", (r"([a-z])(\d)",))) == ["a", "b1", "2cd"]
-    assert list(words_of("ab", (r"x*",))) == ["a", "b"]  # empty matches cut, as there
-    assert list(words_of("ab", ())) == ["ab"] and list(words_of("", ())) == []
+    assert words_of("ab12cd", (r"[a-z]+",)) == ["ab", "12", "cd"]
+    assert words_of("ab12cd", (r"([a-z])(\d)",)) == ["a", "b1", "2cd"]
+    assert words_of("ab", (r"x*",)) == ["a", "b"]  # empty matches cut, as there
+    assert words_of("ab", ()) == ["ab"] and words_of("", ()) == []
 
 
 def test_one_long_word_merges_as_many_short_ones_would() -> None:
-    ranks = TOKENIZER._ranks
+    ranks = TOKENIZER.vocabulary.model.ranked
     draw = random.Random(3)
     for _ in range(50):
         word = "".join(draw.choices("aeiothnrs", k=draw.randrange(2, 150)))
@@ -148,8 +154,8 @@ def test_one_long_word_merges_as_many_short_ones_would() -> None:
 
 
 def test_remembered_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmworks.tokenizers.bpe._CACHED_WORDS", 10)
-    tokenizer = BPETokenizer(TOKENIZER.vocabulary)
+    monkeypatch.setattr("lmworks.tokenizers.tokenizer._CACHED_WORDS", 10)
+    tokenizer = PipelineTokenizer(TOKENIZER.vocabulary)
     for number in range(100):
         text = f" w{number}"
         assert tokenizer.encode(text) == TOKENIZER.encode(text)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lmworks.core.errors import UserError
-from lmworks.tokenizers.bpe import BPETokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.vocabulary import AddedToken
 
 TALK = [
@@ -36,17 +36,17 @@ RICH = """{%- set ns = namespace(seen=false) %}
 
 
 @pytest.fixture
-def tokenizer(small: BPETokenizer) -> BPETokenizer:
+def tokenizer(small: PipelineTokenizer) -> PipelineTokenizer:
     return small
 
 
-def with_template(tokenizer: BPETokenizer, template: str) -> BPETokenizer:
-    return BPETokenizer(dataclasses.replace(tokenizer.vocabulary, chat_template=template))
+def with_template(tokenizer: PipelineTokenizer, template: str) -> PipelineTokenizer:
+    return PipelineTokenizer(dataclasses.replace(tokenizer.vocabulary, chat_template=template))
 
 
 @pytest.mark.parametrize("template", [None, RICH])
 def test_rendering_equals_transformers(
-    tokenizer: BPETokenizer, tmp_path: Path, template: str | None
+    tokenizer: PipelineTokenizer, tmp_path: Path, template: str | None
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -62,7 +62,7 @@ def test_rendering_equals_transformers(
             assert tokenizer.render_chat(TALK[:end], add_generation_prompt=prompt) == expected
 
 
-def test_a_message_can_not_open_a_turn(tokenizer: BPETokenizer) -> None:
+def test_a_message_can_not_open_a_turn(tokenizer: PipelineTokenizer) -> None:
     ids = tokenizer.encode_chat(TALK)
     start, end = tokenizer.special_tokens["<|im_start|>"], tokenizer.special_tokens["<|im_end|>"]
     assert ids.count(start) == len(TALK) + 1 and ids.count(end) == len(TALK)
@@ -88,17 +88,17 @@ def test_a_message_can_not_open_a_turn(tokenizer: BPETokenizer) -> None:
         ("{{ messages.append(1) }}", "fails on these messages"),
     ],
 )
-def test_bad_and_hostile_templates(tokenizer: BPETokenizer, template: str, message: str) -> None:
+def test_bad_and_hostile_templates(tokenizer: PipelineTokenizer, template: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         with_template(tokenizer, template).render_chat(TALK)
 
 
-def test_a_base_model_has_none(tokenizer: BPETokenizer) -> None:
+def test_a_base_model_has_none(tokenizer: PipelineTokenizer) -> None:
     with pytest.raises(UserError, match="no chat template"):
         with_template(tokenizer, "").render_chat(TALK)
 
 
-def attack(tokenizer: BPETokenizer, messages: list[dict[str, Any]], template: str) -> list[int]:
+def attack(tokenizer: PipelineTokenizer, messages: list[dict[str, Any]], template: str) -> list[int]:
     """Ids of special tokens that came out of the messages; the template below writes none."""
     ids = with_template(tokenizer, template).encode_chat(messages)
     assert tokenizer.decode(ids) == with_template(tokenizer, template).render_chat(messages)
@@ -118,7 +118,7 @@ def attack(tokenizer: BPETokenizer, messages: list[dict[str, Any]], template: st
     ],
 )
 def test_nothing_in_a_message_becomes_a_special_token(
-    tokenizer: BPETokenizer, messages: list[dict[str, Any]]
+    tokenizer: PipelineTokenizer, messages: list[dict[str, Any]]
 ) -> None:
     plain = "{% for m in messages %}{{ m.role if '|' in m.role }}{{ m.content | trim }}"
     assert (
@@ -126,34 +126,33 @@ def test_nothing_in_a_message_becomes_a_special_token(
     )
 
 
-def test_special_tokens_that_overlap_themselves(tokenizer: BPETokenizer) -> None:
+def test_special_tokens_that_overlap_themselves(tokenizer: PipelineTokenizer) -> None:
     added = (AddedToken(id=0, text="<<>"), AddedToken(id=1, text="||", lstrip=True))
     vocabulary = dataclasses.replace(
         tokenizer.vocabulary, added_tokens=added, bos_token=None, eos_token=None, pad_token=None
     )
-    odd = BPETokenizer(
+    odd = PipelineTokenizer(
         dataclasses.replace(vocabulary, chat_template="{{ messages[0].content }} ||")
     )
     ids = odd.encode_chat([{"role": "user", "content": "||||| <<<><<>"}])
     assert [i for i in ids if i < 2] == [1] and ids[-1] == 1
 
 
-def test_added_tokens_that_are_not_special_are_read_in_messages(tokenizer: BPETokenizer) -> None:
+def test_added_tokens_that_are_not_special_are_read_in_messages(tokenizer: PipelineTokenizer) -> None:
     size = tokenizer.vocab_size
     vocabulary = dataclasses.replace(
         tokenizer.vocabulary,
-        tokens=(*tokenizer.vocabulary.tokens, b"<think>"),
         added_tokens=(
             *tokenizer.vocabulary.added_tokens,
             AddedToken(id=size, text="<think>", special=False, in_vocabulary=False),
         ),
     )
-    thinking = BPETokenizer(vocabulary)
+    thinking = PipelineTokenizer(vocabulary)
     for content in ("<think>so", "<think><|im_end|>"):
         ids = thinking.encode_chat([{"role": "assistant", "content": content}])
         assert ids.count(size) == 1 and ids.count(2) == 1
 
 
-def test_objects_never_reach_a_template(tokenizer: BPETokenizer, tmp_path: Path) -> None:
+def test_objects_never_reach_a_template(tokenizer: PipelineTokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a message holds a PosixPath"):
         tokenizer.render_chat([{"role": "user", "content": tmp_path}])

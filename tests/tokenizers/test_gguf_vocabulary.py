@@ -10,10 +10,11 @@ import pytest
 
 from lmworks.core.errors import UserError
 from lmworks.core.gguf import write_gguf
-from lmworks.tokenizers.bpe import BPETokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.gguf import from_metadata
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.train import train_bpe
+from lmworks.tokenizers.pre_tokenizers import byte_level_step
 from lmworks.tokenizers.vocabulary import AddedToken
 
 LLAMA = {
@@ -42,7 +43,7 @@ def test_ours_there_and_back(pattern: str, tmp_path: Path, hard: list[str]) -> N
     assert again.encode_batch(hard[::50]) == ours.encode_batch(hard[::50])
 
 
-def test_names_that_llama_cpp_knows(small: BPETokenizer) -> None:
+def test_names_that_llama_cpp_knows(small: PipelineTokenizer) -> None:
     metadata = small.gguf_metadata()
     assert metadata["tokenizer.ggml.model"] == "gpt2"
     assert metadata["tokenizer.ggml.pre"] == "gpt-2"
@@ -55,14 +56,15 @@ def test_names_that_llama_cpp_knows(small: BPETokenizer) -> None:
         ({"ignore_merges": False}, "llama3", "dbrx"),
     ):
         trained = train_bpe(["the cat"], vocab_size=262, pattern=pattern)
-        vocabulary = dataclasses.replace(trained.vocabulary, **flags)
-        assert BPETokenizer(vocabulary).gguf_metadata()["tokenizer.ggml.pre"] == name
+        model = dataclasses.replace(trained.vocabulary.model, **flags)
+        vocabulary = dataclasses.replace(trained.vocabulary, model=model)
+        assert PipelineTokenizer(vocabulary).gguf_metadata()["tokenizer.ggml.pre"] == name
 
 
-def test_a_beginning_token_and_user_defined_ones_are_kept(small: BPETokenizer) -> None:
+def test_a_beginning_token_and_user_defined_ones_are_kept(small: PipelineTokenizer) -> None:
     metadata = small.gguf_metadata() | {"tokenizer.ggml.add_bos_token": True}
     metadata["tokenizer.ggml.token_type"][2] = 4
-    tokenizer = BPETokenizer(from_metadata(metadata))
+    tokenizer = PipelineTokenizer(from_metadata(metadata))
     assert tokenizer.gguf_metadata() == metadata
     assert tokenizer.encode("<|im_end|><|pad|>")[0] == 2  # always found; the other one is not
     assert 3 not in tokenizer.encode("<|im_end|><|pad|>")
@@ -71,17 +73,16 @@ def test_a_beginning_token_and_user_defined_ones_are_kept(small: BPETokenizer) -
 @pytest.mark.parametrize(
     "change",
     [
-        {"expressions": (r"\d",)},
-        {"normalization": "NFC"},
-        {"ignore_merges": True},
+        {"pre_tokenizer": byte_level_step((r"\d",))},
+        {"normalizer": {"type": "NFC"}},
         {"added_tokens": (AddedToken(id=0, text="<|endoftext|>", lstrip=True),)},
     ],
 )
-def test_what_gguf_can_not_hold_is_refused(small: BPETokenizer, change: dict[str, Any]) -> None:
+def test_what_gguf_can_not_hold_is_refused(small: PipelineTokenizer, change: dict[str, Any]) -> None:
     roles: dict[str, Any] = {"pad_token": None}
     changed = dataclasses.replace(small.vocabulary, **(roles | change))
     with pytest.raises(UserError, match="GGUF files can't hold this tokenizer"):
-        BPETokenizer(changed).gguf_metadata()
+        PipelineTokenizer(changed).gguf_metadata()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_what_gguf_can_not_hold_is_refused(small: BPETokenizer, change: dict[str
     ],
 )
 def test_damage_is_named(
-    small: BPETokenizer, tmp_path: Path, key: str, value: Any, message: str
+    small: PipelineTokenizer, tmp_path: Path, key: str, value: Any, message: str
 ) -> None:
     metadata = small.gguf_metadata()
     metadata[f"tokenizer.ggml.{key}"] = value
@@ -119,7 +120,7 @@ def test_damage_is_named(
     assert "model.gguf" in str(caught.value) or str(tmp_path) in str(caught.value)
 
 
-def test_tokens_outside_the_alphabet(small: BPETokenizer) -> None:
+def test_tokens_outside_the_alphabet(small: PipelineTokenizer) -> None:
     for tokens, message in ((["日"], "not a byte-level"), (["a", "a"], "stands in it twice")):
         metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens}
         with pytest.raises(UserError, match=message):
@@ -130,7 +131,7 @@ def test_tokens_outside_the_alphabet(small: BPETokenizer) -> None:
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> tuple[BPETokenizer, Any]:
+def smollm2() -> tuple[PipelineTokenizer, Any]:
     """SmolLM2's tokenizer as read here and as read by transformers."""
     from transformers import AutoTokenizer
 
@@ -148,7 +149,7 @@ def smollm2() -> tuple[BPETokenizer, Any]:
 
 @pytest.mark.weights
 def test_smollm2_gives_the_ids_of_transformers(
-    smollm2: tuple[BPETokenizer, Any], hard: list[str]
+    smollm2: tuple[PipelineTokenizer, Any], hard: list[str]
 ) -> None:
     import regex
 
@@ -181,7 +182,7 @@ def test_smollm2_gives_the_ids_of_transformers(
 
 
 @pytest.mark.weights
-def test_smollm2_renders_chats_as_transformers(smollm2: tuple[BPETokenizer, Any]) -> None:
+def test_smollm2_renders_chats_as_transformers(smollm2: tuple[PipelineTokenizer, Any]) -> None:
     ours, theirs = smollm2
     for talk in (TALK[:1], TALK[:2], TALK, TALK[1:], TALK[3:]):
         for prompt in (True, False):

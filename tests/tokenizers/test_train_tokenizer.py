@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lmworks.core.errors import UserError
-from lmworks.tokenizers.bpe import BPETokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.patterns import PATTERNS
 from lmworks.tokenizers.train import (
@@ -52,7 +52,7 @@ def hugging_face_model(
     return model
 
 
-def our_model(tokenizer: BPETokenizer, folder: Path) -> dict[str, Any]:
+def our_model(tokenizer: PipelineTokenizer, folder: Path) -> dict[str, Any]:
     tokenizer.save(folder)
     model: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())["model"]
     return model
@@ -91,7 +91,7 @@ def test_the_same_text_gives_the_same_files(tmp_path: Path) -> None:
 
 def test_too_little_text_gives_a_smaller_vocabulary() -> None:
     tokenizer = train_bpe(["abab abab"], vocab_size=4096)
-    assert tokenizer.vocab_size == 260 + len(tokenizer.vocabulary.merges) < 270
+    assert tokenizer.vocab_size == 260 + len(tokenizer.vocabulary.model.merges) < 270
 
 
 @pytest.mark.parametrize(

@@ -7,68 +7,111 @@ passed over (special and not allowed, or inside a word) still hides what lies un
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from lmworks.tokenizers.aligned import AlignedText
+from lmworks.tokenizers.normalizers import Normalizer
 from lmworks.tokenizers.vocabulary import AddedToken
 
-Piece = tuple[str, int | None]  # text between added tokens, or the text and id of one
+Found = tuple[int, int, int | None]  # start, end, and the id if it is an added token
 
 
 class AddedTokenFinder:
     """Splits text at the added tokens of one tokenizer."""
 
-    def __init__(
-        self, tokens: Iterable[AddedToken], normalize: Callable[[str], str] | None
-    ) -> None:
+    def __init__(self, tokens: Iterable[AddedToken], normalizer: Normalizer) -> None:
         tokens = [token for token in tokens if token.text]
-        self._normalize = normalize
-        self._before = {token.text: token for token in tokens if not token.normalized}
-        clean = normalize or str
-        self._after = {clean(token.text): token for token in tokens if token.normalized}
-        self._always = any(not token.special for token in tokens)
+        self.normalizer = normalizer
+        self._raw = _Texts({token.text: token for token in tokens})
+        self._before = _Texts({token.text: token for token in tokens if not token.normalized})
+        clean = normalizer.normalize
+        self._after = _Texts({clean(token.text): token for token in tokens if token.normalized})
 
-    def split(self, text: str, *, allow_special: bool) -> Iterator[Piece]:
-        """Pieces of `text` in order, those without an id normalised."""
-        for piece, token_id in self._find(text, self._before, allow_special):
+    def split_raw(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """Pieces of `text` as they are, all added tokens looked for by their plain text."""
+        for start, end, token_id in self._raw.find(text, True):
+            yield text[start:end], token_id
+
+    def split(self, text: str, *, allow_special: bool) -> Iterator[tuple[str, int | None, bool]]:
+        """(piece, id or None, whether it begins the text); pieces without an id are normalised."""
+        for start, end, token_id in self._before.find(text, allow_special):
+            if token_id is not None:
+                yield text[start:end], token_id, start == 0
+                continue
+            piece = self.normalizer.normalize(text[start:end])
+            for first, last, inner in self._after.find(piece, allow_special):
+                yield piece[first:last], inner, start == 0 and first == 0
+
+    def split_aligned(
+        self, text: str, *, allow_special: bool
+    ) -> Iterator[tuple[AlignedText, int | None]]:
+        """As `split`, with spans into `text`."""
+        whole = AlignedText(text)
+        for start, end, token_id in self._before.find(text, allow_special):
+            piece = whole.cut(start, end)
             if token_id is not None:
                 yield piece, token_id
                 continue
-            if self._normalize is not None:
-                piece = self._normalize(piece)
-            yield from self._find(piece, self._after, allow_special)
+            piece = self.normalizer.align(piece)
+            for first, last, inner in self._after.find(piece.text, allow_special):
+                yield piece.cut(first, last), inner
 
-    def _find(
-        self, text: str, tokens: dict[str, AddedToken], allow_special: bool
-    ) -> Iterator[Piece]:
-        if not tokens or not (allow_special or self._always):
-            yield text, None
-            return
+
+class _Texts:
+    """Added tokens by the text that is looked for."""
+
+    def __init__(self, tokens: dict[str, AddedToken]) -> None:
+        self.tokens = {text: token for text, token in tokens.items() if text}
+        always = {text: token for text, token in self.tokens.items() if not token.special}
+        self._needed = {True: bool(self.tokens), False: bool(always)}
+
+    @functools.cached_property
+    def _expression(self) -> re.Pattern[str]:
+        return any_of(self.tokens)
+
+    def find(self, text: str, allow_special: bool) -> Iterator[Found]:
+        """Tokens and what lies between them, in order."""
         at = 0
-        for match in _any_of(tuple(tokens)).finditer(text):
-            token = tokens[match[0]]
-            start, end = match.span()
-            if token.special and not allow_special:
-                continue
-            if token.single_word and _inside_word(text, start, end):
-                continue
-            if token.lstrip:
-                start = max(at, _space_before(text, start))
-            if token.rstrip:
-                end = _white().match(text, end).end()
-            if start > at:
-                yield text[at:start], None
-            yield text[start:end], token.id
-            at = end
+        if self._needed[allow_special]:
+            for match in self._expression.finditer(text):
+                token = self.tokens[match[0]]
+                start, end = match.span()
+                if token.special and not allow_special:
+                    continue
+                if token.single_word and _inside_word(text, start, end):
+                    continue
+                if token.lstrip:
+                    start = max(at, _space_before(text, start))
+                if token.rstrip:
+                    end = _white().match(text, end).end()
+                if start > at:
+                    yield at, start, None
+                yield start, end, token.id
+                at = end
         if at < len(text):
-            yield text[at:], None
+            yield at, len(text), None
 
 
-@functools.lru_cache(maxsize=64)
-def _any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
-    """One expression for all of them; longest first, so that none hides a longer one."""
-    return re.compile("|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True)))
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """One expression for all of them: at each place the longest is found.
+
+    Beginnings are shared, so that thousands of tokens cost little more than one.
+    """
+    return re.compile(_alternatives(sorted(texts)))
+
+
+def _alternatives(texts: list[str]) -> str:
+    """An expression for sorted texts, without the one that is empty."""
+    parts = []
+    for first, group in itertools.groupby(filter(None, texts), lambda text: text[0]):
+        rests = [text[1:] for text in group]
+        inner = _alternatives(rests)
+        optional = "?" if "" in rests and inner else ""
+        parts.append(re.escape(first) + (f"(?:{inner}){optional}" if inner else ""))
+    return "|".join(parts)
 
 
 # `regex` where `re` differs: its \s is Unicode's White_Space, as in Hugging Face tokenizers.

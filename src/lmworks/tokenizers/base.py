@@ -16,6 +16,7 @@ class Tokenizer(Protocol):
     """Text to ids and back. Ids are positions in a vocabulary of `vocab_size` entries."""
 
     vocab_size: int
+    byte_level: bool  # the bytes of the tokens joined are the bytes of the text
     special_tokens: dict[str, int]
     bos_token_id: int | None
     eos_token_id: int | None
@@ -56,18 +57,34 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skipped = set(tokenizer.special_tokens.values()) if skip_special else set()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._context: list[int] = []  # ids whose text is out, kept for what follows them
+        self._held: list[int] = []  # ids whose text is not whole yet
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; empty while a character is unfinished."""
         if token_id in self._skipped:
             return ""
-        return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
+        if self._tokenizer.byte_level:
+            return self._utf8.decode(self._tokenizer.decode_bytes([token_id]))
+        self._held.append(token_id)
+        return self._text(final=len(self._held) > _LONGEST_CHARACTER)
 
     def finish(self) -> str:
         """What is left when no id follows: U+FFFD for an unfinished character."""
-        return self._utf8.decode(b"", final=True)
+        if self._tokenizer.byte_level:
+            return self._utf8.decode(b"", final=True)
+        return self._text(final=True) if self._held else ""
+
+    def _text(self, *, final: bool) -> str:
+        before = self._tokenizer.decode(self._context)
+        text = self._tokenizer.decode([*self._context, *self._held])
+        if text.endswith("\ufffd") and not final:
+            return ""
+        self._context, self._held = self._held, []  # it ends with a whole character
+        return text[len(before) :]
 
 
+_LONGEST_CHARACTER = 3  # bytes that may wait for a fourth
 def check_id(token_id: int, vocab_size: int) -> int:
     """Raises: UserError for an id outside the vocabulary."""
     if not 0 <= token_id < vocab_size:

@@ -1,184 +1,168 @@
-"""Byte-level byte-pair encoding: any bytes in, ids out, and the same bytes back.
+"""Byte-pair encoding: the model's data, and one piece of text to ids in readable Python.
 
-Text is cut into words (patterns.py), a word's bytes are the first symbols, and neighbouring
-symbols are merged, lowest rank first, until no merge applies (merging.py). Words repeat, so their
-ids are remembered. Special tokens are looked for only when the caller allows it: by default the
-text of one stays text, so that nobody can write a turn marker into a message. Added tokens that
-are not special (runs of spaces, `<think>`) are vocabulary like any other and are always found.
+Two kinds share the merge loop (merging.py). Byte-level: a token is its bytes and the first symbols
+are the 256 bytes, so any text has ids. SentencePiece style: the first symbols are characters, and
+one that the vocabulary lacks is written as its bytes (`<0x0A>`) or as the unknown token.
 
-Left out: `encode` adds no beginning or end token; offsets of tokens in the text.
-
-Source: Sennrich et al. 2016, arXiv 1508.07909; on bytes: Radford et al. 2019, section 2.2.
+Sources: Sennrich et al. 2016, arXiv 1508.07909; on bytes: Radford et al. 2019, section 2.2;
+byte fallback: Kudo and Richardson 2018, arXiv 1808.06226, and SentencePiece's release notes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import unicodedata
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from lmworks.core.errors import UserError
-from lmworks.tokenizers.added_tokens import AddedTokenFinder
-from lmworks.tokenizers.base import Message, StreamDecoder, check_id
 from lmworks.tokenizers.merging import merge
-from lmworks.tokenizers.patterns import words_of
-from lmworks.tokenizers.vocabulary import Vocabulary
 
-_CACHED_WORDS = 1 << 18
-_CACHED_WORD_BYTES = 64  # longer words rarely come again
+Pair = tuple[int, int]
 
 
-class BPETokenizer:
-    """Byte-level BPE over a Vocabulary.
+class Token(NamedTuple):
+    """An id and which characters of the piece it stands for."""
 
-    Raises: UserError for merges that make tokens which the vocabulary does not hold.
-    """
+    id: int
+    start: int
+    end: int
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self.vocab_size = len(vocabulary.tokens)
-        self.special_tokens = {t.text: t.id for t in vocabulary.added_tokens if t.special}
-        self.chat_template = vocabulary.chat_template
-        ids = vocabulary.added_ids
-        self.bos_token_id = ids.get(vocabulary.bos_token or "")
-        self.eos_token_id = ids.get(vocabulary.eos_token or "")
-        self.pad_token_id = ids.get(vocabulary.pad_token or "")
-        form = vocabulary.normalization
-        self._normalize = functools.partial(unicodedata.normalize, form) if form else None
-        self.added_tokens = AddedTokenFinder(vocabulary.added_tokens, self._normalize)
-        self._ids = _model_ids(vocabulary)
-        self._byte_ids = [self._ids.get(bytes([byte])) for byte in range(256)]
-        self._ranks = _ranked_merges(vocabulary, self._ids)
-        self._words: dict[str, tuple[int, ...]] = {}
 
-    def encode(self, text: str | bytes, *, allow_special: bool = False) -> list[int]:
-        """Ids of `text`; bytes that are no UTF-8 are kept as they are.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BPE:
+    """Raises: UserError for merges that make tokens which the vocabulary does not hold."""
 
-        Args:
-            allow_special: read the text of special tokens as those tokens. For templates and
-                files, not for what a user typed.
-        A byte that the vocabulary has no token for is dropped; ours have all 256.
-        """
-        if isinstance(text, bytes):
-            # Invalid bytes become lone surrogates, which `_utf8` turns back into the bytes.
-            text = text.decode("utf-8", "surrogateescape")
-        ids: list[int] = []
-        for piece, token_id in self.added_tokens.split(text, allow_special=allow_special):
-            if token_id is None:
-                self._extend(ids, piece)
-            else:
-                ids.append(token_id)
-        return ids
+    tokens: tuple[bytes, ...]  # by id; b"" where an id belongs to an added token or to nothing
+    merges: tuple[Pair, ...]  # pairs of ids, lowest rank first
+    ranks: tuple[int, ...] | None = None  # of the merges, where some share one; else the position
+    byte_level: bool = True
+    ignore_merges: bool = False  # a piece that is a token is that token, whatever the merges say
+    byte_fallback: bool = False
+    unk_id: int | None = None
+    fuse_unk: bool = False  # unknown neighbours become one token
+    end_of_word_suffix: str = ""
+    continuing_subword_prefix: str = ""
 
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` of each text."""
-        return [self.encode(text) for text in texts]
+    @functools.cached_property
+    def ids(self) -> dict[bytes, int]:
+        """Bytes of a token to its id."""
+        return {token: i for i, token in enumerate(self.tokens) if token}
 
-    def _extend(self, ids: list[int], text: str) -> None:
-        known = self._words
-        for word in words_of(text, self.vocabulary.expressions):
-            found = known.get(word)
-            if found is None:
-                found = self._word(word)
-            ids.extend(found)
+    @functools.cached_property
+    def ranked(self) -> dict[Pair, tuple[int, int]]:
+        """(left, right) -> (rank, merged id)."""
+        prefix = len(self.continuing_subword_prefix.encode())
+        ranked: dict[Pair, tuple[int, int]] = {}
+        ranks = self.ranks if self.ranks is not None else range(len(self.merges))
+        tokens, ids = self.tokens, self.ids
+        for number, (pair, rank) in enumerate(zip(self.merges, ranks)):
+            left, right = tokens[pair[0]], tokens[pair[1]]
+            merged = ids.get(left + right[prefix:] if prefix else left + right)
+            if merged is None:
+                raise UserError(
+                    f"merge {number} joins {left!r} and {right!r} to a token that the "
+                    "vocabulary does not hold"
+                )
+            ranked[pair] = (rank, merged)  # told twice: the last counts, as in tokenizers
+        return ranked
 
-    def _word(self, word: str) -> tuple[int, ...]:
-        data = _utf8(word)
-        if self.vocabulary.ignore_merges and data in self._ids:
-            ids: tuple[int, ...] = (self._ids[data],)
+    @functools.cached_property
+    def byte_ids(self) -> tuple[int | None, ...]:
+        """The id of each byte: its token, or its `<0x..>` token."""
+        if self.byte_level:
+            return tuple(self.ids.get(bytes([byte])) for byte in range(256))
+        return tuple(self.ids.get(b"<0x%02X>" % byte) for byte in range(256))
+
+    def encode_piece(self, piece: str) -> list[int]:
+        """Ids of one piece, as the pre-tokenizer cut it."""
+        data = utf8(piece)
+        whole = self.ids.get(data) if self.ignore_merges else None
+        if whole is not None:
+            return [whole]
+        if self.byte_level and not self.end_of_word_suffix:
+            symbols = [i for byte in data if (i := self.byte_ids[byte]) is not None]
         else:
-            ids = tuple(merge(self._first_symbols(data), self._ranks))
-        if len(data) <= _CACHED_WORD_BYTES:
-            if len(self._words) >= _CACHED_WORDS:
-                self._words.clear()
-            self._words[word] = ids
-        return ids
+            symbols = [token.id for token in self._first_symbols(piece)]
+        return merge(symbols, self.ranked)
 
-    def _first_symbols(self, data: bytes) -> list[int]:
-        # Some published vocabularies lack rare bytes; they are dropped, as their own code does.
-        symbols = (self._byte_ids[byte] for byte in data)
-        return [symbol for symbol in symbols if symbol is not None]
+    def encode_spans(self, piece: str) -> list[Token]:
+        """As `encode_piece`, with the characters that each id stands for."""
+        whole = self.ids.get(utf8(piece)) if self.ignore_merges else None
+        if whole is not None:
+            return [Token(whole, 0, len(piece))]
+        first = self._first_symbols(piece)
+        found, at = [], 0
+        for token_id in merge([token.id for token in first], self.ranked):
+            width = self._widths.get(token_id, 1)
+            found.append(Token(token_id, first[at].start, first[at + width - 1].end))
+            at += width
+        return found
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the ids stand for. Raises: UserError for an id outside the vocabulary."""
-        tokens = self.vocabulary.tokens
-        return b"".join(tokens[check_id(i, self.vocab_size)] for i in ids)
+    @functools.cached_property
+    def _widths(self) -> dict[int, int]:
+        """How many first symbols a merged token stands for."""
+        begin, end = self.continuing_subword_prefix, self.end_of_word_suffix
+        if self.byte_level:
+            sizes = [len(token.removesuffix(end.encode())) for token in self.tokens]
+        else:
+            texts = (token.decode("utf-8", "replace") for token in self.tokens)
+            sizes = [len(text.removeprefix(begin).removesuffix(end)) for text in texts]
+        return {merged: sizes[merged] for _, merged in self.ranked.values()}
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Text of the ids; bytes that are no UTF-8 become U+FFFD."""
-        if skip_special:
-            skipped = set(self.special_tokens.values())
-            ids = (i for i in ids if i not in skipped)
-        return self.decode_bytes(ids).decode("utf-8", "replace")
+    def _first_symbols(self, piece: str) -> list[Token]:
+        if self.byte_level:
+            return list(self._bytes_of(piece))
+        symbols: list[Token] = []
+        unknown_before = False
+        for at in range(len(piece)):
+            token_id = self._character(piece, at)
+            known = [] if token_id is not None else self._fallback(piece[at])
+            if token_id is not None:
+                symbols.append(Token(token_id, at, at + 1))
+            elif known:
+                symbols += [Token(i, at, at + 1) for i in known]
+            elif self.unk_id is not None and unknown_before and self.fuse_unk:
+                symbols[-1] = symbols[-1]._replace(end=at + 1)
+            elif self.unk_id is not None:
+                symbols.append(Token(self.unk_id, at, at + 1))
+            unknown_before = token_id is None and not known
+        return symbols
 
-    def stream_decoder(self) -> StreamDecoder:
-        """For text that arrives token by token; special tokens give no text."""
-        return StreamDecoder(self, skip_special=True)
+    def _bytes_of(self, piece: str) -> Iterator[Token]:
+        """A few published vocabularies lack rare bytes: dropped, as their own code does."""
+        suffix = self.end_of_word_suffix.encode()
+        for at, character in enumerate(piece):
+            data = utf8(character)
+            for number, byte in enumerate(data):
+                last = at == len(piece) - 1 and number == len(data) - 1
+                token_id = self.ids.get(bytes([byte]) + suffix) if last else self.byte_ids[byte]
+                if token_id is not None:
+                    yield Token(token_id, at, at + 1)
 
-    def render_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
-    ) -> str:
-        """The chat template filled in. Raises: UserError when there is none or it fails."""
-        from lmworks.tokenizers.chat import render
+    def _character(self, piece: str, at: int) -> int | None:
+        text = piece[at]
+        if at > 0:
+            text = self.continuing_subword_prefix + text
+        if at == len(piece) - 1:
+            text += self.end_of_word_suffix
+        return self.ids.get(utf8(text))
 
-        return render(self, messages, add_generation_prompt=add_generation_prompt)
-
-    def encode_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
-    ) -> list[int]:
-        """Ids of the rendered chat, in which special tokens come from the template alone."""
-        from lmworks.tokenizers.chat import encode
-
-        return encode(self, messages, add_generation_prompt=add_generation_prompt)
-
-    def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`."""
-        from lmworks.tokenizers.huggingface import save
-
-        save(self.vocabulary, Path(folder))
-
-    def gguf_metadata(self) -> dict[str, Any]:
-        """The `tokenizer.*` keys of a GGUF file."""
-        from lmworks.tokenizers.gguf import to_metadata
-
-        return to_metadata(self.vocabulary)
-
-
-def _model_ids(vocabulary: Vocabulary) -> dict[bytes, int]:
-    """Bytes to id for what merges may make; added tokens yield to the model's own."""
-    added = {token.id: token for token in vocabulary.added_tokens}
-    ids = {token: i for i, token in enumerate(vocabulary.tokens) if i not in added}
-    for token_id, token in added.items():
-        if token.in_vocabulary:
-            ids.setdefault(vocabulary.tokens[token_id], token_id)
-    return ids
-
-
-def _ranked_merges(
-    vocabulary: Vocabulary, ids: dict[bytes, int]
-) -> dict[tuple[int, int], tuple[int, int]]:
-    """(left, right) -> (rank, merged id)."""
-    tokens = vocabulary.tokens
-    ranks: dict[tuple[int, int], tuple[int, int]] = {}
-    for rank, (left, right) in enumerate(vocabulary.merges):
-        merged = ids.get(tokens[left] + tokens[right])
-        if merged is None:
-            raise UserError(
-                f"merge {rank} joins {tokens[left]!r} and {tokens[right]!r} to a token that "
-                "the vocabulary does not hold"
-            )
-        ranks[left, right] = (rank, merged)  # told twice: the last counts, as in tokenizers
-    return ranks
+    def _fallback(self, character: str) -> list[int]:
+        """The ids of its bytes, or nothing when one of them has none."""
+        if not self.byte_fallback:
+            return []
+        ids = [self.byte_ids[byte] for byte in utf8(character)]
+        return [i for i in ids if i is not None] if None not in ids else []
 
 
-def _utf8(word: str) -> bytes:
+def utf8(text: str) -> bytes:
+    """The bytes of `text`; surrogates that stand for invalid bytes are those bytes again."""
     try:
-        return word.encode("utf-8")
+        return text.encode("utf-8")
     except UnicodeEncodeError:
-        return word.encode("utf-8", "surrogateescape" if _escaped(word) else "surrogatepass")
+        return text.encode("utf-8", "surrogateescape" if _escaped(text) else "surrogatepass")
 
 
-def _escaped(word: str) -> bool:
-    return all(0xDC80 <= ord(c) <= 0xDCFF for c in word if 0xD800 <= ord(c) <= 0xDFFF)
+def _escaped(text: str) -> bool:
+    return all(0xDC80 <= ord(c) <= 0xDCFF for c in text if 0xD800 <= ord(c) <= 0xDFFF)

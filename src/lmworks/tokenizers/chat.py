@@ -16,7 +16,7 @@ from lmworks.core.errors import UserError
 from lmworks.tokenizers.base import Message
 
 if TYPE_CHECKING:
-    from lmworks.tokenizers.bpe import BPETokenizer
+    from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 CHATML = (
     "{% for message in messages %}"
@@ -85,7 +85,7 @@ def _strftime_now(form: str) -> str:
 
 
 def render(
-    tokenizer: BPETokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
+    tokenizer: PipelineTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
 ) -> str:
     """The text that the model sees.
 
@@ -127,7 +127,7 @@ def _plain(value: Any) -> Any:
 
 
 def encode(
-    tokenizer: BPETokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
+    tokenizer: PipelineTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
 ) -> list[int]:
     """Ids of the rendered chat; the text of a special token inside a message stays text.
 
@@ -150,7 +150,7 @@ def encode(
     if mark not in text:
         return tokenizer.encode(text, allow_special=True)
     ids: list[int] = []
-    for piece, token_id in tokenizer.added_tokens.split(text, allow_special=True):
+    for piece, token_id in tokenizer.added_tokens.split_raw(text):
         ids += tokenizer.encode(piece.replace(mark, "")) if token_id is None else [token_id]
     return ids
 

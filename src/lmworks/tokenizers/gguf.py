@@ -15,7 +15,10 @@ from typing import Any
 from lmworks.core.errors import UserError, unknown_name
 from lmworks.core.gguf import read_gguf
 from lmworks.tokenizers.patterns import PATTERNS
-from lmworks.tokenizers.pipeline_json import adds_bos, bos_first
+from lmworks.tokenizers import pre_tokenizers
+from lmworks.tokenizers.bpe import BPE
+from lmworks.tokenizers.post_processors import adds_bos, bos_first
+from lmworks.tokenizers.pre_tokenizers import BYTE_LEVEL, byte_level_step
 from lmworks.tokenizers.vocabulary import AddedToken, Vocabulary, from_alphabet
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
@@ -64,11 +67,14 @@ def from_metadata(metadata: dict[str, Any]) -> Vocabulary:
     bos = roles["bos_token"]
     begins = bool(metadata.get("tokenizer.ggml.add_bos_token"))
     return Vocabulary(
-        tokens=tuple(_tokens(texts, added)),
-        merges=tuple(_merges(_strings(metadata, "tokenizer.ggml.merges"), texts)),
+        model=BPE(
+            tokens=tuple(_tokens(texts, added)),
+            merges=tuple(_merges(_strings(metadata, "tokenizer.ggml.merges"), texts)),
+            ignore_merges=ignore_merges,
+        ),
         added_tokens=tuple(added.values()),
-        expressions=PATTERNS[name],
-        ignore_merges=ignore_merges,
+        pre_tokenizer=byte_level_step(PATTERNS[name]),
+        decoder=BYTE_LEVEL,
         post_processor=bos_first(bos, texts.index(bos)) if bos is not None and begins else None,
         chat_template=_template(metadata),
         bos_token=bos,
@@ -142,6 +148,11 @@ def to_metadata(vocabulary: Vocabulary) -> dict[str, Any]:
 
     Raises: UserError when llama.cpp has no name for how it cuts text, or no place for a flag.
     """
+    model = vocabulary.model
+    if not isinstance(model, BPE) or not model.byte_level:
+        raise UserError(
+            f"GGUF files can hold byte-level BPE only, so far; this is {type(model).__name__}"
+        )
     _check_added(vocabulary)
     added = {token.id: token for token in vocabulary.added_tokens}
 
@@ -150,13 +161,13 @@ def to_metadata(vocabulary: Vocabulary) -> dict[str, Any]:
             return _NORMAL
         return _CONTROL if added[token_id].special else _USER_DEFINED
 
-    texts = vocabulary.texts()
+    texts = list(vocabulary.texts)
     metadata: dict[str, Any] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": _pre_name(vocabulary),
         "tokenizer.ggml.tokens": texts,
         "tokenizer.ggml.token_type": [kind(i) for i in range(len(texts))],
-        "tokenizer.ggml.merges": [f"{texts[a]} {texts[b]}" for a, b in vocabulary.merges],
+        "tokenizer.ggml.merges": [f"{texts[a]} {texts[b]}" for a, b in model.merges],
         "tokenizer.ggml.add_bos_token": adds_bos(vocabulary.post_processor, vocabulary.bos_token),
         "tokenizer.ggml.add_space_prefix": False,
     }
@@ -169,8 +180,9 @@ def to_metadata(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _pre_name(vocabulary: Vocabulary) -> str:
     for name, (pattern, ignore_merges) in _PRE.items():
-        same = PATTERNS[pattern] == vocabulary.expressions
-        if same and ignore_merges == vocabulary.ignore_merges and not vocabulary.normalization:
+        cuts = pre_tokenizers.build(byte_level_step(PATTERNS[pattern]))
+        same = cuts == pre_tokenizers.build(vocabulary.pre_tokenizer)
+        if same and ignore_merges == vocabulary.model.ignore_merges and not vocabulary.normalizer:
             return name
     raise UserError("GGUF files can't hold this tokenizer: its word pattern has no name there")
 

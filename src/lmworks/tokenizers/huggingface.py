@@ -1,24 +1,28 @@
-"""`tokenizer.json` and `tokenizer_config.json`, both ways, for byte-level BPE.
+"""`tokenizer.json` and `tokenizer_config.json`, both ways: BPE, Unigram and WordPiece.
 
-What is not understood is refused by name (see pipeline_json.py). Truncation and padding in the
-file are settings of a caller, not of the tokenizer, and are passed over. Left out for now:
-Unigram, WordPiece, SentencePiece-style BPE.
+What is not understood is refused by name: a tokenizer that is nearly right gives wrong ids in
+silence. Truncation and padding in the file are settings of a caller: kept, and not applied.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json, write_json, write_text
-from lmworks.tokenizers import pipeline_json
-from lmworks.tokenizers.vocabulary import AddedToken, Vocabulary, from_alphabet
+from lmworks.tokenizers import decoders, normalizers, post_processors, pre_tokenizers
+from lmworks.tokenizers.bpe import BPE, utf8
+from lmworks.tokenizers.unigram import Unigram
+from lmworks.tokenizers.vocabulary import AddedToken, Step, Vocabulary, from_alphabet
+from lmworks.tokenizers.wordpiece import WordPiece
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_ROLES = ("bos_token", "eos_token", "pad_token")
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_ROOM_FOR_GAPS = 100_000  # ids that stand for nothing; more is a mistake in the file
 
 
 def load(path: Path) -> Vocabulary:
@@ -30,11 +34,7 @@ def load(path: Path) -> Vocabulary:
     config = path.with_name("tokenizer_config.json")
     settings = read_json(config, "tokenizer config") if config.is_file() else {}
     try:
-        model = data["model"]
-        kind = model.get("type") or ("BPE" if "merges" in model else "of no stated type")
-        if kind != "BPE":
-            raise UserError(f"tokenizer models of type {kind!r} can't be read; known: BPE")
-        return _vocabulary(data, model, settings, _template(path.parent, settings))
+        return _vocabulary(data, data["model"], settings, _template(path.parent, settings))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
@@ -47,30 +47,156 @@ def load(path: Path) -> Vocabulary:
 def _vocabulary(
     data: dict[str, Any], model: dict[str, Any], settings: dict[str, Any], template: str | None
 ) -> Vocabulary:
-    for option in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout"):
-        if model.get(option):
-            raise UserError(f"the BPE option {option!r} can't be read")
-    ids: dict[str, int] = {text: _id(token_id) for text, token_id in model["vocab"].items()}
+    read = _MODELS[_kind(model)]
+    ids = _ids(model)
     roles = {role: _named(settings, role) for role in _ROLES}
+    roles["unk_token"] = roles["unk_token"] or model.get("unk_token") or None
     added = _added_tokens(data.get("added_tokens") or [], ids, roles)
-    return Vocabulary(
-        tokens=tuple(_tokens(ids, added)),
-        merges=tuple(_merges(model["merges"], ids)),
+    byte_level = _is_byte_level(data)
+    _check_ids(ids, added)
+    vocabulary = Vocabulary(
+        model=read(model, ids, byte_level=byte_level),
         added_tokens=tuple(added),
-        expressions=pipeline_json.read_pre_tokenizer(data.get("pre_tokenizer")),
-        normalization=pipeline_json.read_normalizer(data.get("normalizer")),
-        ignore_merges=bool(model.get("ignore_merges")),
-        post_processor=_post_processor(data),
+        normalizer=_step(data, "normalizer"),
+        pre_tokenizer=_step(data, "pre_tokenizer"),
+        post_processor=post_processors.checked(_step(data, "post_processor")),
+        decoder=_step(data, "decoder"),
+        truncation=data.get("truncation"),
+        padding=data.get("padding"),
         chat_template=template,
-        bos_token=roles["bos_token"],
-        eos_token=roles["eos_token"],
-        pad_token=roles["pad_token"],
+        **roles,
+    )
+    _check_steps(vocabulary, byte_level)
+    return vocabulary
+
+
+def _kind(model: dict[str, Any]) -> str:
+    kind = model.get("type") or _untyped(model)
+    if kind not in _MODELS:
+        raise UserError(
+            f"tokenizer models of type {kind!r} can't be read; known: {', '.join(_MODELS)}"
+        )
+    return str(kind)
+
+
+def _untyped(model: dict[str, Any]) -> str:
+    """Old files state no type."""
+    if "merges" in model:
+        return "BPE"
+    return "WordPiece" if "max_input_chars_per_word" in model else "of no stated type"
+
+
+def _step(data: dict[str, Any], name: str) -> Step | None:
+    """A step; an empty sequence does nothing and is none."""
+    step = data.get(name)
+    if step is not None and step["type"] == "Sequence":
+        (inner,) = [value for key, value in step.items() if key != "type"]
+        return step if inner else None
+    return step
+
+
+def _check_steps(vocabulary: Vocabulary, byte_level: bool) -> None:
+    normalizers.build(vocabulary.normalizer)
+    pre_tokenizers.build(vocabulary.pre_tokenizer)
+    decoders.build(vocabulary.decoder)
+    if byte_level and "ByteLevel" not in _kinds(vocabulary.decoder):
+        raise UserError("the pre-tokenizer is ByteLevel, and the decoder is not")
+
+
+def _is_byte_level(data: dict[str, Any]) -> bool:
+    return any("ByteLevel" in _kinds(data.get(n)) for n in ("pre_tokenizer", "normalizer"))
+
+
+def _kinds(step: Step | None) -> set[str]:
+    if step is None:
+        return set()
+    if step["type"] != "Sequence":
+        return {str(step["type"])}
+    (inner,) = [value for key, value in step.items() if key != "type"]
+    return set().union(*map(_kinds, inner)) if inner else set()
+
+
+def _ids(model: dict[str, Any]) -> dict[str, int]:
+    if isinstance(model["vocab"], list):  # Unigram: pairs of text and score
+        texts = [str(text) for text, _ in model["vocab"]]
+        if len(set(texts)) < len(texts):
+            twice = next(text for text in texts if texts.count(text) > 1)
+            raise UserError(f"the token {twice!r} stands in the vocabulary twice")
+        return {text: i for i, text in enumerate(texts)}
+    return {text: _id(token_id) for text, token_id in model["vocab"].items()}
+
+
+def _check_ids(ids: dict[str, int], added: list[AddedToken]) -> None:
+    by_id = {token_id: text for text, token_id in ids.items()}
+    if len(by_id) < len(ids):
+        twice = next(text for text, token_id in ids.items() if by_id[token_id] != text)
+        raise UserError(f"the id {ids[twice]} is given twice: {twice!r}, {by_id[ids[twice]]!r}")
+    for token in added:
+        if by_id.setdefault(token.id, token.text) != token.text:
+            raise UserError(f"the added token {token.text!r} has the id of {by_id[token.id]!r}")
+        if ids.get(token.text, token.id) != token.id:
+            raise UserError(f"{token.text!r} has two ids: {ids[token.text]} and {token.id}")
+    if len({token.text for token in added}) < len(added):
+        raise UserError("an added token is given twice")
+    if by_id and max(by_id) >= 4 * len(by_id) + _ROOM_FOR_GAPS:
+        raise UserError(f"the id {max(by_id)} is far beyond the {len(by_id)} tokens there are")
+
+
+def _by_id(ids: dict[str, int], size: int, to_bytes: Callable[[str], bytes]) -> tuple[bytes, ...]:
+    tokens = [b""] * size
+    for text, token_id in ids.items():
+        tokens[token_id] = to_bytes(text)
+    return tuple(tokens)
+
+
+def _read_bpe(model: dict[str, Any], ids: dict[str, int], *, byte_level: bool) -> BPE:
+    if model.get("dropout"):
+        raise UserError("the BPE option 'dropout' makes ids random and can't be read")
+    unknown = model.get("unk_token")
+    suffix = model.get("end_of_word_suffix") or ""
+    return BPE(
+        tokens=_by_id(ids, max(ids.values(), default=-1) + 1, _bytes_of if byte_level else utf8),
+        merges=tuple(_merges(model["merges"], ids)),
+        byte_level=byte_level,
+        ignore_merges=bool(model.get("ignore_merges")),
+        byte_fallback=bool(model.get("byte_fallback")),
+        unk_id=None if unknown is None else ids.get(unknown),
+        fuse_unk=bool(model.get("fuse_unk")),
+        end_of_word_suffix=suffix,
+        continuing_subword_prefix=model.get("continuing_subword_prefix") or "",
     )
 
 
-def _post_processor(data: dict[str, Any]) -> Any:
-    pipeline_json.check_decoder(data.get("decoder"))
-    return pipeline_json.read_post_processor(data.get("post_processor"))
+def _read_unigram(model: dict[str, Any], ids: dict[str, int], *, byte_level: bool) -> Unigram:
+    if byte_level:
+        raise UserError("Unigram over a byte-level pre-tokenizer can't be read")
+    scores = tuple(float(score) for _, score in model["vocab"])
+    if not all(map(math.isfinite, scores)):
+        raise UserError("a score of the Unigram model is no number")
+    unknown = model.get("unk_id")
+    if unknown is not None and not 0 <= _id(unknown) < len(scores):
+        raise UserError(f"unk_id = {unknown} is none of {len(scores)} tokens")
+    return Unigram(
+        tokens=_by_id(ids, len(scores), utf8),
+        scores=scores,
+        unk_id=unknown,
+        byte_fallback=bool(model.get("byte_fallback")),
+    )
+
+
+def _read_word_piece(model: dict[str, Any], ids: dict[str, int], *, byte_level: bool) -> WordPiece:
+    unknown = str(model.get("unk_token") or "[UNK]")
+    if unknown not in ids:
+        raise UserError(f"the unknown token {unknown!r} is not in the vocabulary")
+    return WordPiece(
+        tokens=_by_id(ids, max(ids.values()) + 1, utf8),
+        unk_id=ids[unknown],
+        continuing_subword_prefix=str(model.get("continuing_subword_prefix", "##")),
+        max_input_chars_per_word=int(model.get("max_input_chars_per_word", 100)),
+    )
+
+
+_MODELS = {"BPE": _read_bpe, "Unigram": _read_unigram, "WordPiece": _read_word_piece}
 
 
 def _id(value: Any) -> int:
@@ -93,31 +219,17 @@ def _added_tokens(
         for entry in entries
     ]
     known = {token.text for token in added}
-    unsaid = sorted({text for text in roles.values() if text in ids} - known)
+    named = {text for role, text in roles.items() if role != "unk_token" and text in ids}
+    unsaid = sorted({str(text) for text in named} - known)
     added += [AddedToken(id=ids[text], text=text) for text in unsaid]
     return sorted(added, key=lambda token: token.id)
-
-
-def _tokens(ids: dict[str, int], added: list[AddedToken]) -> list[bytes]:
-    by_id = {token_id: text for text, token_id in ids.items()}
-    for token in added:
-        if by_id.setdefault(token.id, token.text) != token.text:
-            raise UserError(f"the added token {token.text!r} has the id of {by_id[token.id]!r}")
-    texts = {*ids, *(token.text for token in added)}
-    if len(texts) != len(by_id) or max(by_id) + 1 != len(by_id):
-        raise UserError("the ids of the vocabulary have gaps or are given twice")
-    tokens = [b""] * len(by_id)
-    plain = {token.id for token in added}
-    for token_id, text in by_id.items():
-        tokens[token_id] = text.encode() if token_id in plain else _bytes_of(text)
-    return tokens
 
 
 def _bytes_of(text: str) -> bytes:
     try:
         return from_alphabet(text)
-    except KeyError as error:
-        raise UserError(f"the token {text!r} is not in the byte alphabet") from error
+    except KeyError:  # no cut and no merge leads to it; only an added token can have such a text
+        return b""
 
 
 def _merges(merges: list[Any], ids: dict[str, int]) -> Iterator[tuple[int, int]]:
@@ -148,44 +260,72 @@ def _template(folder: Path, settings: dict[str, Any]) -> str | None:
 
 def save(vocabulary: Vocabulary, folder: Path) -> None:
     """Write the three files, whole or not at all, the same bytes for the same vocabulary."""
-    data = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": token.id, "content": token.text}
-            | {flag: getattr(token, flag) for flag in _FLAGS}
-            for token in vocabulary.added_tokens
-        ],
-        "normalizer": {"type": vocabulary.normalization} if vocabulary.normalization else None,
-        "pre_tokenizer": pipeline_json.write_pre_tokenizer(vocabulary.expressions),
-        "post_processor": vocabulary.post_processor,
-        "decoder": pipeline_json.byte_level(),
-        "model": _model(vocabulary),
-    }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": 10**30,
     }
-    write_text(folder / "tokenizer.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    text = json.dumps(to_json(vocabulary), ensure_ascii=False, indent=1)
+    write_text(folder / "tokenizer.json", text + "\n")
     write_json(folder / "tokenizer_config.json", settings | vocabulary.roles())
     if vocabulary.chat_template:
         write_text(folder / "chat_template.jinja", vocabulary.chat_template)
 
 
+def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What a `tokenizer.json` holds."""
+    return {
+        "version": "1.0",
+        "truncation": vocabulary.truncation,
+        "padding": vocabulary.padding,
+        "added_tokens": [
+            {"id": token.id, "content": token.text}
+            | {flag: getattr(token, flag) for flag in _FLAGS}
+            for token in vocabulary.added_tokens
+        ],
+        "normalizer": _plain_normalizer(vocabulary.normalizer),
+        "pre_tokenizer": vocabulary.pre_tokenizer,
+        "post_processor": vocabulary.post_processor,
+        "decoder": vocabulary.decoder,
+        "model": _model(vocabulary),
+    }
+
+
+def _plain_normalizer(step: Step | None) -> Step | None:
+    """Our SentencePiece step in steps that others know."""
+    if step is None or step["type"] != "SentencePiece":
+        return step
+    return normalizers.sentencepiece_as_sequence(step)
+
+
 def _model(vocabulary: Vocabulary) -> dict[str, Any]:
-    texts = vocabulary.texts()
+    model, texts = vocabulary.model, vocabulary.texts
     outside = {token.id for token in vocabulary.added_tokens if not token.in_vocabulary}
+    ids = {t: i for i, t in enumerate(texts) if i not in outside and (t or i < len(model.tokens))}
+    if isinstance(model, Unigram):
+        return {
+            "type": "Unigram",
+            "unk_id": model.unk_id,
+            "byte_fallback": model.byte_fallback,
+            "vocab": [[texts[i], score] for i, score in enumerate(model.scores)],
+        }
+    if isinstance(model, WordPiece):
+        return {
+            "type": "WordPiece",
+            "unk_token": texts[model.unk_id],
+            "continuing_subword_prefix": model.continuing_subword_prefix,
+            "max_input_chars_per_word": model.max_input_chars_per_word,
+            "vocab": {text: i for text, i in ids.items() if text},
+        }
     return {
         "type": "BPE",
         "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": vocabulary.ignore_merges,
-        "vocab": {text: i for i, text in enumerate(texts) if i not in outside},
-        "merges": [[texts[left], texts[right]] for left, right in vocabulary.merges],
+        "unk_token": None if model.unk_id is None else texts[model.unk_id],
+        "continuing_subword_prefix": model.continuing_subword_prefix or None,
+        "end_of_word_suffix": model.end_of_word_suffix or None,
+        "fuse_unk": model.fuse_unk,
+        "byte_fallback": model.byte_fallback,
+        "ignore_merges": model.ignore_merges,
+        "vocab": {text: i for text, i in ids.items() if text},
+        "merges": [[texts[left], texts[right]] for left, right in model.merges],
     }

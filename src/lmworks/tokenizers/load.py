@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lmworks.core.errors import UserError
 from lmworks.core.references import resolve
-from lmworks.tokenizers.bpe import BPETokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
+from lmworks.tokenizers.vocabulary import Vocabulary
+
+_IN_A_FOLDER = ("tokenizer.json", "tekken.json", "tokenizer.model", "spiece.model", "vocab.txt")
 
 
-def load_tokenizer(ref: str | Path) -> BPETokenizer:
-    """The tokenizer of a folder, a `tokenizer.json`, a GGUF file, or any other reference.
+def load_tokenizer(ref: str | Path) -> PipelineTokenizer:
+    """The tokenizer of a folder, a file of any known kind, or any other reference.
+
+    Files: `tokenizer.json`, SentencePiece `.model`, `.tiktoken` ranks, `tekken.json`, BERT's
+    `vocab.txt`, and GGUF.
 
     Raises: UserError when there is none, or when its kind can't be read.
     """
@@ -18,20 +25,34 @@ def load_tokenizer(ref: str | Path) -> BPETokenizer:
     if path is None:
         raise UserError(f"{ref}: a remote endpoint gives no tokenizer; name local files for it")
     try:
-        return _read(path)
+        return PipelineTokenizer(_read(path))
     except UserError as error:
         where = "" if str(path) in str(error) else f"{path}: "
         raise UserError(f"{where}{error}") from error
 
 
-def _read(path: Path) -> BPETokenizer:
+def _read(path: Path) -> Vocabulary:
     from lmworks.core.gguf import find_gguf
-    from lmworks.tokenizers import gguf, huggingface
+    from lmworks.tokenizers import gguf
 
-    if path.is_dir() and (path / "tokenizer.json").is_file():
-        path = path / "tokenizer.json"
-    if path.suffix == ".json" and path.is_file():
-        return BPETokenizer(huggingface.load(path))
-    if found := find_gguf(path):
-        return BPETokenizer(gguf.load(found))
-    raise UserError(f"{path} holds no tokenizer: neither tokenizer.json nor a GGUF file is there")
+    found = path
+    if path.is_dir():
+        found = next((path / name for name in _IN_A_FOLDER if (path / name).is_file()), path)
+    if found.is_file() and (reader := _reader(found)):
+        return reader(found)
+    if weights := find_gguf(path):
+        return gguf.load(weights)
+    raise UserError(f"{path} holds no tokenizer: neither {', '.join(_IN_A_FOLDER)} nor a GGUF file")
+
+
+def _reader(path: Path) -> Callable[[Path], Vocabulary] | None:
+    from lmworks.tokenizers import huggingface, sentencepiece, tiktoken, vocab_txt
+
+    name = path.name
+    if name.endswith(".json"):
+        return tiktoken.load_tekken if "tekken" in name else huggingface.load
+    if name.endswith(".tiktoken"):
+        return tiktoken.load
+    if name.endswith((".model", ".spm")) or ".model.v" in name:
+        return sentencepiece.load
+    return vocab_txt.load if name.endswith("vocab.txt") else None

@@ -19,32 +19,20 @@ _LONG_WORD = 200  # symbols; from here on the scan loses to the heap
 
 
 def merge(symbols: list[int], ranks: Ranks) -> list[int]:
-    """Apply merges, lowest rank first, leftmost first among equals."""
+    """Apply merges one at a time: the lowest rank first, the leftmost of equals."""
     if len(symbols) > _LONG_WORD:
         return merge_long(symbols, ranks)
+    symbols = list(symbols)
     while len(symbols) > 1:
-        best, best_pair = None, None
-        for pair in itertools.pairwise(symbols):
+        best, place = None, 0
+        for at, pair in enumerate(itertools.pairwise(symbols)):
             found = ranks.get(pair)
             if found is not None and (best is None or found[0] < best[0]):
-                best, best_pair = found, pair
-        if best is None or best_pair is None:
+                best, place = found, at
+        if best is None:
             break
-        symbols = _replace(symbols, best_pair, best[1])
+        symbols[place : place + 2] = [best[1]]
     return symbols
-
-
-def _replace(symbols: list[int], pair: Pair, merged: int) -> list[int]:
-    left, right = pair
-    out, at, last = [], 0, len(symbols) - 1
-    while at <= last:
-        if at < last and symbols[at] == left and symbols[at + 1] == right:
-            out.append(merged)
-            at += 2
-        else:
-            out.append(symbols[at])
-            at += 1
-    return out
 
 
 def merge_long(symbols: list[int], ranks: Ranks) -> list[int]:

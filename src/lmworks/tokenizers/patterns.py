@@ -1,21 +1,22 @@
-"""Pre-tokenisation: how text is cut into words before merges are looked at.
+"""Named patterns of pre-tokenisation: how text is cut into words before merges are looked at.
 
 A pattern is a list of regular expressions applied one after the other; each match is a word, and
-what lies between matches is a word as well (the `isolated` behaviour of Hugging Face tokenizers).
+what lies between matches is a word as well (the `Isolated` behaviour of Hugging Face tokenizers).
 
 Which characters are letters is what the installed `regex` package says, whose Unicode may be newer
 than Hugging Face's; they agree on every character of Unicode 14, and words that differ in newer
 ones still give the same ids unless a vocabulary has merges across such characters.
 
-Sources: gpt2: Radford et al. 2019, released code; cl100k: tiktoken; llama3, qwen2: their released
-tokenizer.json; smollm: every digit alone, then gpt2. cl100k and llama3 cut alike.
+Sources: gpt2: Radford et al. 2019, released code; cl100k, o200k: tiktoken; llama3, qwen2, deepseek:
+their released tokenizer.json; smollm: every digit alone, then gpt2; tekken: Mistral's released
+file. cl100k and llama3 cut alike.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from lmworks.core.errors import UserError, unknown_name
@@ -26,16 +27,36 @@ _LLAMA3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_ENDING = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_NO_WORD = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDING}|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDING}|\p{{N}}{{1,3}}|{_NO_WORD}"
+)
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|{_NO_WORD}"
+)
+_DEEPSEEK = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 
 PATTERNS: dict[str, tuple[str, ...]] = {
     "cl100k": (_LLAMA3,),
+    "deepseek": _DEEPSEEK,
     "gpt2": (_GPT2,),
     "llama3": (_LLAMA3,),
+    "o200k": (_O200K,),
     "qwen2": (_QWEN2,),
     "smollm": (r"\p{N}", _GPT2),
+    "tekken": (_TEKKEN,),
 }
 
-_AT_ONCE = 1 << 22  # characters; the words of longer text are not held in memory together
+_SECONDS = 30.0  # for one search over one text; patterns can take time without end
 
 
 def pattern(name: str) -> tuple[str, ...]:
@@ -51,37 +72,29 @@ def compiled(expression: str) -> Any:
     import regex
 
     try:
-        return regex.compile(expression)
+        return regex.compile(_own_dialect(expression))
     except regex.error as error:
         raise UserError(f"the pattern {expression[:80]!r} is not valid: {error}") from error
 
 
-def words_of(text: str, expressions: Sequence[str]) -> Iterable[str]:
-    """The words of `text`, in order, none empty; joined they are `text` again."""
-    words: Iterable[str] = (text,) if text else ()
-    for expression in expressions:
-        cut = functools.partial(_cut, compiled(expression))
-        words = itertools.chain.from_iterable(map(cut, words))
-    return words
+def _own_dialect(expression: str) -> str:
+    """In files `$` is the end of the text; `regex` would match it before a last line break too."""
+    return _DOLLAR.sub(lambda match: r"\Z" if match[0] == "$" else match[0], expression)
 
 
-def _cut(expression: Any, text: str) -> Iterable[str]:
-    """Matches and what lies between them."""
-    if expression.groups == 0 and len(text) <= _AT_ONCE:  # findall gives whole matches
-        words: list[str] = expression.findall(text)
-        if sum(map(len, words)) == len(text):  # nothing lies between
-            return filter(None, words)
-    return _matches_and_gaps(expression, text)
+_DOLLAR = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\$", re.DOTALL)  # escapes and classes stay
 
 
-def _matches_and_gaps(expression: Any, text: str) -> Iterator[str]:
-    at = 0
-    for match in expression.finditer(text):
-        start, end = match.span()
-        if start > at:
-            yield text[at:start]
-        if end > start:
-            yield text[start:end]
-        at = max(at, end)
-    if at < len(text):
-        yield text[at:]
+def spans_of(expression: str, text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of every match; one that is empty still cuts.
+
+    Raises: UserError when the search takes longer than any sensible pattern would.
+    """
+    try:
+        for match in compiled(expression).finditer(text, timeout=_SECONDS):
+            yield match.span()
+    except TimeoutError as error:
+        raise UserError(
+            f"the pattern {expression[:80]!r} was given up after {_SECONDS:.0f} s on a text of "
+            f"{len(text)} characters: it tries too many ways to match"
+        ) from error

@@ -18,10 +18,9 @@ from lmworks.core.errors import UserError
 from lmworks.core.progress import track
 from lmworks.core.stages import Run, stage
 from lmworks.tokenizers.patterns import pattern as named_pattern
-from lmworks.tokenizers.patterns import words_of
 
 if TYPE_CHECKING:
-    from lmworks.tokenizers.bpe import BPETokenizer
+    from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 END_OF_TEXT, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, PAD)
@@ -59,13 +58,13 @@ def train_tokenizer(config: TrainTokenizerConfig, run: Run) -> dict[str, Any]:
     measured = heldout if heldout.is_file() and heldout.stat().st_size else train
     return {
         "vocab_size": tokenizer.vocab_size,
-        "num_merges": len(tokenizer.vocabulary.merges),
+        "num_merges": len(tokenizer.vocabulary.model.merges),
         "measured_on": measured.name,
         "bytes_per_token": _bytes_per_token(tokenizer, read_texts(measured)),
     }
 
 
-def _bytes_per_token(tokenizer: BPETokenizer, texts: Iterable[str]) -> float:
+def _bytes_per_token(tokenizer: PipelineTokenizer, texts: Iterable[str]) -> float:
     num_bytes = num_tokens = 0
     with track("measuring") as bar:
         for text in texts:
@@ -115,16 +114,18 @@ def train_bpe(
     pattern: str = "gpt2",
     special_tokens: Sequence[str] = SPECIAL_TOKENS,
     min_frequency: int = 2,
-) -> BPETokenizer:
+) -> PipelineTokenizer:
     """Learn a vocabulary; special tokens take the first ids, in the order given.
 
     The vocabulary comes out smaller than `vocab_size` when the text has no more pairs to merge.
 
     Raises: UserError for a vocabulary smaller than the alphabet, or no text at all.
     """
-    from lmworks.tokenizers.bpe import BPETokenizer
+    from lmworks.tokenizers.tokenizer import PipelineTokenizer
+    from lmworks.tokenizers.bpe import BPE
     from lmworks.tokenizers.bpe_trainer import learn_merges
     from lmworks.tokenizers.chat import CHATML
+    from lmworks.tokenizers.pre_tokenizers import BYTE_LEVEL, byte_level_step
     from lmworks.tokenizers.vocabulary import AddedToken, Vocabulary, alphabet_bytes
 
     _check(vocab_size, special_tokens)
@@ -134,12 +135,12 @@ def train_bpe(
     tokens += [bytes([byte]) for _, byte in sorted(alphabet_bytes().items())]
     merges = learn_merges(words, tokens, vocab_size=vocab_size, min_frequency=min_frequency)
     chatml = {IM_START, IM_END} <= set(special_tokens)
-    return BPETokenizer(
+    return PipelineTokenizer(
         Vocabulary(
-            tokens=tuple(tokens),
-            merges=tuple(merges),
+            model=BPE(tokens=tuple(tokens), merges=tuple(merges)),
             added_tokens=tuple(AddedToken(id=i, text=t) for i, t in enumerate(special_tokens)),
-            expressions=expressions,
+            pre_tokenizer=byte_level_step(expressions),
+            decoder=BYTE_LEVEL,
             bos_token=END_OF_TEXT if END_OF_TEXT in special_tokens else None,
             eos_token=END_OF_TEXT if END_OF_TEXT in special_tokens else None,
             pad_token=PAD if PAD in special_tokens else None,
@@ -163,10 +164,13 @@ def _check(vocab_size: int, special_tokens: Sequence[str]) -> None:
 
 
 def _count_words(texts: Iterable[str], expressions: Sequence[str]) -> Counter[str]:
+    from lmworks.tokenizers.pre_tokenizers import Cut, PreTokenizer
+
+    cuts = PreTokenizer(cuts=tuple(Cut(expression) for expression in expressions))
     words: Counter[str] = Counter()
     with track("counting words") as bar:
         for text in texts:
-            words.update(words_of(text, expressions))
+            words.update(cuts.words(text))
             bar.advance()
     if not words:
         raise UserError("there is no text to learn a tokenizer from")

@@ -1,7 +1,12 @@
-"""What a byte-level BPE tokenizer is made of, whatever file it came from.
+"""A tokenizer as data, whatever file it came from.
 
-Files write bytes as printable characters, one each (GPT-2's alphabet); in memory a token is its
-bytes. Added tokens stand beside the vocabulary: their text is looked for before anything is cut.
+The model (bpe.py, unigram.py, wordpiece.py) knows tokens; the steps around it are written in the
+field's own language, that of `tokenizer.json`, and built by normalizers.py, pre_tokenizers.py,
+decoders.py and post_processors.py. Added tokens stand beside the model: their text is looked for
+before anything is cut.
+
+Byte-level files write bytes as printable characters, one each (GPT-2's alphabet); in memory a
+token is its bytes.
 
 Source: the alphabet: Radford et al. 2019, released code.
 """
@@ -11,11 +16,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
 
-Normalization = Literal["NFC", "NFD", "NFKC", "NFKD"]
+if TYPE_CHECKING:
+    from lmworks.tokenizers.bpe import BPE
+    from lmworks.tokenizers.unigram import Unigram
+    from lmworks.tokenizers.wordpiece import WordPiece
+
+    Model = BPE | Unigram | WordPiece
+
+Step = Mapping[str, Any]  # one step of a tokenizer.json: {"type": "NFC"}
+
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @functools.cache
@@ -63,26 +77,28 @@ class AddedToken:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """A byte-level BPE tokenizer as data.
+    """Model, steps, added tokens and roles.
 
-    Raises: UserError when the beginning, end or padding token is none of the tokens.
+    Raises: UserError when the beginning, end, padding or unknown token is none of the tokens.
     """
 
-    tokens: tuple[bytes, ...]  # by id; added tokens as the UTF-8 of their text
-    merges: tuple[tuple[int, int], ...]  # pairs of ids, lowest rank first
-    added_tokens: tuple[AddedToken, ...]
-    expressions: tuple[str, ...]  # pre-tokenisation, see patterns.py
-    normalization: Normalization | None = None
-    ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
-    post_processor: Mapping[str, Any] | None = None  # kept for the file; `encode` adds nothing
+    model: Model
+    added_tokens: tuple[AddedToken, ...] = ()
+    normalizer: Step | None = None
+    pre_tokenizer: Step | None = None
+    post_processor: Step | None = None  # what `encoding` adds around a text; `encode` adds nothing
+    decoder: Step | None = None
+    truncation: Step | None = None
+    padding: Step | None = None
     bos_token: str | None = None
     eos_token: str | None = None
     pad_token: str | None = None
+    unk_token: str | None = None
     chat_template: str | None = None
 
     def __post_init__(self) -> None:
         for role, text in self.roles().items():
-            if text not in self.added_ids:
+            if role != "unk_token" and text not in self.added_ids:
                 raise UserError(f"the {role} {text!r} is not one of the tokenizer's added tokens")
 
     @functools.cached_property
@@ -90,18 +106,27 @@ class Vocabulary:
         """Ids of all added tokens by their text."""
         return {token.text: token.id for token in self.added_tokens}
 
+    @functools.cached_property
+    def tokens(self) -> tuple[bytes, ...]:
+        """Every token by id, added ones as the UTF-8 of their text; b"" where an id is unused."""
+        size = max((token.id for token in self.added_tokens), default=-1) + 1
+        tokens = list(self.model.tokens) + [b""] * (size - len(self.model.tokens))
+        for token in self.added_tokens:
+            tokens[token.id] = token.text.encode("utf-8", "surrogatepass")
+        return tuple(tokens)
+
     def roles(self) -> dict[str, str]:
-        """`bos_token`, `eos_token` and `pad_token`, as far as there are such."""
-        named = {
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-            "pad_token": self.pad_token,
-        }
+        """`bos_token`, `eos_token`, `pad_token` and `unk_token`, as far as there are such."""
+        named = {role: getattr(self, role) for role in _ROLES}
         return {role: text for role, text in named.items() if text is not None}
 
-    def texts(self) -> list[str]:
-        """Every token as files write it: in the byte alphabet, added tokens plain."""
-        texts = [to_alphabet(token) for token in self.tokens]
+    @functools.cached_property
+    def texts(self) -> tuple[str, ...]:
+        """Every token as files write it: bytes in the byte alphabet, added tokens plain."""
+        if getattr(self.model, "byte_level", False):
+            texts = [to_alphabet(token) for token in self.tokens]
+        else:
+            texts = [token.decode("utf-8", "replace") for token in self.tokens]
         for token in self.added_tokens:
             texts[token.id] = token.text
-        return texts
+        return tuple(texts)

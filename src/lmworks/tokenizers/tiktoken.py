@@ -1,0 +1,197 @@
+"""tiktoken's rank files, both ways, and Mistral's tekken.json, which is the same in JSON.
+
+A rank file is a line per token: its bytes in base64 and its rank, which is also its id. There are
+no merges in it: two neighbours merge when their bytes joined are a token, the lowest rank first.
+We list those pairs, so that the one merge loop serves, and say that all pairs of a token share its
+rank. How text is cut and which tokens are special are not in the file; for the published names
+they are known.
+
+Source: tiktoken, released code and files; mistral-common, released file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lmworks.core.errors import UserError
+from lmworks.core.files import read_json, write_text
+from lmworks.tokenizers.bpe import BPE
+from lmworks.tokenizers.patterns import compiled, pattern
+from lmworks.tokenizers.post_processors import bos_first
+from lmworks.tokenizers.pre_tokenizers import BYTE_LEVEL, byte_level_step
+from lmworks.tokenizers.vocabulary import AddedToken, Vocabulary
+
+_FIM = {"<|fim_prefix|>": 1, "<|fim_middle|>": 2, "<|fim_suffix|>": 3}
+
+# Name: (pattern, special tokens).
+ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
+    "r50k_base": ("gpt2", {"<|endoftext|>": 50256}),
+    "p50k_base": ("gpt2", {"<|endoftext|>": 50256}),
+    "cl100k_base": (
+        "cl100k",
+        {"<|endoftext|>": 100257, "<|endofprompt|>": 100276}
+        | {text: 100257 + number for text, number in _FIM.items()},
+    ),
+    "o200k_base": ("o200k", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
+}
+
+
+def load(path: Path, *, encoding: str | None = None) -> Vocabulary:
+    """Read a rank file; its name says which encoding it is, unless `encoding` does.
+
+    A name that is not known is cut as cl100k and has no special tokens.
+
+    Raises: UserError naming the line that is damaged.
+    """
+    name = encoding or path.name.split(".")[0]
+    cut, specials = ENCODINGS.get(name, ("cl100k", {}))
+    try:
+        ranks = dict(_ranks(path.read_text(encoding="ascii").splitlines()))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+    except (UserError, UnicodeDecodeError) as error:
+        what = error if isinstance(error, UserError) else "it is not ASCII text"
+        raise UserError(f"{path} is no tiktoken rank file: {what}") from error
+    return from_ranks(ranks, pattern(cut), specials)
+
+
+def _ranks(lines: Iterable[str]) -> Iterable[tuple[bytes, int]]:
+    for number, line in enumerate(lines, 1):
+        token, _, rank = line.strip().partition(" ")
+        if not token:
+            continue
+        try:
+            yield base64.b64decode(token, validate=True), int(rank)
+        except (binascii.Error, ValueError) as error:
+            raise UserError(f"line {number} is not a token in base64 and a rank") from error
+
+
+def from_ranks(
+    ranks: Mapping[bytes, int], expressions: tuple[str, ...], specials: Mapping[str, int]
+) -> Vocabulary:
+    """A vocabulary from tokens and their ranks. Raises: UserError when they don't fit together."""
+    if not ranks:
+        raise UserError("there is no token in it")
+    size = max(ranks.values()) + 1
+    if min(ranks.values()) < 0 or size > 2 * len(ranks) + 1000 or len(set(ranks.values())) < len(ranks):
+        raise UserError("the ranks have gaps or are given twice")
+    clash = {i for i in specials.values() if i < size} & set(ranks.values())
+    if clash:
+        raise UserError(f"special tokens have ids that are ranks: {sorted(clash)[:3]}")
+    for expression in expressions:
+        compiled(expression)
+    tokens = [b""] * size
+    for token, rank in ranks.items():
+        tokens[rank] = token
+    merges, shared = _merges(tokens, ranks)
+    end = "<|endoftext|>" if "<|endoftext|>" in specials else None
+    return Vocabulary(
+        model=BPE(
+            tokens=tuple(tokens),
+            merges=tuple(merges),
+            ranks=tuple(shared),
+            ignore_merges=True,
+        ),
+        added_tokens=tuple(
+            AddedToken(id=i, text=text, in_vocabulary=False)
+            for text, i in sorted(specials.items(), key=lambda item: item[1])
+        ),
+        pre_tokenizer=byte_level_step(expressions),
+        decoder=BYTE_LEVEL,
+        bos_token=end,
+        eos_token=end,
+    )
+
+
+def _merges(
+    tokens: list[bytes], ranks: Mapping[bytes, int]
+) -> tuple[list[tuple[int, int]], list[int]]:
+    """Every pair of tokens that makes a token, by the rank of what it makes."""
+    merges, shared = [], []
+    for rank, token in enumerate(tokens):
+        for at in range(1, len(token)):
+            left, right = ranks.get(token[:at]), ranks.get(token[at:])
+            if left is not None and right is not None:
+                merges.append((left, right))
+                shared.append(rank)
+    return merges, shared
+
+
+def save(vocabulary: Vocabulary, path: Path) -> None:
+    """Write the ranks of a byte-level vocabulary.
+
+    Raises: UserError when its ids are not in the order of its merges, so that ranks alone would
+    give other ids, or when it is not byte-level BPE.
+    """
+    model = vocabulary.model
+    if not isinstance(model, BPE) or not model.byte_level or model.end_of_word_suffix:
+        raise UserError("tiktoken rank files hold byte-level BPE only")
+    added = set(vocabulary.added_ids.values())
+    tokens = {t: i for i, t in enumerate(model.tokens) if t and i not in added}
+    made = [tokens.get(model.tokens[left] + model.tokens[right]) for left, right in model.merges]
+    ordered = [i for i in made if i is not None]
+    if len(ordered) < len(made) or ordered != sorted(ordered):
+        raise UserError("the ids are not in the order of the merges: ranks can't say the same")
+    lines = [f"{base64.b64encode(token).decode()} {i}" for token, i in tokens.items()]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def load_tekken(path: Path) -> Vocabulary:
+    """Read Mistral's tekken.json. Raises: UserError naming what is damaged."""
+    data = read_json(path, "tekken tokenizer")
+    try:
+        config = data["config"]
+        specials = _tekken_specials(data, int(config["default_num_special_tokens"]))
+        first = len(specials)
+        size = int(config["default_vocab_size"]) - first
+        ranks = {
+            base64.b64decode(entry["token_bytes"], validate=True): int(entry["rank"]) + first
+            for entry in data["vocab"][:size]
+        }
+        return _tekken(ranks, str(config["pattern"]), specials)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        raise UserError(
+            f"{path} is no tekken.json that can be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _tekken(ranks: dict[bytes, int], expression: str, specials: dict[str, int]) -> Vocabulary:
+    import dataclasses
+
+    vocabulary = from_ranks(ranks, (expression,), {})
+    roles = {
+        role: text
+        for role, text in {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}.items()
+        if text in specials
+    }
+    bos = roles.get("bos_token")
+    added = [AddedToken(id=i, text=t, in_vocabulary=False) for t, i in specials.items()]
+    return dataclasses.replace(
+        vocabulary,
+        added_tokens=tuple(added),
+        post_processor=bos_first(bos, specials[bos]) if bos else None,
+        **roles,
+    )
+
+
+def _tekken_specials(data: dict[str, Any], number: int) -> dict[str, int]:
+    """Named ones, the rest filled up as their own code does."""
+    named = data.get("special_tokens") or [
+        {"rank": i, "token_str": text} for i, text in enumerate(_TEKKEN_SPECIALS)
+    ]
+    texts = {int(entry["rank"]): str(entry["token_str"]) for entry in named}
+    return {texts.get(i, f"<SPECIAL_{i}>"): i for i in range(number)}
+
+
+_TEKKEN_SPECIALS = re.findall(
+    r"\S+",
+    "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] "
+    "[/TOOL_RESULTS] [TOOL_CALLS] [IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX]",
+)

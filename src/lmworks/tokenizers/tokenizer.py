@@ -1,0 +1,263 @@
+"""The tokenizer: added tokens, normalizer, cuts, model, post-processor, and the way back.
+
+Special tokens are looked for only when the caller allows it: by default the text of one stays
+text, so that nobody can write a turn marker into a message. Added tokens that are not special
+(runs of spaces, `<think>`) are vocabulary like any other and are always found.
+
+`encode` gives the ids of the text alone; `encoding` adds what the post-processor puts around it,
+with offsets, truncation and padding. Ids come from compiled kernels once there is enough text to
+repay loading them (compiled.py); this file is the readable way to the same ids.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lmworks.core.errors import UserError
+from lmworks.tokenizers import decoders, normalizers, post_processors, pre_tokenizers
+from lmworks.tokenizers.added_tokens import AddedTokenFinder
+from lmworks.tokenizers.aligned import Span
+from lmworks.tokenizers.base import Message, StreamDecoder, check_id
+from lmworks.tokenizers.bpe import BPE
+from lmworks.tokenizers.encoding import Encoding, shares
+from lmworks.tokenizers.vocabulary import Vocabulary
+
+_CACHED_WORDS = 1 << 18
+_CACHED_WORD_CHARACTERS = 64  # longer words rarely come again
+
+
+class PipelineTokenizer:
+    """A Vocabulary at work.
+
+    Raises: UserError for merges that make tokens which the vocabulary does not hold, and for
+    steps that are not known.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.vocab_size = len(vocabulary.tokens)
+        self.special_tokens = {t.text: t.id for t in vocabulary.added_tokens if t.special}
+        self.chat_template = vocabulary.chat_template
+        ids = vocabulary.added_ids
+        self.bos_token_id = ids.get(vocabulary.bos_token or "")
+        self.eos_token_id = ids.get(vocabulary.eos_token or "")
+        self.pad_token_id = ids.get(vocabulary.pad_token or "")
+        self.unk_token_id: int | None = getattr(vocabulary.model, "unk_id", None)
+        self.byte_level = isinstance(vocabulary.model, BPE) and vocabulary.model.byte_level
+        self.normalizer = normalizers.build(vocabulary.normalizer)
+        self.pre_tokenizer = pre_tokenizers.build(vocabulary.pre_tokenizer)
+        self.added_tokens = AddedTokenFinder(vocabulary.added_tokens, self.normalizer)
+        self._decode_texts = decoders.build(vocabulary.decoder)
+        self._post_process = post_processors.build(vocabulary.post_processor)
+        self._words: dict[str, list[int]] = {}
+        self._token_bytes: dict[int, bytes] = {}
+        if isinstance(vocabulary.model, BPE):
+            _ = vocabulary.model.ranked  # a vocabulary that does not hold together says so now
+
+    def encode(self, text: str | bytes, *, allow_special: bool = False) -> list[int]:
+        """Ids of `text`; byte-level tokenizers keep bytes that are no UTF-8 as they are.
+
+        Args:
+            allow_special: read the text of special tokens as those tokens. For templates and
+                files, not for what a user typed.
+        A byte that the vocabulary has no token for is dropped; ours have all 256.
+        """
+        text = _text_of(text)
+        ids: list[int] = []
+        for piece, token_id, begins in self.added_tokens.split(text, allow_special=allow_special):
+            if token_id is None:
+                self._pieces_to_ids(ids, self.pre_tokenizer.change(piece, at_start=begins))
+            else:
+                ids.append(token_id)
+        return ids
+
+    def _pieces_to_ids(self, ids: list[int], text: str) -> None:
+        known = self._words
+        for word in self.pre_tokenizer.words(text):
+            found = known.get(word)
+            if found is None:
+                found = self.vocabulary.model.encode_piece(word)
+                if len(word) <= _CACHED_WORD_CHARACTERS:
+                    if len(known) >= _CACHED_WORDS:
+                        known.clear()
+                    known[word] = found
+            ids.extend(found)
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode` of each text."""
+        return [self.encode(text) for text in texts]
+
+    def encode_offsets(
+        self, text: str | bytes, *, allow_special: bool = False
+    ) -> tuple[list[int], list[Span]]:
+        """Ids, and for each the start and end of its characters in `text`.
+
+        Tokens that share a character have the whole character as their span.
+        """
+        ids: list[int] = []
+        spans: list[Span] = []
+        found = self.added_tokens.split_aligned(_text_of(text), allow_special=allow_special)
+        for piece, token_id in found:
+            if token_id is not None:
+                ids.append(token_id)
+                spans.append(piece.span(0, len(piece.text)))
+                continue
+            begins = bool(piece.text) and piece.spans[0][0] == 0
+            piece = self.pre_tokenizer.align(piece, at_start=begins)
+            for start, end in self.pre_tokenizer.pieces(piece.text):
+                for token in self.vocabulary.model.encode_spans(piece.text[start:end]):
+                    ids.append(token.id)
+                    spans.append(piece.span(start + token.start, start + token.end))
+        return ids, spans
+
+    def encoding(
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        allow_special: bool = True,
+        max_length: int | None = None,
+        stride: int = 0,
+        truncation_side: Literal["right", "left"] = "right",
+    ) -> Encoding:
+        """One text, or a pair, as a model takes it: with special tokens, offsets and masks.
+
+        Args:
+            max_length: tokens in all; what is cut off stands in `overflowing`, in windows that
+                share `stride` tokens.
+
+        Raises: UserError when `max_length` leaves no room for the special tokens.
+        """
+        texts = [text] if text_pair is None else [text, text_pair]
+        parts = [self._plain(part, allow_special).with_type(i) for i, part in enumerate(texts)]
+        if max_length is None:
+            return self._assembled(parts, add_special_tokens)
+        step = self.vocabulary.post_processor
+        special = post_processors.num_special(step, pair=len(parts) == 2)
+        room = max_length - (special if add_special_tokens else 0)
+        if room < 0:
+            raise UserError(f"max_length = {max_length}: {special} special tokens need more")
+        rooms = shares(len(parts[0]), len(parts[1]), room) if len(parts) == 2 else (room,)
+        windows = [
+            part.windows(room, stride, side=truncation_side) for part, room in zip(parts, rooms)
+        ]
+        whole = self._assembled([w[0] for w in windows], add_special_tokens)
+        for number, others in enumerate(windows):
+            for other in others[1:]:
+                kept = [w[0] for w in windows]
+                kept[number] = other
+                whole.overflowing.append(self._assembled(kept, add_special_tokens))
+        return whole
+
+    def _plain(self, text: str, allow_special: bool) -> Encoding:
+        ids, spans = self.encode_offsets(text, allow_special=allow_special)
+        return Encoding.of(ids, spans, [self.token_text(i) for i in ids])
+
+    def _assembled(self, parts: list[Encoding], add_special_tokens: bool) -> Encoding:
+        return functools.reduce(Encoding.joined, self._post_process(parts, add_special_tokens))
+
+    def encodings(
+        self,
+        texts: Iterable[str | tuple[str, str]],
+        *,
+        padding: Literal[False, "longest", "max_length"] = False,
+        pad_to_multiple_of: int = 1,
+        padding_side: Literal["right", "left"] = "right",
+        max_length: int | None = None,
+        **options: Any,
+    ) -> list[Encoding]:
+        """`encoding` of each text or pair, padded to one length if asked."""
+        pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+        found = [self.encoding(*pair, max_length=max_length, **options) for pair in pairs]
+        if not padding or not found:
+            return found
+        if self.pad_token_id is None:
+            raise UserError("the tokenizer has no padding token: name one in its config")
+        longest = max(map(len, found))
+        length = max_length if padding == "max_length" and max_length else longest
+        length += -length % pad_to_multiple_of
+        pad = self.token_text(self.pad_token_id)
+        return [e.padded(length, self.pad_token_id, pad, side=padding_side) for e in found]
+
+    def token_text(self, token_id: int) -> str:
+        """The token as files write it (`Ġthe`, `▁the`, `##ing`)."""
+        return self.vocabulary.texts[check_id(token_id, self.vocab_size)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that the token adds to a text when it is decoded in the middle of one."""
+        found = self._token_bytes.get(token_id)
+        if found is None:
+            found = self._token_bytes[token_id] = self._bytes_in_text(token_id)
+        return found
+
+    def _bytes_in_text(self, token_id: int) -> bytes:
+        token = self.vocabulary.tokens[check_id(token_id, self.vocab_size)]
+        if self.byte_level or token_id in self._added_by_id:
+            return token
+        text = token.decode("utf-8", "replace")
+        byte = decoders.byte_of(text)
+        if byte is not None and self._decode_texts([text]) != [text]:
+            return bytes([byte])
+        anchor = self._decode_texts(["a", text])
+        return "".join(anchor).removeprefix("a").encode()
+
+    @functools.cached_property
+    def _added_by_id(self) -> dict[int, str]:
+        return {token.id: token.text for token in self.vocabulary.added_tokens}
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the ids add to a text. Raises: UserError for an id out of range."""
+        if self.byte_level:
+            tokens = self.vocabulary.tokens
+            return b"".join(tokens[check_id(i, self.vocab_size)] for i in ids)
+        return b"".join(map(self.token_bytes, ids))
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Text of the ids; bytes that are no UTF-8 become U+FFFD."""
+        if skip_special:
+            skipped = set(self.special_tokens.values())
+            ids = (i for i in ids if i not in skipped)
+        if self.byte_level and not self.vocabulary.model.end_of_word_suffix:  # type: ignore[union-attr]
+            return self.decode_bytes(ids).decode("utf-8", "replace")
+        return "".join(self._decode_texts([self.token_text(i) for i in ids]))
+
+    def stream_decoder(self) -> StreamDecoder:
+        """For text that arrives token by token; special tokens give no text."""
+        return StreamDecoder(self, skip_special=True)
+
+    def render_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The chat template filled in. Raises: UserError when there is none or it fails."""
+        from lmworks.tokenizers.chat import render
+
+        return render(self, messages, add_generation_prompt=add_generation_prompt)
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Ids of the rendered chat, in which special tokens come from the template alone."""
+        from lmworks.tokenizers.chat import encode
+
+        return encode(self, messages, add_generation_prompt=add_generation_prompt)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`."""
+        from lmworks.tokenizers.huggingface import save
+
+        save(self.vocabulary, Path(folder))
+
+    def gguf_metadata(self) -> dict[str, Any]:
+        """The `tokenizer.*` keys of a GGUF file."""
+        from lmworks.tokenizers.gguf import to_metadata
+
+        return to_metadata(self.vocabulary)
+
+
+def _text_of(text: str | bytes) -> str:
+    # Invalid bytes become lone surrogates, which the model turns back into the bytes.
+    return text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else text

@@ -1,0 +1,67 @@
+"""What kind of character a character is, by fixed tables (unicode_tables.py).
+
+Python's own tables change with its version, and ids must not.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import zlib
+
+from lmworks.tokenizers import unicode_tables
+from lmworks.tokenizers.unicode_tables import CATEGORY_NAMES, FLAG_NAMES
+
+
+def _unpack(text: str) -> bytes:
+    """A value per code point."""
+    numbers, value, shift = [], 0, 0
+    for byte in zlib.decompress(base64.b85decode(text)):
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            numbers.append(value)
+            value = shift = 0
+    runs = zip(numbers[::2], numbers[1::2])
+    return b"".join(bytes([kind]) * length for length, kind in runs)
+
+
+@functools.cache
+def categories() -> bytes:
+    """Per code point the position of its general category in CATEGORY_NAMES."""
+    return _unpack(unicode_tables.CATEGORIES)
+
+
+@functools.cache
+def flags() -> bytes:
+    """Per code point one bit for each of FLAG_NAMES."""
+    return _unpack(unicode_tables.FLAGS)
+
+
+def category(character: str) -> str:
+    """General category; Cn for an unassigned character."""
+    return CATEGORY_NAMES[categories()[ord(character)]]
+
+
+def has(character: str, flag: str) -> bool:
+    """Whether a character is `white`, a `word` character, `punctuation` ..."""
+    return bool(flags()[ord(character)] >> FLAG_NAMES.index(flag) & 1)
+
+
+def lower(character: str) -> str:
+    """Lower case of one character, out of context."""
+    return unicode_tables.LOWER.get(ord(character)) or character.lower()
+
+
+@functools.cache
+def character_class(flag: str) -> str:
+    """The characters that have a flag, as a class in an expression."""
+    bit = 1 << FLAG_NAMES.index(flag)
+    ranges, start = [], -1
+    for code, bits in enumerate(flags() + b"\0"):
+        if bits & bit and start < 0:
+            start = code
+        elif start >= 0 and not bits & bit:
+            ranges.append(f"\\U{start:08x}-\\U{code - 1:08x}")
+            start = -1
+    return f"[{''.join(ranges)}]"
