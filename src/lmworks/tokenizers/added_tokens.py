@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lmworks.tokenizers.aligned import AlignedText
@@ -35,13 +35,16 @@ class AddedTokenFinder:
         for start, end, token_id in self._raw.find(text, True):
             yield text[start:end], token_id
 
-    def split(self, text: str, *, allow_special: bool) -> Iterator[tuple[str, int | None, bool]]:
+    def split(
+        self, text: str, *, allow_special: bool, normalize: Callable[[str], str] | None = None
+    ) -> Iterator[tuple[str, int | None, bool]]:
         """(piece, id or None, whether it begins the text); pieces without an id are normalised."""
+        normalize = normalize or self.normalizer.normalize
         for start, end, token_id in self._before.find(text, allow_special):
             if token_id is not None:
                 yield text[start:end], token_id, start == 0
                 continue
-            piece = self.normalizer.normalize(text[start:end])
+            piece = normalize(text[start:end])
             for first, last, inner in self._after.find(piece, allow_special):
                 yield piece[first:last], inner, start == 0 and first == 0
 

@@ -1,0 +1,421 @@
+"""Expressions as automata: one table look-up per character, no going back and forth.
+
+A pattern of pre-tokenisation is parsed into an NFA and made deterministic over classes of
+characters (all characters that no set in the pattern tells apart). Alternatives keep the order
+that backtracking engines give them: a state is the list of threads in order of priority, and a
+thread that matches cuts off those after it. Whether a match ends is decided on seeing the next
+character, so a look-ahead by one character (`\\s+(?!\\S)`) costs nothing.
+
+Left out, and refused, so that the caller falls back on `regex`: back-references, look-behind, lazy
+and possessive repeats, look-aheads longer than a character, scripts, patterns that match nothing.
+
+Sources: Thompson 1968; priorities: Cox, "Regular Expression Matching: the Virtual Machine
+Approach", 2009.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Any, NamedTuple
+
+from lmworks.tokenizers import unicode_data
+from lmworks.tokenizers.unicode_tables import CATEGORY_NAMES
+
+_MAX_STATES = 4096
+_MAX_REPEAT = 1000
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a", "0": "\0"}
+
+
+class Unsupported(Exception):
+    """The pattern needs more than an automaton."""
+
+
+class Ranges(NamedTuple):
+    """A set of characters: flags, categories and ranges, all of them or all others."""
+
+    flags: frozenset[str] = frozenset()  # "white", "!white": without the flag
+    categories: frozenset[str] = frozenset()  # "L", "Lu", "!L"
+    ranges: tuple[tuple[int, int], ...] = ()
+    negated: bool = False
+    end: bool = False  # the end of the text counts too, in look-aheads
+
+
+@dataclasses.dataclass
+class Node:
+    """set: go on with a character of it; ahead: go on if the next is of it; else a fork."""
+
+    kind: str  # "set", "ahead", "fork", "match"
+    of: Ranges | None = None
+    out: list[int] = dataclasses.field(default_factory=list)  # in order of priority
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Automaton:
+    """rows[state * width + class] = next state's offset * 2 + 1 if a match ends before.
+
+    Offset 0 is the dead state. The last class is the end of the text.
+    """
+
+    rows: Any  # uint32 [states * width]
+    width: int
+    start: int
+    stage1: Any  # uint16 [0x110000 / 128]: which block of stage2
+    stage2: Any  # uint8 [blocks * 128]: class of each character
+
+    def pieces(self, text: str) -> list[tuple[int, int]]:
+        """Matches and gaps, in plain Python: what the kernel does."""
+        found, at = [], 0
+        while at < len(text):
+            stop = self.match(text, at)
+            if stop <= at:
+                stop = at + 1
+                while stop < len(text) and self.match(text, stop) <= stop:
+                    stop += 1
+            found.append((at, stop))
+            at = stop
+        return found
+
+    def match(self, text: str, at: int) -> int:
+        """Where the match at `at` ends, or -1."""
+        row, last = self.start, -1
+        for q in range(at, len(text) + 1):
+            kind = self.kind(text[q]) if q < len(text) else self.width - 1
+            step = int(self.rows[row + kind])
+            if step & 1:
+                last = q
+            row = step >> 1
+            if row == 0:
+                break
+        return last
+
+    def kind(self, character: str) -> int:
+        """The class of a character."""
+        code = ord(character)
+        return int(self.stage2[int(self.stage1[code >> 7]) * 128 + (code & 127)])
+
+
+class _Parser:
+    """Recursive descent over the expression; builds nodes from the back to the front."""
+
+    def __init__(self, expression: str) -> None:
+        self.text, self.at = expression, 0
+        self.nodes: list[Node] = [Node("match")]
+
+    def parse(self) -> int:
+        tree = self._alternatives(fold=False)
+        if self.at < len(self.text):
+            raise Unsupported(f"{self.text[self.at]!r} at {self.at}")
+        return self._build(tree, 0)
+
+    def _peek(self, text: str) -> bool:
+        return self.text.startswith(text, self.at)
+
+    def _take(self, text: str) -> bool:
+        if self._peek(text):
+            self.at += len(text)
+            return True
+        return False
+
+    def _alternatives(self, *, fold: bool) -> tuple[Any, ...]:
+        options = [self._sequence(fold=fold)]
+        while self._take("|"):
+            options.append(self._sequence(fold=fold))
+        return ("or", options)
+
+    def _sequence(self, *, fold: bool) -> tuple[Any, ...]:
+        parts = []
+        while self.at < len(self.text) and self.text[self.at] not in "|)":
+            parts.append(self._repeated(self._atom(fold=fold)))
+        return ("then", parts)
+
+    def _repeated(self, atom: tuple[Any, ...]) -> tuple[Any, ...]:
+        while True:
+            low, high = self._counts()
+            if low < 0:
+                return atom
+            if self._peek("?") or self._peek("+"):
+                raise Unsupported("lazy or possessive repeats")
+            if atom[0] == "ahead" or max(low, high) > _MAX_REPEAT:
+                raise Unsupported("a repeated look-ahead, or too many repeats")
+            atom = ("repeat", atom, low, high)
+
+    def _counts(self) -> tuple[int, int]:
+        """(least, most) with most -1 for no limit; (-1, 0) when nothing is repeated."""
+        for sign, counts in (("*", (0, -1)), ("+", (1, -1)), ("?", (0, 1))):
+            if self._take(sign):
+                return counts
+        found = re.compile(r"\{(\d+)(,?)(\d*)\}").match(self.text, self.at)
+        if not found:
+            return -1, 0
+        self.at = found.end()
+        low = int(found[1])
+        return low, (low if not found[2] else int(found[3]) if found[3] else -1)
+
+    def _atom(self, *, fold: bool) -> tuple[Any, ...]:
+        if self._take("("):
+            return self._group(fold=fold)
+        if self._take("["):
+            return ("set", self._class(fold=fold))
+        if self._take("$") or self._take(r"\z") or self._take(r"\Z"):
+            return ("ahead", Ranges(end=True))
+        if self._take("."):
+            return ("set", Ranges(ranges=((10, 10),), negated=True))
+        if self._take("\\"):
+            return ("set", self._escape(fold=fold))
+        character = self.text[self.at]
+        if character in "*+?{}^":
+            raise Unsupported(f"{character!r} at {self.at}")
+        self.at += 1
+        return ("set", _literal(character, fold=fold))
+
+    def _group(self, *, fold: bool) -> tuple[Any, ...]:
+        if self._take("?=") or self._take("?!"):
+            inside = self._alternatives(fold=fold)
+            negative = self.text[: self.at].rfind("(?!") > self.text[: self.at].rfind("(?=")
+            self._close()
+            return ("ahead", _one_set(inside, negative=negative))
+        if self._take("?i:"):
+            fold = True
+        elif not self._take("?:") and self._peek("?"):
+            raise Unsupported("this kind of group")
+        inside = self._alternatives(fold=fold)
+        self._close()
+        return inside
+
+    def _close(self) -> None:
+        if not self._take(")"):
+            raise Unsupported("a group that does not end")
+
+    def _escape(self, *, fold: bool) -> Ranges:
+        if self.at >= len(self.text):
+            raise Unsupported("a lone backslash")
+        letter = self.text[self.at]
+        self.at += 1
+        if letter in "pP":
+            return self._property(negated=letter == "P")
+        if letter in "sSdDwW":
+            name = {"s": "white", "d": "Nd", "w": "word"}[letter.lower()]
+            name = name if letter.islower() else f"!{name}"
+            kind = "categories" if letter.lower() == "d" else "flags"
+            return Ranges(**{kind: frozenset([name])})  # type: ignore[arg-type]
+        for sign, digits in (("x", 2), ("u", 4), ("U", 8)):
+            if letter == sign:
+                code = self.text[self.at : self.at + digits]
+                if not re.fullmatch(rf"[0-9a-fA-F]{{{digits}}}", code):
+                    raise Unsupported(f"\\{letter}{code}")
+                self.at += digits
+                return _literal(chr(int(code, 16)), fold=fold)
+        if letter.isalnum() and letter not in _ESCAPES:
+            raise Unsupported(f"\\{letter}")
+        return _literal(_ESCAPES.get(letter, letter), fold=fold)
+
+    def _property(self, *, negated: bool) -> Ranges:
+        found = re.compile(r"\{(\^?)(\w+)\}|([A-Z])").match(self.text, self.at)
+        name = (found[2] or found[3]) if found else ""
+        if not found or not any(known.startswith(name) for known in CATEGORY_NAMES):
+            raise Unsupported(f"the property {name!r}")
+        self.at = found.end()
+        negated = negated != bool(found[1])
+        return Ranges(categories=frozenset([f"!{name}" if negated else name]))
+
+    def _class(self, *, fold: bool) -> Ranges:
+        negated = self._take("^")
+        parts: list[Ranges] = []
+        while parts == [] or not self._peek("]"):
+            if self.at >= len(self.text) or self._peek("[") or self._peek("&&"):
+                raise Unsupported("this kind of class")
+            part = self._member(fold=fold)
+            if self._peek("-") and not self._peek("-]") and len(part.ranges) == 1:
+                self.at += 1
+                last = self._member(fold=fold)
+                if fold or not last.ranges:
+                    raise Unsupported("this kind of range")
+                part = Ranges(ranges=((part.ranges[0][0], last.ranges[0][1]),))
+            parts.append(part)
+        self.at += 1
+        return _union(parts, negated=negated)
+
+    def _member(self, *, fold: bool) -> Ranges:
+        if self._take("\\"):
+            return self._escape(fold=fold)
+        self.at += 1
+        return _literal(self.text[self.at - 1], fold=fold)
+
+    def _add(self, node: Node) -> int:
+        self.nodes.append(node)
+        return len(self.nodes) - 1
+
+    def _build(self, tree: tuple[Any, ...], then: int) -> int:
+        """The first node of `tree`, after which comes node `then`."""
+        kind = tree[0]
+        if kind in ("set", "ahead"):
+            return self._add(Node(kind, tree[1], [then]))
+        if kind == "or":
+            starts = [self._build(option, then) for option in tree[1]]
+            return starts[0] if len(starts) == 1 else self._add(Node("fork", out=starts))
+        if kind == "then":
+            for part in reversed(tree[1]):
+                then = self._build(part, then)
+            return then
+        _, inner, low, high = tree
+        if high < 0:
+            loop = self._add(Node("fork"))
+            self.nodes[loop].out = [self._build(inner, loop), then]
+            then = loop
+        for _ in range(max(0, high - low)):
+            then = self._add(Node("fork", out=[self._build(inner, then), then]))
+        # The optional repeats nest: leaving one leaves all, so every fork skips to the end.
+        for _ in range(low):
+            then = self._build(inner, then)
+        return then
+
+
+def _literal(character: str, *, fold: bool) -> Ranges:
+    if not fold or not character.isalpha():
+        return Ranges(ranges=((ord(character), ord(character)),))
+    if not character.isascii():
+        raise Unsupported("letters beyond ASCII without regard to case")
+    others = {"s": "ſ", "k": "\u212a"}.get(character.lower(), "")
+    codes = sorted(ord(c) for c in {character.lower(), character.upper(), *others})
+    return Ranges(ranges=tuple((code, code) for code in codes))
+
+
+def _union(parts: list[Ranges], *, negated: bool) -> Ranges:
+    """All characters of any part, or those of none."""
+    return Ranges(
+        flags=frozenset().union(*(part.flags for part in parts)),
+        categories=frozenset().union(*(part.categories for part in parts)),
+        ranges=tuple(span for part in parts for span in part.ranges),
+        negated=negated,
+    )
+
+
+def _one_set(tree: tuple[Any, ...], *, negative: bool) -> Ranges:
+    """What a look-ahead for one character looks for."""
+    while tree[0] in ("or", "then"):
+        if len(tree[1]) != 1:
+            raise Unsupported("look-aheads longer than one character")
+        tree = tree[1][0]
+    if tree[0] != "set":
+        raise Unsupported("this kind of look-ahead")
+    found: Ranges = tree[1]
+    return found._replace(negated=not found.negated, end=True) if negative else found
+
+
+@functools.lru_cache(maxsize=64)
+def automaton(expression: str) -> Automaton:
+    """The automaton of an expression. Raises: Unsupported, for what `regex` must do."""
+    parser = _Parser(expression)
+    first = parser.parse()
+    if _closure(parser.nodes, (first,), None)[1]:
+        raise Unsupported("a pattern that matches nothing")
+    sets = sorted({node.of for node in parser.nodes if node.of is not None}, key=repr)
+    stage1, stage2, members = _classes(tuple(sets))
+    numbers = {of: i for i, of in enumerate(sets)}
+    width = len(members) + 1
+    rows, start = _determine(parser.nodes, first, numbers, members)
+    return Automaton(rows=rows, width=width, start=start, stage1=stage1, stage2=stage2)
+
+
+def _classes(sets: tuple[Ranges, ...]) -> tuple[Any, Any, list[tuple[bool, ...]]]:
+    """Two-stage table of classes, and for each class which sets hold it."""
+    import numpy as np
+
+    holds = np.stack([_holds(of) for of in sets])
+    changes = np.flatnonzero(np.any(holds[:, 1:] != holds[:, :-1], axis=0)) + 1
+    starts = np.concatenate([[0], changes])
+    kinds, of_run = np.unique(holds[:, starts].T, axis=0, return_inverse=True)
+    if len(kinds) > 255:
+        raise Unsupported("more than 255 classes of characters")
+    lengths = np.diff(np.append(starts, 0x110000))
+    per_character = np.repeat(of_run.reshape(-1).astype(np.uint8), lengths)
+    data = per_character.tobytes()
+    blocks: dict[bytes, int] = {}
+    stage1 = [
+        blocks.setdefault(data[at : at + 128], len(blocks)) for at in range(0, 0x110000, 128)
+    ]
+    members = [tuple(map(bool, row)) for row in kinds]
+    stage2 = np.frombuffer(b"".join(blocks), dtype=np.uint8)
+    return np.array(stage1, dtype=np.uint16), stage2, members
+
+
+def _holds(of: Ranges) -> Any:
+    """bool [0x110000]: which characters are in a set."""
+    import numpy as np
+
+    found = np.zeros(0x110000, dtype=bool)
+    for low, high in of.ranges:
+        found[low : high + 1] = True
+    if of.categories:
+        by_number = np.zeros(len(CATEGORY_NAMES), dtype=bool)
+        for name in of.categories:
+            wanted = [c.startswith(name.lstrip("!")) for c in CATEGORY_NAMES]
+            by_number |= np.array(wanted) != name.startswith("!")
+        found |= by_number[np.frombuffer(unicode_data.categories(), dtype=np.uint8)]
+    for flag in of.flags:
+        bits = np.frombuffer(unicode_data.flags(), dtype=np.uint8)
+        has = bits >> unicode_data.FLAG_NAMES.index(flag.lstrip("!")) & 1 > 0
+        found |= has != flag.startswith("!")
+    return ~found if of.negated else found
+
+
+def _closure(nodes: list[Node], threads: tuple[int, ...], accepts: Any) -> tuple[list[int], bool]:
+    """Set nodes that threads lead to, in order of priority, up to a match; whether there is one.
+
+    `accepts(set)`: whether the next character, or the end, is in a set; None: nothing ahead is.
+    """
+    found: list[int] = []
+    seen: set[int] = set()
+    todo = list(reversed(threads))
+    while todo:
+        at = todo.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        node = nodes[at]
+        if node.kind == "match":
+            return found, True
+        if node.kind == "set":
+            found.append(at)
+        elif node.kind == "fork":
+            todo += reversed(node.out)
+        elif accepts is not None and accepts(node.of):
+            todo += node.out
+    return found, False
+
+
+def _determine(
+    nodes: list[Node], first: int, numbers: dict[Ranges, int], members: list[tuple[bool, ...]]
+) -> tuple[Any, int]:
+    import numpy as np
+
+    width = len(members) + 1
+    states: dict[tuple[int, ...], int] = {(): 0, (first,): 1}
+    table: list[list[int]] = [[0] * width]
+    queue = [(first,)]
+    while queue:
+        threads = queue.pop(0)
+        row = []
+        for kind in range(width):
+            holds = members[kind] if kind < width - 1 else None
+
+            def accepts(of: Ranges, holds: Any = holds) -> bool:
+                return of.end if holds is None else holds[numbers[of]]
+
+            live, matched = _closure(nodes, threads, accepts)
+            after = () if holds is None else _after(nodes, live, accepts)
+            if after not in states:
+                states[after] = len(states)
+                queue.append(after)
+                if len(states) > _MAX_STATES:
+                    raise Unsupported("a pattern with too many states")
+            row.append(states[after] * width * 2 + int(matched))
+        table.append(row)
+    return np.array(table, dtype=np.uint32).reshape(-1), width
+
+
+def _after(nodes: list[Node], live: list[int], accepts: Any) -> tuple[int, ...]:
+    following = [nodes[at].out[0] for at in live if accepts(nodes[at].of)]
+    return tuple(dict.fromkeys(following))

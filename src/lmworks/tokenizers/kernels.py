@@ -1,0 +1,792 @@
+# kernels: encode find_tokens map_characters insert_pairs insert_trie find_node
+"""The compiled way from text to ids: find added tokens, map characters, cut, look up, merge.
+
+Each kernel works on UTF-8 bytes and gives the ids of the readable path (tokenizer.py), which is
+its oracle. Arguments are slots of one array of int64, named in compiled.py; most are addresses.
+
+What makes it fast: text is cut by one automaton (automaton.py), a table look-up per character;
+words come again, so the ids of a word are kept in a table whose keys are the word's own bytes;
+words that can't be kept are cut where no token reaches across, and the parts can.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from lmworks.tokenizers.slots import *  # noqa: F403  the names of the slots, all of them
+
+_OPTIONS = {"error_model": "numpy", "boundscheck": False, "nogil": True}
+
+
+def _pointer(element):
+    @intrinsic
+    def cast(context, address):
+        def generate(cgctx, builder, signature, args):
+            return builder.inttoptr(args[0], cgctx.get_value_type(types.CPointer(element)))
+
+        return types.CPointer(element)(types.int64), generate
+
+    return cast
+
+
+u8p, i32p, u32p, i64p, u64p = map(
+    _pointer, (types.uint8, types.int32, types.uint32, types.int64, types.uint64)
+)
+u16p, f64p = map(_pointer, (types.uint16, types.float64))
+
+
+@intrinsic
+def load64(context, pointer, at):
+    """Eight bytes from anywhere."""
+
+    def generate(cgctx, builder, signature, args):
+        place = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(64).as_pointer())
+        value = builder.load(place)
+        value.align = 1
+        return value
+
+    return types.uint64(types.CPointer(types.uint8), types.int64), generate
+
+
+@njit(**_OPTIONS)
+def bytes_at(text, at, size, end):
+    """Up to eight bytes as a number, nothing read beyond `end`."""
+    if size >= 8:
+        return load64(text, at)
+    if at + 8 <= end:
+        return load64(text, at) & ((np.uint64(1) << np.uint64(8 * size)) - np.uint64(1))
+    value = np.uint64(0)
+    for i in range(size):
+        value |= np.uint64(text[at + i]) << np.uint64(8 * i)
+    return value
+
+
+@njit(**_OPTIONS)
+def mix(a, b):
+    """A hash of two numbers."""
+    h = a * np.uint64(0x9E3779B97F4A7C15) ^ (b + np.uint64(0x7F4A7C15)) * np.uint64(
+        0xC2B2AE3D27D4EB4F
+    )
+    h ^= h >> np.uint64(32)
+    return h * np.uint64(0xD6E8FEB86659FD93)
+
+
+@njit(**_OPTIONS)
+def code_point(text, at):
+    """(code point, bytes) of the character at `at`; the text is valid UTF-8."""
+    b = np.int64(text[at])
+    if b < 0x80:
+        return b, 1
+    if b < 0xE0:
+        return (b & 31) << 6 | np.int64(text[at + 1]) & 63, 2
+    if b < 0xF0:
+        return (b & 15) << 12 | (np.int64(text[at + 1]) & 63) << 6 | np.int64(text[at + 2]) & 63, 3
+    return (
+        (b & 7) << 18
+        | (np.int64(text[at + 1]) & 63) << 12
+        | (np.int64(text[at + 2]) & 63) << 6
+        | np.int64(text[at + 3]) & 63
+    ), 4
+
+
+@njit(**_OPTIONS)
+def width(byte):
+    """Bytes of the character that begins with `byte`."""
+    return 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+
+
+# Tables: pairs of symbols, and tries, in open addressing.
+
+
+@njit(**_OPTIONS)
+def find_pair(table, mask, left, right):
+    """Position of the value of a pair, or -1. An entry is key + 1 and value; key 0 is free."""
+    key = (np.uint64(left) << np.uint64(32) | np.uint64(right)) + np.uint64(1)
+    at = (mix(key, np.uint64(0)) >> np.uint64(20)) & mask
+    while True:
+        found = table[2 * at]
+        if found == key:
+            return np.int64(2 * at + np.uint64(1))
+        if found == 0:
+            return np.int64(-1)
+        at = (at + np.uint64(1)) & mask
+
+
+@njit(**_OPTIONS)
+def insert_pair(table, mask, left, right, value):
+    key = (np.uint64(left) << np.uint64(32) | np.uint64(right)) + np.uint64(1)
+    at = (mix(key, np.uint64(0)) >> np.uint64(20)) & mask
+    while table[2 * at] != 0 and table[2 * at] != key:
+        at = (at + np.uint64(1)) & mask
+    table[2 * at] = key
+    table[2 * at + np.uint64(1)] = value
+
+
+def insert_pairs(a):
+    """Fill a table from columns left, right, value."""
+    table, mask = u64p(a[0]), np.uint64(a[1])
+    left, right, value = i64p(a[2]), i64p(a[3]), i64p(a[4])
+    for i in range(a[5]):
+        insert_pair(table, mask, left[i], right[i], np.uint64(value[i]))
+    return 0
+
+
+def insert_trie(a):
+    """Put texts into a trie: (node, byte) -> child; a node's value is 1 + what the text is worth.
+
+    The root is node 0. Returns the number of nodes.
+    """
+    table, mask, values = u64p(a[0]), np.uint64(a[1]), i32p(a[2])
+    data, ends, worth, count, nodes = u8p(a[3]), i64p(a[4]), i32p(a[5]), a[6], a[7]
+    at = np.int64(0)
+    for i in range(count):
+        node = np.int64(0)
+        while at < ends[i]:
+            place = find_pair(table, mask, node, data[at])
+            if place < 0:
+                insert_pair(table, mask, node, data[at], np.uint64(nodes))
+                node = nodes
+                nodes += 1
+            else:
+                node = np.int64(table[place])
+            at += 1
+        values[node] = worth[i] + 1
+    return nodes
+
+
+def find_node(a):
+    """The node of a text's beginning in a trie, or -1."""
+    table, mask, text = u64p(a[0]), np.uint64(a[1]), u8p(a[2])
+    node = np.int64(0)
+    for i in range(a[3]):
+        place = find_pair(table, mask, node, text[i])
+        if place < 0:
+            return -1
+        node = np.int64(table[place])
+    return node
+
+
+# Added tokens.
+
+
+def find_tokens(a):
+    """Added tokens in a text: start, end, id of each; the longest wins, as in tokenizers.
+
+    Writes as many as there is room for. Returns how many there are.
+    """
+    text, size = u8p(a[0]), a[1]
+    first, table, mask, values = u8p(a[2]), u64p(a[3]), np.uint64(a[4]), i32p(a[5])
+    kinds, allow, out, room = u8p(a[6]), a[7], i64p(a[8]), a[9]
+    found = np.int64(0)
+    at = np.int64(0)
+    while at < size:
+        if first[text[at]] == 0:
+            at += 1
+            continue
+        node, q, best, end = np.int64(0), at, np.int64(-1), at
+        while q < size:
+            place = find_pair(table, mask, node, text[q])
+            if place < 0:
+                break
+            node = np.int64(table[place])
+            q += 1
+            if values[node] > 0:
+                best, end = np.int64(values[node]) - 1, q
+        if best < 0:
+            at += 1
+            continue
+        if allow != 0 or kinds[best] == 0:  # a special token that is not allowed stays text
+            if found < room:
+                out[3 * found], out[3 * found + 1], out[3 * found + 2] = at, end, best
+            found += 1
+        at = end
+    return found
+
+
+# Characters.
+
+
+def map_characters(a):
+    """Each character replaced by its text; returns the size, or what stopped it.
+
+    -1 - page: that page of the map is not filled; -(1 << 40): a character that needs its
+    neighbours. Progress is kept in the arguments, so that the call can be made again.
+    """
+    text, size, out = u8p(a[MAP_TEXT]), a[MAP_SIZE], u8p(a[MAP_OUT])
+    pages, entries, pool = i32p(a[MAP_PAGES]), u32p(a[MAP_ENTRIES]), u8p(a[MAP_POOL])
+    squeeze, space_a, space_size = a[MAP_SQUEEZE], u8p(a[MAP_SPACE]), a[MAP_SPACE_SIZE]
+    at, done = a[MAP_AT], a[MAP_DONE]
+    while at < size:
+        code, n = code_point(text, at)
+        page = pages[code >> 7]
+        if page < 0:
+            a[MAP_AT], a[MAP_DONE] = at, done
+            return -1 - (code >> 7)
+        entry = entries[(np.int64(page) << 7) + (code & 127)]
+        length = np.int64(entry & np.uint32(0xFF))
+        if length == 255:
+            return -(1 << 40)
+        start = np.int64(entry >> np.uint32(8))
+        at += n
+        for i in range(length):
+            byte = pool[start + i]
+            if squeeze != 0 and byte == 32:
+                if a[MAP_SQUEEZED] == 0:
+                    for k in range(space_size):
+                        out[done + k] = space_a[k]
+                    done += space_size
+                if squeeze == 2:
+                    a[MAP_SQUEEZED] = 1
+            else:
+                a[MAP_SQUEEZED] = 0
+                out[done] = byte
+                done += 1
+    return done
+
+
+# Cutting.
+
+
+@njit(**_OPTIONS)
+def next_match(a, level, text, at, end):
+    """Where the match that begins at `at` ends, or -1."""
+    rows, ascii_class, stage1, stage2, start, last_class = (
+        u32p(level[CUT_ROWS]), u8p(level[CUT_ASCII]), u16p(level[CUT_STAGE1]),
+        u8p(level[CUT_STAGE2]), np.uint32(level[CUT_START]), np.uint32(level[CUT_END_CLASS]),
+    )  # fmt: skip
+    row, q, last = start, at, np.int64(-1)
+    while q < end:
+        b = text[q]
+        if b < 0x80:
+            kind, n = ascii_class[b], 1
+        else:
+            code, n = code_point(text, q)
+            kind = stage2[(np.int64(stage1[code >> 7]) << 7) + (code & 127)]
+        step = rows[row + np.uint32(kind)]
+        if step & np.uint32(1):
+            last = q
+        row = step >> np.uint32(1)
+        if row == 0:
+            if q - last > 64:
+                a[LOOKED_AHEAD] += q - max(last, at)
+            return last
+        q += n
+    if rows[row + last_class] & np.uint32(1):
+        last = q
+    if q - last > 64:
+        a[LOOKED_AHEAD] += q - max(last, at)
+    return last
+
+
+# Words.
+
+
+@njit(**_OPTIONS)
+def safe_end(a, text, start, end):
+    """The first place after `start` that no token reaches across; `end` if there is none."""
+    pairs, coarse, mask = u8p(a[SAFE_PAIRS]), u8p(a[SAFE_BYTES]), np.uint64(a[SAFE_MASK])
+    before, n = code_point(text, start)
+    at = start + n
+    while at < end:
+        code, n = code_point(text, at)
+        h = (mix(np.uint64(before), np.uint64(code)) >> np.uint64(20)) & mask
+        unsafe = pairs[h >> np.uint64(3)] >> np.uint8(h & np.uint64(7)) & np.uint8(1)
+        if unsafe == 0:
+            h = np.uint64(text[at - 1]) << np.uint64(8) | np.uint64(text[at])
+            if coarse[h >> np.uint64(3)] >> np.uint8(h & np.uint64(7)) & np.uint8(1) == 0:
+                return at
+        before = code
+        at += n
+    return end
+
+
+@njit(**_OPTIONS)
+def first_symbols(a, text, start, end, symbols):
+    """Ids of the bytes or characters; returns how many, bytes without an id dropped."""
+    byte_ids, count = i32p(a[BYTE_IDS]), np.int64(0)
+    if a[BYTE_LEVEL] != 0:
+        for i in range(start, end):
+            token = byte_ids[text[i]]
+            if token >= 0:
+                symbols[count] = token
+                count += 1
+        return count
+    characters, mask = u64p(a[CHARACTERS]), np.uint64(a[CHARACTERS_MASK])
+    unknown, fuse, fallback = a[UNK_ID], a[FUSE_UNK], a[BYTE_FALLBACK]
+    at, was_unknown = start, False
+    while at < end:
+        code, n = code_point(text, at)
+        place = find_pair(characters, mask, code, 0)
+        if place >= 0:
+            symbols[count] = np.int32(characters[place])
+            count += 1
+            was_unknown = False
+        else:
+            whole = fallback != 0
+            for k in range(n):
+                whole = whole and byte_ids[text[at + k]] >= 0
+            if whole:
+                for k in range(n):
+                    symbols[count] = byte_ids[text[at + k]]
+                    count += 1
+                was_unknown = False
+            elif unknown >= 0:
+                if not (was_unknown and fuse != 0):
+                    symbols[count] = unknown
+                    count += 1
+                was_unknown = True
+        at += n
+    return count
+
+
+@njit(**_OPTIONS)
+def merge_scan(a, symbols, ranks, count):
+    """Merge in place, looking at every pair for the lowest rank; returns how many are left."""
+    table, mask = u64p(a[MERGES]), np.uint64(a[MERGES_MASK])
+    none = np.uint64(0xFFFFFFFFFFFFFFFF)
+    for i in range(count - 1):
+        place = find_pair(table, mask, symbols[i], symbols[i + 1])
+        ranks[i] = table[place] if place >= 0 else none
+    while count > 1:
+        best, at = none, np.int64(-1)
+        for i in range(count - 1):
+            # Rank above, merged id below: the lowest rank is the lowest number.
+            if ranks[i] >> np.uint64(32) < best >> np.uint64(32):
+                best, at = ranks[i], i
+        if at < 0:
+            break
+        symbols[at] = np.int32(best & np.uint64(0xFFFFFFFF))
+        count -= 1
+        for i in range(at + 1, count):
+            symbols[i] = symbols[i + 1]
+            ranks[i - 1 + 1] = ranks[i + 1] if i + 1 < count else none
+        for i in range(max(0, at - 1), min(at + 1, count - 1)):
+            place = find_pair(table, mask, symbols[i], symbols[i + 1])
+            ranks[i] = table[place] if place >= 0 else none
+    return count
+
+
+@njit(**_OPTIONS)
+def heap_push(heap, size, value):
+    at = size
+    while at > 0:
+        up = (at - 1) >> 1
+        if heap[up] <= value:
+            break
+        heap[at] = heap[up]
+        at = up
+    heap[at] = value
+    return size + 1
+
+
+@njit(**_OPTIONS)
+def heap_pop(heap, size):
+    """Take the smallest off; returns (it, size left)."""
+    top, size = heap[0], size - 1
+    value, at = heap[size], np.int64(0)
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= value:
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = value
+    return top, size
+
+
+@njit(**_OPTIONS)
+def offer(table, mask, symbols, following, heap, size, at):
+    """Put the pair at `at` on the heap, if it merges. An entry is rank above, place below."""
+    if at >= 0 and following[at] >= 0:
+        place = find_pair(table, mask, symbols[at], symbols[following[at]])
+        if place >= 0:
+            rank = table[place] >> np.uint64(32)
+            return heap_push(heap, size, rank << np.uint64(32) | np.uint64(at))
+    return size
+
+
+@njit(**_OPTIONS)
+def merge_heap(a, symbols, count):
+    """`merge_scan` for long words: O(n log n)."""
+    table, mask = u64p(a[MERGES]), np.uint64(a[MERGES_MASK])
+    heap, following, before = u64p(a[HEAP]), i32p(a[FOLLOWING]), i32p(a[BEFORE])
+    for i in range(count):
+        following[i] = i + 1 if i + 1 < count else -1
+        before[i] = i - 1
+    size = np.int64(0)
+    for i in range(count - 1):
+        size = offer(table, mask, symbols, following, heap, size, i)
+    while size > 0:
+        top, size = heap_pop(heap, size)
+        at = np.int64(top & np.uint64(0xFFFFFFFF))
+        if symbols[at] < 0 or following[at] < 0:
+            continue
+        right = np.int64(following[at])
+        place = find_pair(table, mask, symbols[at], symbols[right])
+        if place < 0 or table[place] >> np.uint64(32) != top >> np.uint64(32):
+            continue  # a merge nearby made this offer stale
+        symbols[at] = np.int32(table[place] & np.uint64(0xFFFFFFFF))
+        symbols[right] = -1
+        following[at] = following[right]
+        if following[at] >= 0:
+            before[following[at]] = at
+        size = offer(table, mask, symbols, following, heap, size, before[at])
+        size = offer(table, mask, symbols, following, heap, size, at)
+    kept = np.int64(0)
+    for i in range(count):
+        if symbols[i] >= 0:
+            symbols[kept] = symbols[i]
+            kept += 1
+    return kept
+
+
+@njit(**_OPTIONS)
+def encode_bpe(a, text, start, end, symbols, part):
+    """Ids of one piece into `symbols`; returns how many."""
+    if a[WHOLE_WORDS] != 0 and part == 0:
+        token = whole_token(a, text, start, end)
+        if token >= 0:
+            symbols[0] = token
+            return np.int64(1)
+    count = first_symbols(a, text, start, end, symbols)
+    if count < 2:
+        return count
+    if count <= SCAN_LIMIT:
+        return merge_scan(a, symbols, u64p(a[HEAP]), count)
+    return merge_heap(a, symbols, count)
+
+
+@njit(**_OPTIONS)
+def whole_token(a, text, start, end):
+    """The id of the token that is the whole piece, or -1."""
+    table, mask, values = u64p(a[TRIE]), np.uint64(a[TRIE_MASK]), i32p(a[TRIE_VALUES])
+    node = np.int64(0)
+    for i in range(start, end):
+        place = find_pair(table, mask, node, text[i])
+        if place < 0:
+            return np.int32(-1)
+        node = np.int64(table[place])
+    return values[node] - np.int32(1)
+
+
+@njit(**_OPTIONS)
+def encode_word_piece(a, text, start, end, symbols):
+    """The longest token first, from the left; the whole word is unknown if that fails."""
+    table, mask, values = u64p(a[TRIE]), np.uint64(a[TRIE_MASK]), i32p(a[TRIE_VALUES])
+    characters = np.int64(0)
+    for i in range(start, end):
+        characters += np.int64(text[i] & np.uint8(0xC0) != np.uint8(0x80))
+    symbols[0] = np.int32(a[UNK_ID])
+    if characters > a[LONGEST_WORD]:
+        return np.int64(1)
+    at, count = start, np.int64(0)
+    while at < end:
+        node = np.int64(0) if at == start else a[INSIDE_NODE]
+        q, best, best_end = at, np.int32(-1), at
+        while q < end and node >= 0:
+            place = find_pair(table, mask, node, text[q])
+            if place < 0:
+                break
+            node = np.int64(table[place])
+            q += 1
+            if values[node] > 0:
+                best, best_end = values[node] - np.int32(1), q
+        if best < 0:
+            symbols[0] = np.int32(a[UNK_ID])
+            return np.int64(1)
+        symbols[count] = best
+        count += 1
+        at = best_end
+    return count
+
+
+@njit(**_OPTIONS)
+def encode_unigram(a, text, start, end, symbols):
+    """Viterbi over all ways to cut; scores add up from the value that the text has reached."""
+    table, mask, values = u64p(a[TRIE]), np.uint64(a[TRIE_MASK]), i32p(a[TRIE_VALUES])
+    scores, best, back, tokens = f64p(a[SCORES]), f64p(a[HEAP]), i32p(a[FOLLOWING]), i32p(a[BEFORE])
+    single, unknown_score, reached = a[FLOAT32], f64p(a[UNK_SCORE])[0], f64p(a[REACHED])
+    size = end - start
+    for i in range(size + 1):
+        back[i] = -1
+    best[0], back[0] = reached[0], 0
+    at = np.int64(0)
+    while at < size:
+        n = width(text[start + at])
+        node, q, lone = np.int64(0), at, False
+        while q < size:
+            place = find_pair(table, mask, node, text[start + q])
+            if place < 0:
+                break
+            node = np.int64(table[place])
+            q += 1
+            if values[node] > 0:
+                token = values[node] - np.int32(1)
+                total = scores[token] + best[at]
+                if single != 0:
+                    total = np.float64(np.float32(total))
+                if back[q] < 0 or total > best[q]:
+                    best[q], back[q], tokens[q] = total, at, token
+                lone = lone or q == at + n
+        if not lone:
+            total = unknown_score + best[at]
+            if single != 0:
+                total = np.float64(np.float32(total))
+            q = at + n
+            if back[q] < 0 or total > best[q]:
+                best[q], back[q], tokens[q] = total, at, np.int32(-1)
+        at += n
+    reached[1] = best[size]
+    return unigram_path(a, text, start, size, back, tokens, symbols)
+
+
+@njit(**_OPTIONS)
+def unigram_path(a, text, start, size, back, tokens, symbols):
+    """The tokens of the best path in order; unknown neighbours are one, or their bytes."""
+    at = size
+    after = np.int64(-1)
+    while at > 0:  # turn the links round
+        before = np.int64(back[at])
+        back[at] = np.int32(after)
+        after = at
+        at = before
+    byte_ids, count, at, end = i32p(a[BYTE_IDS]), np.int64(0), np.int64(0), after
+    while end > 0:
+        if tokens[end] >= 0:
+            symbols[count] = tokens[end]
+            count += 1
+        else:
+            while back[end] > 0 and tokens[back[end]] < 0:
+                end = np.int64(back[end])
+            whole = a[BYTE_FALLBACK] != 0
+            for i in range(at, end):
+                whole = whole and byte_ids[text[start + i]] >= 0
+            if whole:
+                for i in range(at, end):
+                    symbols[count] = byte_ids[text[start + i]]
+                    count += 1
+            elif a[UNK_ID] >= 0:
+                symbols[count] = np.int32(a[UNK_ID])
+                count += 1
+        at = end
+        end = np.int64(back[end]) if end < size else np.int64(-1)
+    return count
+
+
+@njit(**_OPTIONS)
+def encode_piece(a, text, start, end, symbols, part):
+    """Ids of a piece, or of a part of one, nothing remembered."""
+    if a[MODEL] == MODEL_BPE:
+        return encode_bpe(a, text, start, end, symbols, part)
+    if a[MODEL] == MODEL_UNIGRAM:
+        return encode_unigram(a, text, start, end, symbols)
+    return encode_word_piece(a, text, start, end, symbols)
+
+
+@njit(**_OPTIONS)
+def put(a, out, done, ids, count):
+    """Append ids; a beginning unknown one joins an unknown one before, within a piece."""
+    skip = np.int64(0)
+    if a[JOIN_UNKNOWN] != 0 and count > 0 and ids[0] == a[UNK_ID]:
+        if done > a[PIECE_DONE] and out[done - 1] == a[UNK_ID]:
+            skip = 1
+    for i in range(skip, count):
+        out[done + i - skip] = ids[i]
+    return done + count - skip
+
+
+@njit(**_OPTIONS)
+def remember(a, entry, ids, count):
+    """Keep the ids of a word: up to five in its entry, more in the pool."""
+    table, pool = u64p(a[WORDS]), i32p(a[POOL])
+    if count <= 5:
+        low = high = np.uint64(0)
+        for i in range(min(count, 3)):
+            low |= np.uint64(ids[i]) << np.uint64(21 * i)
+        for i in range(3, count):
+            high |= np.uint64(ids[i]) << np.uint64(21 * (i - 3))
+        table[entry + 2] = low
+        table[entry + 3] = high | np.uint64(count) << np.uint64(56)
+        return
+    for i in range(count):
+        pool[a[POOL_USED] + i] = ids[i]
+    table[entry + 2] = np.uint64(a[POOL_USED])
+    table[entry + 3] = np.uint64(count) | np.uint64(255) << np.uint64(56)
+    a[POOL_USED] += count
+
+
+@njit(**_OPTIONS)
+def recall(a, entry, out, done):
+    """Append what is kept of a word."""
+    table = u64p(a[WORDS])
+    low, high = table[entry + 2], table[entry + 3]
+    count = np.int64(high >> np.uint64(56))
+    if count == 255:
+        return put(a, out, done, i32p(a[POOL] + 4 * np.int64(low)), np.int64(high & np.uint64(0xFFFFFFFF)))
+    if a[JOIN_UNKNOWN] != 0 and done > a[PIECE_DONE] and count > 0:
+        if out[done - 1] == a[UNK_ID] and np.int64(low & np.uint64(0x1FFFFF)) == a[UNK_ID]:
+            done -= 1  # written again below
+    out[done] = np.int32(low & np.uint64(0x1FFFFF))
+    if count > 1:
+        out[done + 1] = np.int32(low >> np.uint64(21) & np.uint64(0x1FFFFF))
+        out[done + 2] = np.int32(low >> np.uint64(42) & np.uint64(0x1FFFFF))
+        if count > 3:
+            out[done + 3] = np.int32(high & np.uint64(0x1FFFFF))
+            out[done + 4] = np.int32(high >> np.uint64(21) & np.uint64(0x1FFFFF))
+    return done + count
+
+
+@njit(**_OPTIONS)
+def forget(a):
+    """Empty the table of words."""
+    table = u64p(a[WORDS])
+    for i in range(4 * (a[WORDS_MASK] + 1)):
+        table[i] = np.uint64(0)
+    a[POOL_USED] = 0
+    a[WORDS_USED] = 0
+
+
+@njit(**_OPTIONS)
+def word(a, text, start, end, limit, out, done, part):
+    """Append the ids of a word of at most 15 bytes; `limit`: how far reading is safe.
+
+    Parts of pieces are kept apart: a piece that is a token may skip its merges, a part may not.
+    """
+    size = end - start
+    table, mask, symbols = u64p(a[WORDS]), np.uint64(a[WORDS_MASK]), i32p(a[SYMBOLS])
+    low = bytes_at(text, start, min(size, 8), limit)
+    high = bytes_at(text, start + 8, size - 8, limit) if size > 8 else np.uint64(0)
+    high |= np.uint64(size) << np.uint64(56) | np.uint64(part) << np.uint64(63)
+    at = (mix(low, high) >> np.uint64(20)) & mask
+    while True:
+        entry = np.int64(4 * at)
+        if table[entry + 1] == high and table[entry] == low:
+            return recall(a, entry, out, done)
+        if table[entry + 1] == 0:
+            break
+        at = (at + np.uint64(1)) & mask
+    count = encode_piece(a, text, start, end, symbols, part)
+    if 2 * a[WORDS_USED] > a[WORDS_MASK] or a[POOL_USED] + 64 > a[POOL_ROOM]:
+        forget(a)
+        at = (mix(low, high) >> np.uint64(20)) & mask
+    entry = np.int64(4 * at)
+    table[entry], table[entry + 1] = low, high
+    a[WORDS_USED] += 1
+    remember(a, entry, symbols, count)
+    return put(a, out, done, symbols, count)
+
+
+@njit(**_OPTIONS)
+def whole_piece(a, text, start, end, out, done, part):
+    """Append the ids of a piece that is not remembered."""
+    if end - start > a[SPACE]:
+        a[NEED] = end - start
+        return done
+    symbols = i32p(a[SYMBOLS])
+    return put(a, out, done, symbols, encode_piece(a, text, start, end, symbols, part))
+
+
+@njit(**_OPTIONS)
+def parted(a, text, start, end, out, done):
+    """Append the ids of a long piece: cut where no token reaches across, then part by part."""
+    running, reached = a[MODEL] == MODEL_UNIGRAM, f64p(a[REACHED])
+    first = start
+    while start < end and a[NEED] == 0:
+        stop = safe_end(a, text, start, end)
+        part = 0 if start == first and stop == end else 1
+        if stop - start <= 15 and not running:
+            done = word(a, text, start, stop, a[TEXT_SIZE], out, done, part)
+        else:
+            done = whole_piece(a, text, start, stop, out, done, part)
+            if running:
+                reached[0] = reached[1]
+        start = stop
+    return done
+
+
+@njit(**_OPTIONS)
+def piece(a, text, start, end, out, done):
+    """Append the ids of one piece."""
+    a[PIECE_DONE] = done
+    if end - start <= 15 and a[KEEP_WORDS] != 0:
+        return word(a, text, start, end, a[TEXT_SIZE], out, done, 0)
+    f64p(a[REACHED])[0] = 0.0
+    if a[SAFE_PAIRS] != 0:
+        return parted(a, text, start, end, out, done)
+    return whole_piece(a, text, start, end, out, done, 0)
+
+
+@njit(**_OPTIONS)
+def next_token(a, tokens):
+    """Where the next added token begins, or the text's end."""
+    return tokens[3 * a[TOKEN_AT]] if a[TOKEN_AT] < a[NUM_TOKENS] else a[TEXT_SIZE]
+
+
+def encode(a):
+    """Ids of the text from AT to TEXT_SIZE; returns how many.
+
+    NEED says why it stopped early, with AT at the last place that is done: a size, when a piece
+    needs that much working space; -1, when OUT is full; -2, when the pattern looks far ahead again
+    and again, so that the time would grow with the square of the text.
+    """
+    text, out, room = u8p(a[TEXT]), i32p(a[OUT]), a[OUT_ROOM]
+    last, places, ends = a[NUM_LEVELS] - 1, i64p(a[PLACES]), i64p(a[ENDS])
+    done, settled, k = np.int64(0), np.int64(0), np.int64(0)
+    tokens = i64p(a[TOKENS])
+    places[0], ends[0] = a[AT], next_token(a, tokens)
+    a[NEED] = 0
+    a[LOOKED_AHEAD] = 0
+    while True:
+        start, end = places[k], ends[k]
+        if start >= end:
+            if k == 0:
+                if a[TOKEN_AT] >= a[NUM_TOKENS]:
+                    return done
+                if done + 8 > room:
+                    a[NEED] = -1
+                    return settled
+                out[done] = np.int32(tokens[3 * a[TOKEN_AT] + 2])
+                done += 1
+                a[AT], settled = tokens[3 * a[TOKEN_AT] + 1], done
+                a[TOKEN_AT] += 1
+                places[0], ends[0] = a[AT], next_token(a, tokens)
+                continue
+            k -= 1
+            if k == 0:
+                a[AT], settled = places[0], done
+            continue
+        stop, wanted = end, True  # where nothing is cut, the text is one piece
+        if last >= 0:
+            level = i64p(a[LEVELS] + 8 * CUT_SLOTS * k)
+            keeps = level[CUT_KEEPS]
+            stop = next_match(a, level, text, start, end)
+            wanted = keeps != KEEP_GAPS
+            if stop <= start:  # a gap: up to where a match begins
+                stop = start + width(text[start])
+                while stop < end and next_match(a, level, text, stop, end) <= stop:
+                    stop += width(text[stop])
+                wanted = keeps != KEEP_MATCHES
+            if a[LOOKED_AHEAD] > 64 * (stop + 65536):
+                a[NEED] = -2
+                return settled
+        places[k] = stop
+        if wanted and k < last:
+            k += 1
+            places[k], ends[k] = start, stop
+            continue
+        if wanted:
+            if done + (stop - start) + 8 > room:
+                a[NEED] = -1
+                return settled
+            done = piece(a, text, start, stop, out, done)
+            if a[NEED] != 0:
+                return settled
+        if k == 0:
+            a[AT], settled = stop, done
