@@ -8,6 +8,7 @@ Source: sentencepiece's model format; double arrays: Yata et al. 2007 (Darts-clo
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 
@@ -38,6 +39,28 @@ class CharsMap:
         for _, value in self._prefixes(text.encode("utf-8", "surrogatepass")):
             return self._text(value)
         return None
+
+    def later_characters(self) -> frozenset[str]:
+        """Characters that stand in an entry, but not at its beginning."""
+        import numpy as np
+
+        units = np.array(self.units, dtype=np.int64)
+        offsets = (units >> 10) << ((units & 0x200) >> 6)
+        labels = np.arange(1, 256)
+        nodes, found = np.array([_offset(self.units[0])] if self.units else []), set()
+        keys = [b""]
+        while len(keys):
+            places = nodes[:, None].astype(np.int64) ^ labels
+            inside = places < len(units)
+            child = np.where(inside, units[np.minimum(places, len(units) - 1)], -1)
+            row, column = np.nonzero(inside & ((child & 0x800000FF) == labels))
+            places = places[row, column]
+            nodes = places ^ offsets[places]
+            keys = [keys[r] + bytes([labels[c]]) for r, c in zip(row, column)]
+            leaves = (units[places] >> 8 & 1).astype(bool)
+            for key in itertools.compress(keys, leaves):
+                found.update(key.decode("utf-8", "replace")[1:])
+        return frozenset(found)
 
     def _text(self, start: int) -> str:
         end = self.replacements.find(b"\0", start)

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmworks.core.compiled import kernel, threads
+from lmworks.core.compiled import threads
 from lmworks.core.errors import UserError
 from lmworks.tokenizers import slots
 from lmworks.tokenizers.automaton import Automaton, Unsupported, automaton
 from lmworks.tokenizers.bpe import BPE
+from lmworks.tokenizers.calls import call, kernel
 from lmworks.tokenizers.mapped import Mapping, mapping_of
 from lmworks.tokenizers.pre_tokenizers import Cut
 from lmworks.tokenizers.unigram import Unigram
@@ -33,7 +34,6 @@ from lmworks.tokenizers.wordpiece import WordPiece
 if TYPE_CHECKING:
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
-MODULE = "lmworks.tokenizers.kernels"
 _WORDS = 1 << 16  # slots of the table of remembered words: 2 MiB, about what a core's cache holds
 _POOL = 1 << 18  # ids of words that have more than five
 _SPACE = 1 << 12  # symbols of one piece, to begin with
@@ -59,7 +59,7 @@ class CompiledEncoder:
         self._template = np.zeros(slots.ENCODE_SLOTS, dtype=np.int64)
         self._set_cuts(tokenizer.pre_tokenizer.cuts)
         self._set_model(model)
-        self._encode = kernel(MODULE, "encode")
+        self._encode = kernel("encode")
         self._tokens = TokenFinder(tokenizer, self._mapping)
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -177,7 +177,7 @@ class CompiledEncoder:
         """Address and mask of a table of pairs."""
         table, mask = _table(len(left))
         columns = [np.ascontiguousarray(c, dtype=np.int64) for c in (left, right, value)]
-        _call("insert_pairs", table, mask, *columns, len(left))
+        call("insert_pairs", table, mask, *columns, len(left))
         return self._address(table), mask
 
     def _set_trie(self, ids: dict[bytes, int], inside: bytes = b"") -> int:
@@ -338,7 +338,7 @@ class TokenFinder:
         while True:
             out = np.empty(3 * room, dtype=np.int64)
             trie = self._trie
-            found = _call(
+            found = call(
                 *("find_tokens", source, len(data), self._first, trie.table, trie.mask),
                 *(trie.values, self._special, int(allow_special), out, room),
             )
@@ -360,7 +360,7 @@ class Trie:
         self.table, self.mask = _table(len(data) + 1)
         self.values = np.zeros(len(data) + 2, dtype=np.int32)
         source = np.frombuffer(data or b"\0", dtype=np.uint8)
-        self.nodes = _call(
+        self.nodes = call(
             *("insert_trie", self.table, self.mask, self.values),
             *(source, ends, values, len(texts), 1),
         )
@@ -371,7 +371,7 @@ class Trie:
         if not text:
             return 0
         probe = np.frombuffer(text, dtype=np.uint8)
-        return int(_call("find_node", self.table, self.mask, probe, len(text)))
+        return int(call("find_node", self.table, self.mask, probe, len(text)))
 
 
 def plain_cut(cut: Cut) -> tuple[str, int]:
@@ -414,14 +414,11 @@ def joined_pairs(tokens: list[bytes]) -> tuple[Any, Any]:
     before = inner - 1
     same = (before >= 0) & (starts[before] >= first[inner])
     both = same & whole[before] & whole[inner]
-    pairs = _bits(_hashed(codes[before[both]], codes[inner[both]]), _pair_bits(int(both.sum())))
+    hashed = np.unique(_hashed(codes[before[both]], codes[inner[both]]))
+    pairs = _bits(hashed, 1 << min(23, max(16, (24 * len(hashed)).bit_length())))
     rest = inner[~both]
     coarse = _bits(data[starts[rest] - 1] << 8 | data[starts[rest]], 1 << 16)
     return pairs, coarse
-
-
-def _pair_bits(pairs: int) -> int:
-    return 1 << max(16, (16 * pairs).bit_length()) if pairs < 1 << 17 else 1 << 21
 
 
 def _code_points(data: Any, starts: Any, widths: Any) -> Any:
@@ -452,13 +449,6 @@ def _table(entries: int) -> tuple[Any, int]:
     """An empty table of pairs, at most half full, and its mask."""
     size = 1 << max(4, (2 * entries).bit_length())
     return np.zeros(2 * size, dtype=np.uint64), size - 1
-
-
-def _call(name: str, *arguments: Any) -> int:
-    """Call a kernel once; arrays are passed by address."""
-    numbers = [a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments]
-    packed = np.array(numbers, dtype=np.int64)
-    return kernel(MODULE, name)(int(packed.ctypes.data))
 
 
 def _characters(token: bytes) -> int:

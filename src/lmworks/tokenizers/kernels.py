@@ -212,14 +212,17 @@ def find_tokens(a):
 def map_characters(a):
     """Each character replaced by its text; returns the size, or what stopped it.
 
-    -1 - page: that page of the map is not filled; -(1 << 40): a character that needs its
-    neighbours. Progress is kept in the arguments, so that the call can be made again.
+    -1 - page: that page of the map is not filled; MAP_NEIGHBOURS: a character that needs its
+    neighbours; MAP_FULL: no room. Progress is kept, so that the call can be made again.
     """
     text, size, out = u8p(a[MAP_TEXT]), a[MAP_SIZE], u8p(a[MAP_OUT])
     pages, entries, pool = i32p(a[MAP_PAGES]), u32p(a[MAP_ENTRIES]), u8p(a[MAP_POOL])
     squeeze, space_a, space_size = a[MAP_SQUEEZE], u8p(a[MAP_SPACE]), a[MAP_SPACE_SIZE]
     at, done = a[MAP_AT], a[MAP_DONE]
     while at < size:
+        if done + 1024 > a[MAP_ROOM]:
+            a[MAP_AT], a[MAP_DONE] = at, done
+            return MAP_FULL
         code, n = code_point(text, at)
         page = pages[code >> 7]
         if page < 0:
@@ -228,12 +231,17 @@ def map_characters(a):
         entry = entries[(np.int64(page) << 7) + (code & 127)]
         length = np.int64(entry & np.uint32(0xFF))
         if length == 255:
-            return -(1 << 40)
+            return MAP_NEIGHBOURS
         start = np.int64(entry >> np.uint32(8))
         at += n
+        if squeeze == 0:
+            for i in range(length):
+                out[done + i] = pool[start + i]
+            done += length
+            continue
         for i in range(length):
             byte = pool[start + i]
-            if squeeze != 0 and byte == 32:
+            if byte == 32:
                 if a[MAP_SQUEEZED] == 0:
                     for k in range(space_size):
                         out[done + k] = space_a[k]

@@ -236,11 +236,11 @@ class Precompiled(_Changes):
         return ((grapheme, grapheme),)
 
     def normalize(self, text: str) -> str:
-        return "".join(new for g in _graphemes(text) for _, new in self.parts(g))
+        return "".join(new for g in graphemes(text) for _, new in self.parts(g))
 
     def changes(self, text: str) -> Iterator[Change]:
         found: list[Change] = []
-        for grapheme in _graphemes(text):
+        for grapheme in graphemes(text):
             for old, new in self.parts(grapheme):
                 found += [(c, 0) for c in new]
                 more = len(new) - len(old)
@@ -251,7 +251,8 @@ class Precompiled(_Changes):
         return iter(found)
 
 
-def _graphemes(text: str) -> list[str]:
+def graphemes(text: str) -> list[str]:
+    """Extended grapheme clusters (Annex 29)."""
     from lmworks.tokenizers.patterns import compiled
 
     return list(compiled(r"\X").findall(text))

@@ -1,0 +1,28 @@
+"""Calling this room's kernels (kernels.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lmworks.core import compiled
+
+MODULE = "lmworks.tokenizers.kernels"
+
+
+def kernel(name: str) -> compiled.Kernel:
+    """A kernel, to be called with the address of its arguments."""
+    return compiled.kernel(MODULE, name)
+
+
+def call(name: str, *arguments: Any) -> int:
+    """Call a kernel once; arrays are passed by address."""
+    numbers = [a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments]
+    packed = np.array(numbers, dtype=np.int64)
+    return kernel(name)(int(packed.ctypes.data))
+
+
+def ready() -> bool:
+    """Whether the kernels can be loaded at once, without compiling."""
+    return compiled.is_built(MODULE)
