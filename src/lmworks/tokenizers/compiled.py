@@ -34,7 +34,7 @@ from lmworks.tokenizers.wordpiece import WordPiece
 if TYPE_CHECKING:
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
-_WORDS = 1 << 16  # slots of the table of remembered words: 2 MiB, about what a core's cache holds
+_WORDS = 1 << 17  # slots of the table of remembered words: 4 MiB
 _POOL = 1 << 18  # ids of words that have more than five
 _SPACE = 1 << 12  # symbols of one piece, to begin with
 _OUT_AT_ONCE = 1 << 22  # ids per call, for texts of many megabytes
@@ -141,7 +141,8 @@ class CompiledEncoder:
         if model.ignore_merges:
             a[slots.WHOLE_WORDS] = 1
             self._set_trie(model.ids)
-        self._set_safe(token for token in model.ids)
+        dropped = [byte for byte, i in enumerate(model.byte_ids) if i is None]
+        self._set_safe(model.ids, dropped if model.byte_level else ())
 
     def _set_unigram(self, model: Unigram) -> None:
         a = self._template
@@ -187,8 +188,13 @@ class CompiledEncoder:
         a[slots.TRIE_VALUES] = self._address(trie.values)
         return trie.inside
 
-    def _set_safe(self, tokens: Iterable[bytes]) -> None:
+    def _set_safe(self, tokens: Iterable[bytes], dropped: Iterable[int] = ()) -> None:
+        """Where a text may be cut; not beside a byte that is dropped: its neighbours would meet."""
         pairs, coarse = joined_pairs(list(tokens))
+        beside = np.unpackbits(coarse, bitorder="little").reshape(256, 256)
+        for byte in dropped:
+            beside[byte, :] = beside[:, byte] = 1
+        coarse = np.packbits(beside, bitorder="little")
         a = self._template
         a[slots.SAFE_PAIRS], a[slots.SAFE_BYTES] = self._address(pairs), self._address(coarse)
         a[slots.SAFE_MASK] = 8 * len(pairs) - 1
@@ -319,9 +325,13 @@ class TokenFinder:
     def __init__(self, tokenizer: PipelineTokenizer, mapping: Mapping) -> None:
         tokens = [token for token in tokenizer.vocabulary.added_tokens if token.text]
         self._any = {True: bool(tokens), False: any(not token.special for token in tokens)}
-        self.plain = mapping.keeps_tokens(tokens)
-        if not tokens or not self.plain:
+        findable = mapping.findable(tokens)
+        self.plain = findable is not None
+        if not findable:
+            self._any = {True: False, False: False} if self.plain else self._any
             return
+        tokens = findable
+        self._any = {True: True, False: any(not token.special for token in tokens)}
         self._trie = Trie([mapping.token(token.text) for token in tokens], range(len(tokens)))
         self._ids = np.array([token.id for token in tokens], dtype=np.int64)
         self._special = np.array([token.special for token in tokens], dtype=np.uint8)

@@ -48,7 +48,11 @@ class Mapping:
             self.replacements = None
         elif changer.spaces_as and self.replacements is not None:
             self.replacements.append((b" ", changer.spaces_as.encode()))
-        self._table = character_table(steps)
+        mapped = [kind in _BY_CHARACTER for kind in kinds]
+        first = mapped.index(False) if False in mapped else len(kinds)
+        own = kinds == ["SentencePiece"]
+        self._table = character_table(steps if own else steps[:first])
+        self._rest = normalizers.Chain([] if own else [normalizers.build(s) for s in steps[first:]])
         self._spaces = _only_spaces(steps)
 
     def whole(self, text: str) -> bytes | None:
@@ -70,17 +74,19 @@ class Mapping:
             data = data.replace(old, new)
         return data
 
-    def keeps_tokens(self, tokens: Sequence[AddedToken]) -> bool:
-        """Whether added tokens are found by their text alone, after the change."""
+    def findable(self, tokens: Sequence[AddedToken]) -> list[AddedToken] | None:
+        """Added tokens that changed text may hold; None when more than their text matters.
+
+        A token that holds a replacement as it is (`▁`) can't be in the texts that `whole` takes.
+        """
         if self.replacements is None:
-            return False
+            return None
         if any(token.lstrip or token.rstrip or token.single_word for token in tokens):
-            return False
-        return not any(
-            new in token.text.encode("utf-8", "surrogatepass")
-            for token in tokens
-            for _, new in self.replacements
-        ) and all(self._normalizer.normalize(t.text) == t.text or self.replacements for t in tokens)
+            return None
+        if self._form and any(self._normalizer.normalize(t.text) != t.text for t in tokens):
+            return None
+        news = [new for _, new in self.replacements]
+        return [t for t in tokens if not any(new in t.text.encode() for new in news)]
 
     def token(self, text: str) -> bytes:
         """An added token's text as it stands in changed text."""
@@ -94,7 +100,7 @@ class Mapping:
         if self._spaces:
             return self._spaces + text.replace(" ", self._spaces) if text else text
         if self._table is not None and (found := self._table.apply(text)) is not None:
-            return found
+            return self._rest.normalize(found)
         return self._normalizer.normalize(text)
 
 
@@ -143,8 +149,6 @@ def character_table(steps: list[Step]) -> CharacterTable | None:
     kinds = [str(step["type"]) for step in steps]
     if not kinds or any(kind not in _BY_CHARACTER for kind in kinds):
         return None
-    if any(k == "Replace" and len(s["pattern"].get("String", "")) != 1 for k, s in zip(kinds, steps)):
-        return None
     normalize = normalizers.Chain([normalizers.build(step) for step in steps]).normalize
     graphemes = "Precompiled" in kinds
     composes = bool({"NFC", "NFKC"} & set(kinds))
@@ -160,7 +164,7 @@ def character_table(steps: list[Step]) -> CharacterTable | None:
     return CharacterTable(replacement)
 
 
-_BY_CHARACTER = ("BertNormalizer", "Lowercase", "Nmt", "Precompiled", "Replace", "StripAccents", *_FORMS)
+_BY_CHARACTER = ("BertNormalizer", "Lowercase", "Nmt", "Precompiled", "StripAccents", *_FORMS)
 
 
 def _joins(character: str) -> bool:

@@ -12,9 +12,10 @@ repay loading them (compiled.py); this file is the readable way to the same ids.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lmworks.core.errors import UserError
 from lmworks.tokenizers import decoders, normalizers, post_processors, pre_tokenizers
@@ -25,6 +26,11 @@ from lmworks.tokenizers.bpe import BPE
 from lmworks.tokenizers.encoding import Encoding, shares
 from lmworks.tokenizers.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from lmworks.tokenizers.compiled import CompiledEncoder
+
+_REPAYS_LOADING = 1 << 14  # characters from which on loading the kernels pays
+_REPAYS_BUILDING = 1 << 23  # and compiling them, which takes seconds, once on a machine
 _CACHED_WORDS = 1 << 18
 _CACHED_WORD_CHARACTERS = 64  # longer words rarely come again
 
@@ -54,6 +60,9 @@ class PipelineTokenizer:
         self._post_process = post_processors.build(vocabulary.post_processor)
         self._words: dict[str, list[int]] = {}
         self._token_bytes: dict[int, bytes] = {}
+        self._kernels: CompiledEncoder | Literal[False] | None = None  # None: not asked for yet
+        self._seen = 0  # characters so far
+        self._lock = threading.Lock()
         if isinstance(vocabulary.model, BPE):
             _ = vocabulary.model.ranked  # a vocabulary that does not hold together says so now
 
@@ -65,6 +74,15 @@ class PipelineTokenizer:
                 files, not for what a user typed.
         A byte that the vocabulary has no token for is dropped; ours have all 256.
         """
+        if self._kernels is not None or self._repays(len(text)):
+            found = self._compiled_ids(text, allow_special)
+            if found is not None:
+                ids: list[int] = found.tolist()
+                return ids
+        return self.encode_readable(text, allow_special=allow_special)
+
+    def encode_readable(self, text: str | bytes, *, allow_special: bool = False) -> list[int]:
+        """`encode` in plain Python: the oracle of the kernels, and the way to read."""
         text = _text_of(text)
         ids: list[int] = []
         for piece, token_id, begins in self.added_tokens.split(text, allow_special=allow_special):
@@ -86,9 +104,58 @@ class PipelineTokenizer:
                     known[word] = found
             ids.extend(found)
 
-    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` of each text."""
-        return [self.encode(text) for text in texts]
+    def encode_array(self, text: str | bytes, *, allow_special: bool = False) -> Any:
+        """`encode` as a NumPy array, int32 [tokens]: the fastest way. Kernels are built if need be."""
+        import numpy as np
+
+        self._use_kernels()
+        found = self._compiled_ids(text, allow_special)
+        if found is not None:
+            return found
+        return np.array(self.encode_readable(text, allow_special=allow_special), dtype=np.int32)
+
+    def encode_batch(
+        self, texts: Iterable[str], *, allow_special: bool = False
+    ) -> list[list[int]]:
+        """`encode` of each text, on all cores where that pays."""
+        texts = list(texts)
+        if self._kernels is None:
+            self._repays(sum(map(len, texts)))
+        if not self._kernels:
+            return [self.encode(text, allow_special=allow_special) for text in texts]
+        batch = self._kernels.encode_batch(texts, allow_special=allow_special)
+        return [
+            self.encode_readable(text, allow_special=allow_special) if ids is None else ids.tolist()
+            for text, ids in zip(texts, batch)
+        ]
+
+    def _repays(self, characters: int) -> bool:
+        """Whether there was enough text for kernels, and they could be loaded."""
+        from lmworks.tokenizers import calls
+
+        self._seen += characters
+        enough = _REPAYS_LOADING if self._seen < _REPAYS_BUILDING and calls.ready() else _REPAYS_BUILDING
+        if self._seen < enough:
+            return False
+        self._use_kernels()
+        return True
+
+    def _use_kernels(self) -> None:
+        from lmworks.tokenizers.compiled import CompiledEncoder
+
+        with self._lock:
+            if self._kernels is None:
+                self._kernels = CompiledEncoder.of(self) or False
+
+    def _compiled_ids(self, text: str | bytes, allow_special: bool) -> Any | None:
+        if not self._kernels:
+            return None
+        if isinstance(text, bytes):
+            try:
+                text = text.decode()
+            except UnicodeDecodeError:
+                return None
+        return self._kernels.encode(text, allow_special=allow_special)
 
     def encode_offsets(
         self, text: str | bytes, *, allow_special: bool = False
