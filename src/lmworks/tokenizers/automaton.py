@@ -53,9 +53,10 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Automaton:
-    """rows[state * width + class] = next state's offset * 2 + 1 if a match ends before.
+    """rows[state * width + class] = next state's offset * 8 + 1 if a match ends before.
 
-    Offset 0 is the dead state. The last class is the end of the text.
+    Bits 1 and 2 say that the next state is one that ASCII letters, or small ones, do not leave: a
+    run of them can be skipped. Offset 0 is the dead state. The last class is the end of the text.
     """
 
     rows: Any  # uint32 [states * width]
@@ -85,7 +86,7 @@ class Automaton:
             step = int(self.rows[row + kind])
             if step & 1:
                 last = q
-            row = step >> 1
+            row = step >> 3
             if row == 0:
                 break
         return last
@@ -316,6 +317,7 @@ def automaton(expression: str) -> Automaton:
     numbers = {of: i for i, of in enumerate(sets)}
     width = len(members) + 1
     rows, start = _determine(parser.nodes, first, numbers, members)
+    _mark_loops(rows, width, [int(stage2[int(stage1[0]) * 128 + code]) for code in range(128)])
     return Automaton(rows=rows, width=width, start=start, stage1=stage1, stage2=stage2)
 
 
@@ -411,9 +413,22 @@ def _determine(
                 queue.append(after)
                 if len(states) > _MAX_STATES:
                     raise Unsupported("a pattern with too many states")
-            row.append(states[after] * width * 2 + int(matched))
+            row.append(states[after] * width * 8 + int(matched))
         table.append(row)
     return np.array(table, dtype=np.uint32).reshape(-1), width
+
+
+def _mark_loops(rows: Any, width: int, ascii_class: list[int]) -> None:
+    """Set the bits for states that letters lead back to, no match ending on the way."""
+    small = {ascii_class[code] for code in range(ord("a"), ord("z") + 1)}
+    capital = {ascii_class[code] for code in range(ord("A"), ord("Z") + 1)}
+    for state in range(width, len(rows), width):
+        stays = {kind for kind in range(width) if rows[state + kind] >> 3 == state}
+        bits = 2 if small | capital <= stays else 4 if small <= stays else 0
+        ends = [bool(rows[state + kind] & 1) for kind in range(width)]
+        # A match that may end after any letter must end after the last one too.
+        if bits and (all(ends) or not any(ends[kind] for kind in small | capital)):
+            rows[(rows >> 3 == state)] |= bits
 
 
 def _after(nodes: list[Node], live: list[int], accepts: Any) -> tuple[int, ...]:

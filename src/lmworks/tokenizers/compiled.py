@@ -38,6 +38,7 @@ _WORDS = 1 << 17  # slots of the table of remembered words: 4 MiB
 _POOL = 1 << 18  # ids of words that have more than five
 _SPACE = 1 << 12  # symbols of one piece, to begin with
 _OUT_AT_ONCE = 1 << 22  # ids per call, for texts of many megabytes
+_LEARNT_TOKENS = 1 << 16  # of a vocabulary whose tokens must be merged to be known
 _WORTH_THREADS = 1 << 18  # characters
 _KEEPS = {
     ("Isolated", False): slots.KEEP_ALL,
@@ -60,6 +61,7 @@ class CompiledEncoder:
         self._set_cuts(tokenizer.pre_tokenizer.cuts)
         self._set_model(model)
         self._encode = kernel("encode")
+        self._learn_words(model)
         self._tokens = TokenFinder(tokenizer, self._mapping)
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -78,6 +80,26 @@ class CompiledEncoder:
     def _address(self, array: Any) -> int:
         self._kept.append(array)
         return int(array.ctypes.data)
+
+    def _learn_words(self, model: BPE | Unigram | WordPiece) -> None:
+        """Fill the table of words with the tokens, so that a first pass finds most words in it."""
+        a, known = self._template, []
+        if a[slots.KEEP_WORDS] and (a[slots.WHOLE_WORDS] or len(model.tokens) <= _LEARNT_TOKENS):
+            known = [(t, i) for i, t in enumerate(model.tokens) if 0 < len(t) <= 15 and _is_text(t)]
+        size = max(_WORDS, 1 << (3 * len(known)).bit_length())
+        table = np.zeros(4 * size, dtype=np.uint64)
+        a[slots.WORDS_GIVEN], a[slots.WORDS_MASK] = self._address(table), size - 1
+        self._given = table
+        if not known:
+            return
+        state = _State(a, table)
+        data = b"".join(token for token, _ in known)
+        source, ids = np.frombuffer(data, dtype=np.uint8), np.array([i for _, i in known], np.int32)
+        ends = np.cumsum([len(token) for token, _ in known], dtype=np.int64)
+        for slot, array in ((slots.TEXT, source), (slots.ENDS, ends), (slots.OUT, ids)):
+            state.slots[slot] = array.ctypes.data
+        state.slots[slots.TEXT_SIZE], state.slots[slots.NUM_TOKENS] = len(data), len(known)
+        a[slots.WORDS_KNOWN] = kernel("learn_words")(state.address)
 
     def _set_cuts(self, cuts: Sequence[Cut]) -> None:
         levels = [self._level(cut) for cut in cuts]
@@ -266,15 +288,18 @@ class CompiledEncoder:
     def _state(self) -> _State:
         found = getattr(self._local, "state", None)
         if found is None:
-            found = self._local.state = _State(self._template)
+            found = self._local.state = self._new_state()
         return found
+
+    def _new_state(self) -> _State:
+        return _State(self._template, self._given.copy())
 
     @contextlib.contextmanager
     def _borrowed(self) -> Iterator[None]:
         """A state for a thread that will not live long: what it remembers is kept for the next."""
         if getattr(self._local, "state", None) is None:
             with self._lock:
-                self._local.state = self._idle.pop() if self._idle else _State(self._template)
+                self._local.state = self._idle.pop() if self._idle else self._new_state()
             self._local.borrowed = True
         yield
         if getattr(self._local, "borrowed", False):
@@ -286,18 +311,20 @@ class CompiledEncoder:
 class _State:
     """What one thread works with."""
 
-    def __init__(self, template: Any) -> None:
+    def __init__(self, template: Any, words: Any) -> None:
         self.slots = template.copy()
         self.address = int(self.slots.ctypes.data)
         self.stuck_at = -1
         self._arrays: dict[int, Any] = {}
         self.out = np.empty(0, dtype=np.int32)
-        self._set(slots.WORDS, np.zeros(4 * _WORDS, dtype=np.uint64))
+        self._set(slots.WORDS, words)
+        self._set(slots.MASKS, _MASKS)
         self._set(slots.POOL, np.empty(_POOL, dtype=np.int32))
         self._set(slots.PLACES, np.zeros(16, dtype=np.int64))
         self._set(slots.ENDS, np.zeros(16, dtype=np.int64))
         self._set(slots.REACHED, np.zeros(2, dtype=np.float64))
-        self.slots[slots.WORDS_MASK], self.slots[slots.POOL_ROOM] = _WORDS - 1, _POOL
+        self.slots[slots.POOL_ROOM] = _POOL
+        self.slots[slots.WORDS_USED] = self.slots[slots.WORDS_KNOWN]
         self.space_for(_SPACE)
         self.room_for(1 << 14)
 
@@ -461,6 +488,14 @@ def _table(entries: int) -> tuple[Any, int]:
     return np.zeros(2 * size, dtype=np.uint64), size - 1
 
 
+def _is_text(token: bytes) -> bool:
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _characters(token: bytes) -> int:
     return len(token.decode("utf-8", "replace"))
 
@@ -473,4 +508,12 @@ def _shares(texts: Sequence[str], number: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
+def _masks() -> Any:
+    """uint64 [32]: for a word of n bytes, what is kept of its first eight and of the next."""
+    whole = (1 << 64) - 1
+    pairs = [((1 << 8 * min(n, 8)) - 1, (1 << 8 * max(0, n - 8)) - 1) for n in range(16)]
+    return np.array([number & whole for pair in pairs for number in pair], dtype=np.uint64)
+
+
+_MASKS = _masks()
 _NO_TOKENS = np.zeros(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-# kernels: encode find_tokens map_characters insert_pairs insert_trie find_node
+# kernels: encode find_tokens map_characters insert_pairs insert_trie find_node learn_words
 """The compiled way from text to ids: find added tokens, map characters, cut, look up, merge.
 
 Each kernel works on UTF-8 bytes and gives the ids of the readable path (tokenizer.py), which is
@@ -72,6 +72,33 @@ def mix(a, b):
     )
     h ^= h >> np.uint64(32)
     return h * np.uint64(0xD6E8FEB86659FD93)
+
+
+@njit(**_OPTIONS)
+def word_hash(low, high):
+    """A hash of a word's bytes, in its upper bits."""
+    h = low * np.uint64(0x9E3779B97F4A7C15) + high * np.uint64(0xC2B2AE3D27D4EB4F)
+    return (h ^ h >> np.uint64(29)) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(40)
+
+
+@intrinsic
+def trailing_zeros(context, value):
+    """How many of the low bits are 0."""
+
+    def generate(cgctx, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
+
+
+@njit(**_OPTIONS)
+def letters(eight, fold):
+    """How many of eight bytes, from the first, are a-z; with `fold` 0x20 in each byte, A-Z too."""
+    low = eight & np.uint64(0x7F7F7F7F7F7F7F7F) | fold
+    from_a = low + np.uint64(0x1F1F1F1F1F1F1F1F)
+    after_z = low + np.uint64(0x0505050505050505)
+    other = ~(from_a & ~after_z & ~eight) & np.uint64(0x8080808080808080)
+    return np.int64(8) if other == 0 else np.int64(trailing_zeros(other) >> np.uint64(3))
 
 
 @njit(**_OPTIONS)
@@ -276,7 +303,7 @@ def next_match(a, level, text, at, end):
         step = rows[row + np.uint32(kind)]
         if step & np.uint32(1):
             last = q
-        row = step >> np.uint32(1)
+        row = step >> np.uint32(3)
         if row == 0:
             if q - last > 64:
                 a[LOOKED_AHEAD] += q - max(last, at)
@@ -653,12 +680,12 @@ def recall(a, entry, out, done):
 
 @njit(**_OPTIONS)
 def forget(a):
-    """Empty the table of words."""
-    table = u64p(a[WORDS])
+    """Put the table of words back to how it was given."""
+    table, given = u64p(a[WORDS]), u64p(a[WORDS_GIVEN])
     for i in range(4 * (a[WORDS_MASK] + 1)):
-        table[i] = np.uint64(0)
+        table[i] = given[i]
     a[POOL_USED] = 0
-    a[WORDS_USED] = 0
+    a[WORDS_USED] = a[WORDS_KNOWN]
 
 
 @njit(**_OPTIONS)
@@ -672,7 +699,7 @@ def word(a, text, start, end, limit, out, done, part):
     low = bytes_at(text, start, min(size, 8), limit)
     high = bytes_at(text, start + 8, size - 8, limit) if size > 8 else np.uint64(0)
     high |= np.uint64(size) << np.uint64(56) | np.uint64(part) << np.uint64(63)
-    at = (mix(low, high) >> np.uint64(20)) & mask
+    at = word_hash(low, high) & mask
     while True:
         entry = np.int64(4 * at)
         if table[entry + 1] == high and table[entry] == low:
@@ -681,14 +708,45 @@ def word(a, text, start, end, limit, out, done, part):
             break
         at = (at + np.uint64(1)) & mask
     count = encode_piece(a, text, start, end, symbols, part)
-    if 2 * a[WORDS_USED] > a[WORDS_MASK] or a[POOL_USED] + 64 > a[POOL_ROOM]:
+    if 3 * a[WORDS_USED] > 2 * a[WORDS_MASK] or a[POOL_USED] + 64 > a[POOL_ROOM]:
         forget(a)
-        at = (mix(low, high) >> np.uint64(20)) & mask
+        at = word_hash(low, high) & mask
+        while table[4 * np.int64(at) + 1] != 0:
+            at = (at + np.uint64(1)) & mask
     entry = np.int64(4 * at)
     table[entry], table[entry + 1] = low, high
     a[WORDS_USED] += 1
     remember(a, entry, symbols, count)
     return put(a, out, done, symbols, count)
+
+
+def learn_words(a):
+    """Remember every token that a piece of its text becomes; the text is all tokens, one by one.
+
+    Returns how many there are.
+    """
+    text, ends, ids = u8p(a[TEXT]), i64p(a[ENDS]), i32p(a[OUT])
+    table, mask, symbols = u64p(a[WORDS]), np.uint64(a[WORDS_MASK]), i32p(a[SYMBOLS])
+    start, known = np.int64(0), np.int64(0)
+    for i in range(a[NUM_TOKENS]):
+        end = ends[i]
+        size = end - start
+        if size > 0 and size <= 15 and encode_piece(a, text, start, end, symbols, 0) == 1:
+            if symbols[0] == ids[i]:
+                low = bytes_at(text, start, min(size, 8), a[TEXT_SIZE])
+                high = np.uint64(0)
+                if size > 8:
+                    high = bytes_at(text, start + 8, size - 8, a[TEXT_SIZE])
+                high |= np.uint64(size) << np.uint64(56)
+                at = word_hash(low, high) & mask
+                while table[4 * np.int64(at) + 1] != 0:
+                    at = (at + np.uint64(1)) & mask
+                entry = 4 * np.int64(at)
+                table[entry], table[entry + 1] = low, high
+                table[entry + 2], table[entry + 3] = np.uint64(ids[i]), np.uint64(1) << np.uint64(56)
+                known += 1
+        start = end
+    return known
 
 
 @njit(**_OPTIONS)
@@ -737,6 +795,70 @@ def next_token(a, tokens):
     return tokens[3 * a[TOKEN_AT]] if a[TOKEN_AT] < a[NUM_TOKENS] else a[TEXT_SIZE]
 
 
+@njit(**_OPTIONS)
+def known_words(a, level, text, start, end, out, done):
+    """Append the ids of words that are remembered, as long as there are such.
+
+    The same as `next_match` and `word`, with everything in registers; it is where the time goes.
+    Returns: where it stopped, and how many ids there are.
+    """
+    rows, ascii_class, stage1, stage2, first, last_class = (
+        u32p(level[CUT_ROWS]), u8p(level[CUT_ASCII]), u16p(level[CUT_STAGE1]),
+        u8p(level[CUT_STAGE2]), np.uint32(level[CUT_START]), np.uint32(level[CUT_END_CLASS]),
+    )  # fmt: skip
+    table, mask, masks = u64p(a[WORDS]), np.uint64(a[WORDS_MASK]), u64p(a[MASKS])
+    room, limit = a[OUT_ROOM] - 24, a[TEXT_SIZE] - 16
+    while start < end and start <= limit and done < room:
+        row, q, last = first, start, np.int64(-1)
+        while q < end:
+            b = text[q]
+            if b < 0x80:
+                kind, n = ascii_class[b], 1
+            else:
+                code, n = code_point(text, q)
+                kind = stage2[(np.int64(stage1[code >> 7]) << 7) + (code & 127)]
+            step = rows[row + np.uint32(kind)]
+            if step & np.uint32(1):
+                last = q
+            row = step >> np.uint32(3)
+            if row == 0:
+                break
+            q += n
+            loops = step & np.uint32(6)
+            if loops != 0 and q + 8 <= end:  # a state that letters do not leave
+                fold = np.uint64(0x2020202020202020) if loops == 2 else np.uint64(0)
+                while q + 8 <= end:
+                    run = letters(load64(text, q), fold)
+                    q += run
+                    if run < 8:
+                        break
+        if row != 0 and rows[row + last_class] & np.uint32(1):
+            last = q
+        size = last - start
+        if size <= 0 or size > 15 or q - last > 64:
+            return start, done
+        low = load64(text, start) & masks[2 * size]
+        high = load64(text, start + 8) & masks[2 * size + 1] | np.uint64(size) << np.uint64(56)
+        at = word_hash(low, high) & mask
+        entry = np.int64(4 * at)
+        while table[entry + 1] != high or table[entry] != low:
+            if table[entry + 1] == 0:
+                return start, done
+            at = (at + np.uint64(1)) & mask
+            entry = np.int64(4 * at)
+        low, high = table[entry + 2], table[entry + 3]
+        if high >> np.uint64(56) > np.uint64(3):
+            a[PIECE_DONE] = done
+            done = recall(a, entry, out, done)
+        else:
+            out[done] = np.int32(low & np.uint64(0x1FFFFF))
+            out[done + 1] = np.int32(low >> np.uint64(21) & np.uint64(0x1FFFFF))
+            out[done + 2] = np.int32(low >> np.uint64(42) & np.uint64(0x1FFFFF))
+            done += np.int64(high >> np.uint64(56))
+        start = last
+    return start, done
+
+
 def encode(a):
     """Ids of the text from AT to TEXT_SIZE; returns how many.
 
@@ -774,6 +896,13 @@ def encode(a):
         if last >= 0:
             level = i64p(a[LEVELS] + 8 * CUT_SLOTS * k)
             keeps = level[CUT_KEEPS]
+            if k == last and keeps == KEEP_ALL and a[KEEP_WORDS] != 0:
+                start, done = known_words(a, level, text, start, end, out, done)
+                places[k] = start
+                if k == 0:
+                    a[AT], settled = start, done
+                if start >= end:
+                    continue
             stop = next_match(a, level, text, start, end)
             wanted = keeps != KEEP_GAPS
             if stop <= start:  # a gap: up to where a match begins

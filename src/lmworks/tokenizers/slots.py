@@ -17,6 +17,7 @@ SAFE_PAIRS, SAFE_BYTES, SAFE_MASK = (_number() for _ in range(3))
 WORDS, WORDS_MASK, WORDS_USED, POOL, POOL_ROOM, POOL_USED = (_number() for _ in range(6))
 SPACE, SYMBOLS, HEAP, FOLLOWING, BEFORE = (_number() for _ in range(5))
 JOIN_UNKNOWN, PIECE_DONE, KEEP_WORDS, LOOKED_AHEAD = (_number() for _ in range(4))
+MASKS, WORDS_GIVEN, WORDS_KNOWN = (_number() for _ in range(3))
 TOKENS, NUM_TOKENS, TOKEN_AT = (_number() for _ in range(3))
 ENCODE_SLOTS = _number()
 

@@ -108,7 +108,7 @@ class PipelineTokenizer:
         """`encode` as a NumPy array, int32 [tokens]: the fastest way. Kernels are built if need be."""
         import numpy as np
 
-        self._use_kernels()
+        self.kernels()
         found = self._compiled_ids(text, allow_special)
         if found is not None:
             return found
@@ -137,15 +137,17 @@ class PipelineTokenizer:
         enough = _REPAYS_LOADING if self._seen < _REPAYS_BUILDING and calls.ready() else _REPAYS_BUILDING
         if self._seen < enough:
             return False
-        self._use_kernels()
+        self.kernels()
         return True
 
-    def _use_kernels(self) -> None:
+    def kernels(self) -> CompiledEncoder | Literal[False]:
+        """The compiled path, built if need be; False when only the readable one can run this."""
         from lmworks.tokenizers.compiled import CompiledEncoder
 
         with self._lock:
             if self._kernels is None:
                 self._kernels = CompiledEncoder.of(self) or False
+            return self._kernels
 
     def _compiled_ids(self, text: str | bytes, allow_special: bool) -> Any | None:
         if not self._kernels:
