@@ -259,7 +259,7 @@ def train(peer: str, size: int) -> dict[str, Any]:
     elif peer == "gigatoken":
         import gigatoken
 
-        gigatoken.train_bpe(documents, 32_000)
+        gigatoken.train_bpe(documents, 32_000, special_tokens=[])
     else:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 

@@ -5,8 +5,8 @@ of other arrays, sizes, settings) and gives back an int64; it must not raise, al
 Python object. numba compiles it the first time (seconds); the machine code is kept in the cache
 folder under a name made of the source, the compiler's version and the processor. From then on it
 is loaded through llvmlite alone, which takes some ten milliseconds, and called through ctypes,
-which lets go of the GIL. A line `# kernels: one two` in the module names its kernels, so that
-nothing is imported to find them.
+which lets go of the GIL. A line `# kernels: one two` in the module names its kernels, and `# uses: module`
+others whose source counts, so that nothing is imported to find them.
 """
 
 from __future__ import annotations
@@ -66,11 +66,16 @@ def _source(module: str) -> Path:
 
 @functools.cache
 def _names(module: str) -> tuple[str, ...]:
-    """The kernels that a module's first comment line lists, read without importing numba."""
-    for line in _source(module).read_text(encoding="utf-8").splitlines():
-        if line.startswith("# kernels: "):
-            return tuple(line.removeprefix("# kernels: ").split())
-    raise ValueError(f"{module} has no line '# kernels: ...'")
+    found = _listed(module, "# kernels: ")
+    if not found:
+        raise ValueError(f"{module} has no line '# kernels: ...'")
+    return found
+
+
+def _listed(module: str, mark: str) -> tuple[str, ...]:
+    """What a comment in a module lists, read without importing numba."""
+    lines = _source(module).read_text(encoding="utf-8").splitlines()
+    return tuple(w for line in lines if line.startswith(mark) for w in line[len(mark) :].split())
 
 
 @functools.cache
@@ -78,7 +83,8 @@ def _version(module: str) -> str:
     """What the machine code depends on."""
     import llvmlite
 
-    parts = [_source(module).read_bytes(), Path(__file__).read_bytes()]
+    modules = (module, *_listed(module, "# uses: "))
+    parts = [_source(one).read_bytes() for one in modules] + [Path(__file__).read_bytes()]
     parts += [part.encode() for part in (llvmlite.__version__, platform.platform(), _processor())]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

@@ -58,7 +58,7 @@ class CompiledEncoder:
         model = tokenizer.vocabulary.model
         self._mapping = mapping_of(tokenizer)
         self._template = np.zeros(slots.ENCODE_SLOTS, dtype=np.int64)
-        self._set_cuts(tokenizer.pre_tokenizer.cuts)
+        self._kept += cut_levels(self._template, tokenizer.pre_tokenizer.cuts)
         self._set_model(model)
         self._encode = kernel("encode")
         self._learn_words(model)
@@ -100,26 +100,6 @@ class CompiledEncoder:
             state.slots[slot] = array.ctypes.data
         state.slots[slots.TEXT_SIZE], state.slots[slots.NUM_TOKENS] = len(data), len(known)
         a[slots.WORDS_KNOWN] = kernel("learn_words")(state.address)
-
-    def _set_cuts(self, cuts: Sequence[Cut]) -> None:
-        levels = [self._level(cut) for cut in cuts]
-        a = self._template
-        a[slots.LEVELS] = self._address(np.array(levels, dtype=np.int64).reshape(-1))
-        a[slots.NUM_LEVELS] = len(levels)
-
-    def _level(self, cut: Cut) -> list[int]:
-        expression, keeps = plain_cut(cut)
-        machine: Automaton = automaton(expression)
-        first = np.ascontiguousarray(machine.stage2[int(machine.stage1[0]) * 128 :][:128])
-        level = [0] * slots.CUT_SLOTS
-        level[slots.CUT_ROWS] = self._address(machine.rows)
-        level[slots.CUT_ASCII] = self._address(first)
-        level[slots.CUT_STAGE1] = self._address(machine.stage1)
-        level[slots.CUT_STAGE2] = self._address(machine.stage2)
-        level[slots.CUT_START] = machine.start
-        level[slots.CUT_END_CLASS] = machine.width - 1
-        level[slots.CUT_KEEPS] = keeps
-        return level
 
     def _set_model(self, model: BPE | Unigram | WordPiece) -> None:
         a = self._template
@@ -281,9 +261,35 @@ class CompiledEncoder:
 
             def encode(share: slice) -> list[Any]:
                 with self._borrowed():
-                    return [self.encode(t, allow_special=allow_special) for t in texts[share]]
+                    return self._joined(texts[share], allow_special)
 
             return [ids for part in pool.map(encode, work) for ids in part]
+
+    def _joined(self, texts: Sequence[str], allow_special: bool) -> list[Any]:
+        """`encode` of each text in one call, so that the GIL is out of the way for long.
+
+        The texts stand one behind the other; where one ends stands a token of no size.
+        """
+        found, parts, tokens, at = [], [], [], 0
+        for text in texts:
+            try:
+                data = self._mapping.whole(text)
+            except UnicodeEncodeError:
+                data = None
+            inside = None if data is None else self._tokens.find(data, allow_special)
+            if data is None or inside is None:
+                return [self.encode(text, allow_special=allow_special) for text in texts]
+            if len(inside):
+                moved = inside.reshape(-1, 3) + np.array([at, at, 0])
+                tokens.append(moved.reshape(-1))
+            at += len(data)
+            parts.append(data)
+            tokens.append(np.array([at, at, _END_OF_TEXT], dtype=np.int64))
+        ids = self._run(b"".join(parts), np.concatenate(tokens) if tokens else _NO_TOKENS)
+        ends = np.flatnonzero(ids == _END_OF_TEXT)
+        for start, end in zip(np.append(0, ends[:-1] + 1), ends):
+            found.append(ids[start:end])
+        return found
 
     def _state(self) -> _State:
         found = getattr(self._local, "state", None)
@@ -411,6 +417,31 @@ class Trie:
         return int(call("find_node", self.table, self.mask, probe, len(text)))
 
 
+def cut_levels(a: Any, cuts: Sequence[Cut]) -> list[Any]:
+    """Tell a kernel how text is cut. Returns: the arrays whose addresses it now holds.
+
+    Raises: Unsupported for a cut that is no automaton.
+    """
+    kept: list[Any] = []
+    levels = np.zeros((len(cuts), slots.CUT_SLOTS), dtype=np.int64)
+    for level, cut in zip(levels, cuts):
+        expression, keeps = plain_cut(cut)
+        machine: Automaton = automaton(expression)
+        first = np.ascontiguousarray(machine.stage2[int(machine.stage1[0]) * 128 :][:128])
+        for slot, array in (
+            (slots.CUT_ROWS, machine.rows),
+            (slots.CUT_ASCII, first),
+            (slots.CUT_STAGE1, machine.stage1),
+            (slots.CUT_STAGE2, machine.stage2),
+        ):
+            kept.append(array)
+            level[slot] = array.ctypes.data
+        level[slots.CUT_START], level[slots.CUT_END_CLASS] = machine.start, machine.width - 1
+        level[slots.CUT_KEEPS] = keeps
+    a[slots.LEVELS], a[slots.NUM_LEVELS] = levels.ctypes.data, len(cuts)
+    return [*kept, levels]
+
+
 def plain_cut(cut: Cut) -> tuple[str, int]:
     """An expression and what is kept of it. Raises: Unsupported."""
     kept = _KEEPS.get((cut.behavior, cut.invert))
@@ -516,4 +547,5 @@ def _masks() -> Any:
 
 
 _MASKS = _masks()
+_END_OF_TEXT = -1
 _NO_TOKENS = np.zeros(0, dtype=np.int64)

@@ -1,3 +1,4 @@
+# uses: lmworks.tokenizers.slots
 # kernels: encode find_tokens map_characters insert_pairs insert_trie find_node learn_words
 """The compiled way from text to ids: find added tokens, map characters, cut, look up, merge.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from lmworks.core.stages import Run, stage
 from lmworks.tokenizers.patterns import pattern as named_pattern
 
 if TYPE_CHECKING:
+    from lmworks.tokenizers.pre_tokenizers import PreTokenizer
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 END_OF_TEXT, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
@@ -90,11 +92,31 @@ def read_texts(path: Path) -> Iterator[str]:
                 for number, line in enumerate(file, start=1):
                     yield _text_of(line, f"{path}, line {number}")
         else:
-            yield path.read_text(encoding="utf-8")
+            yield from _parts(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
+
+
+def _parts(path: Path) -> Iterator[str]:
+    """A text file in parts of some megabytes that begin where a line does, never with a space."""
+    kept = ""
+    with open(path, encoding="utf-8") as file:
+        while part := file.read(_PART):
+            kept += part
+            place = _BETWEEN_LINES.search(kept, max(0, len(kept) - _PART // 8))
+            if place or len(kept) > _LONGEST_PART:
+                end = place.end() if place else len(kept)
+                yield kept[:end]
+                kept = kept[end:]
+    if kept:
+        yield kept
+
+
+_PART = 1 << 23  # characters read at once
+_LONGEST_PART = 1 << 28  # of a file without line breaks
+_BETWEEN_LINES = re.compile(r"\n(?=\S)")
 
 
 def _text_of(line: str, where: str) -> str:
@@ -123,17 +145,17 @@ def train_bpe(
     """
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
     from lmworks.tokenizers.bpe import BPE
-    from lmworks.tokenizers.bpe_trainer import learn_merges
     from lmworks.tokenizers.chat import CHATML
     from lmworks.tokenizers.pre_tokenizers import BYTE_LEVEL, byte_level_step
     from lmworks.tokenizers.vocabulary import AddedToken, Vocabulary, alphabet_bytes
 
     _check(vocab_size, special_tokens)
     expressions = named_pattern(pattern)
-    words = _count_words(texts, expressions)
     tokens = [token.encode() for token in special_tokens]
     tokens += [bytes([byte]) for _, byte in sorted(alphabet_bytes().items())]
-    merges = learn_merges(words, tokens, vocab_size=vocab_size, min_frequency=min_frequency)
+    merges = _learn_merges(
+        texts, expressions, tokens, vocab_size=vocab_size, min_frequency=min_frequency
+    )
     chatml = {IM_START, IM_END} <= set(special_tokens)
     return PipelineTokenizer(
         Vocabulary(
@@ -163,10 +185,38 @@ def _check(vocab_size: int, special_tokens: Sequence[str]) -> None:
         raise UserError("special_tokens names one token twice")
 
 
-def _count_words(texts: Iterable[str], expressions: Sequence[str]) -> Counter[str]:
+def _learn_merges(
+    texts: Iterable[str],
+    expressions: Sequence[str],
+    tokens: list[bytes],
+    *,
+    vocab_size: int,
+    min_frequency: int,
+) -> list[tuple[int, int]]:
+    """Compiled, or in plain Python for a pattern that is no automaton."""
+    from lmworks.tokenizers import bpe_trainer, compiled_trainer
+    from lmworks.tokenizers.automaton import Unsupported
     from lmworks.tokenizers.pre_tokenizers import Cut, PreTokenizer
+    from lmworks.tokenizers.word_counts import WordCounter
 
-    cuts = PreTokenizer(cuts=tuple(Cut(expression) for expression in expressions))
+    cuts = tuple(Cut(expression) for expression in expressions)
+    sizes = {"vocab_size": vocab_size, "min_frequency": min_frequency}
+    try:
+        counter = WordCounter(cuts)
+    except Unsupported:
+        words = _count_words(texts, PreTokenizer(cuts=cuts))
+        return bpe_trainer.learn_merges(words, tokens, **sizes)
+    with track("counting words") as bar:
+        for text in texts:
+            counter.add(text)
+            bar.advance()
+    found = counter.finish()
+    if not len(found):
+        raise UserError("there is no text to learn a tokenizer from")
+    return compiled_trainer.learn_merges(found, tokens, **sizes)
+
+
+def _count_words(texts: Iterable[str], cuts: PreTokenizer) -> Counter[str]:
     words: Counter[str] = Counter()
     with track("counting words") as bar:
         for text in texts:

@@ -1,0 +1,166 @@
+"""`bpe_trainer.learn_merges`, compiled: the same merges from flat arrays.
+
+Each word's symbols lie side by side and shrink in place. A pair has a slot in an open table with
+its count and a list of the words that have it, so a merge touches only those. The heap may hold
+counts that are no longer right: they are put right when they come up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lmworks.core.progress import track
+from lmworks.tokenizers import slots
+from lmworks.tokenizers.calls import call, kernel
+from lmworks.tokenizers.word_counts import WordCounts
+
+Pair = tuple[int, int]
+_BATCH = 2000  # merges between two looks at the progress bar
+
+
+def learn_merges(
+    words: WordCounts, tokens: list[bytes], *, vocab_size: int, min_frequency: int
+) -> list[Pair]:
+    """As bpe_trainer.learn_merges: appends to `tokens`, returns the merges as pairs of ids."""
+    work = _Work(words, tokens, vocab_size, min_frequency)
+    first = shown = len(tokens)
+    with track("learning merges", total=vocab_size - first) as bar:
+        while status := work.run():
+            if status == 1:
+                work.grow()
+            bar.advance(work.made() - shown)
+            shown = work.made()
+    tokens.extend(work.tokens()[first:])
+    return work.merges()
+
+
+class _Work:
+    def __init__(
+        self, words: WordCounts, tokens: list[bytes], vocab_size: int, min_frequency: int
+    ) -> None:
+        self._slots = np.zeros(slots.LEARN_SLOTS, dtype=np.int64)
+        self._arrays: dict[int, Any] = {}
+        self._set_words(words, tokens)
+        self._set_tokens(tokens, vocab_size)
+        symbols = len(words.data)
+        self._set_pairs(1 << max(16, (2 * min(symbols, 1 << 22)).bit_length()))
+        self._set(slots.NODE_WORDS, np.empty(2 * symbols + (1 << 20), dtype=np.int32))
+        self._set(slots.NODE_LINKS, np.empty(2 * symbols + (1 << 20), dtype=np.int32))
+        self._slots[slots.NODES_ROOM] = 2 * symbols + (1 << 20)
+        self._slots[slots.NODES_USED] = 1  # 0 ends a list
+        self._heap_room(2 * symbols + (1 << 20))
+        self._set(slots.RAISED, np.empty(1 << 16, dtype=np.int64))
+        self._slots[slots.RAISED_ROOM] = 1 << 16
+        self._merge_room(2 * max(16, vocab_size - len(tokens)))
+        self._slots[slots.WANTED], self._slots[slots.LEAST] = vocab_size, max(1, min_frequency)
+        self._slots[slots.BATCH] = _BATCH
+        self._learn = kernel("learn_merges", training=True)
+
+    def _set(self, slot: int, array: Any) -> None:
+        self._arrays[slot] = array
+        self._slots[slot] = array.ctypes.data
+
+    def _set_words(self, words: WordCounts, tokens: list[bytes]) -> None:
+        byte_ids = np.zeros(256, dtype=np.int32)
+        for token_id, token in enumerate(tokens):
+            if len(token) == 1:
+                byte_ids[token[0]] = token_id
+        starts = np.append(0, words.ends[:-1]).astype(np.int64)
+        self._set(slots.SYM, byte_ids[words.data])
+        self._set(slots.WORD_STARTS, starts)
+        self._set(slots.WORD_SIZES, (words.ends - starts).astype(np.int32))
+        self._set(slots.WORD_COUNTS, np.ascontiguousarray(words.counts, dtype=np.int64))
+        self._slots[slots.NUM_WORDS] = len(words)
+
+    def _set_tokens(self, tokens: list[bytes], vocab_size: int) -> None:
+        size = 1 << (2 * max(vocab_size, len(tokens)) + 16).bit_length()
+        ends = np.zeros(max(vocab_size, len(tokens)) + 1, dtype=np.int64)
+        ends[: len(tokens)] = np.cumsum([len(token) for token in tokens])
+        data = np.frombuffer(b"".join(tokens), dtype=np.uint8)
+        arena = np.empty(4 * len(data) + 64 * vocab_size + 64, dtype=np.uint8)
+        arena[: len(data)] = data
+        table = np.zeros(2 * size, dtype=np.uint64)
+        call("grow_words", table, size - 1, arena, ends, len(tokens), training=True)
+        self._set(slots.TOKEN_TABLE, table)
+        self._set(slots.TOKEN_ENDS, ends)
+        self._set(slots.TOKEN_ARENA, arena)
+        self._slots[slots.TOKEN_MASK], self._slots[slots.TOKEN_ARENA_ROOM] = size - 1, len(arena)
+        self._slots[slots.NUM_TOKENS_MADE] = len(tokens)
+
+    def _set_pairs(self, size: int) -> None:
+        self._set(slots.PAIR_KEYS, np.zeros(size, dtype=np.uint64))
+        self._set(slots.PAIR_COUNTS, np.zeros(size, dtype=np.int64))
+        self._set(slots.PAIR_HEADS, np.zeros(size, dtype=np.int32))
+        self._set(slots.PAIR_STAMPS, np.zeros(size, dtype=np.int32))
+        self._slots[slots.PAIR_MASK] = size - 1
+
+    def _heap_room(self, room: int) -> None:
+        for slot, kind in ((slots.HEAP_COUNTS, np.int64), (slots.HEAP_KEYS, np.uint64)):
+            array = np.empty(room, dtype=kind)
+            if slot in self._arrays:
+                array[: len(self._arrays[slot])] = self._arrays[slot]
+            self._set(slot, array)
+        self._slots[slots.HEAP_ROOM] = room
+
+    def _merge_room(self, room: int) -> None:
+        for slot in (slots.OUT_LEFT, slots.OUT_RIGHT):
+            array = np.empty(room, dtype=np.int32)
+            if slot in self._arrays:
+                array[: len(self._arrays[slot])] = self._arrays[slot]
+            self._set(slot, array)
+        self._slots[slots.OUT_ROOM_MERGES] = room
+
+    def run(self) -> int:
+        """0 when done, 1 when there is no more room, 2 after some merges."""
+        return self._learn(int(self._slots.ctypes.data))
+
+    def made(self) -> int:
+        """How many tokens there are."""
+        return int(self._slots[slots.NUM_TOKENS_MADE])
+
+    def grow(self) -> None:
+        """Give what was short twice the room, and as much as the next merge may need."""
+        a, more = self._slots, int(self._slots[slots.MORE])
+        if a[slots.NODES_USED] + more > a[slots.NODES_ROOM]:
+            for slot in (slots.NODE_WORDS, slots.NODE_LINKS):
+                old = self._arrays[slot]
+                self._set(slot, np.concatenate([old, np.empty(len(old) + more, dtype=np.int32)]))
+            a[slots.NODES_ROOM] = len(self._arrays[slots.NODE_WORDS])
+        if a[slots.HEAP_SIZE] + more > a[slots.HEAP_ROOM]:
+            self._heap_room(2 * int(a[slots.HEAP_ROOM]) + more)
+        if more > a[slots.RAISED_ROOM]:
+            self._set(slots.RAISED, np.empty(2 * more, dtype=np.int64))
+            a[slots.RAISED_ROOM] = 2 * more
+        if a[slots.DONE] + 1 > a[slots.OUT_ROOM_MERGES]:
+            self._merge_room(2 * int(a[slots.OUT_ROOM_MERGES]))
+        if 3 * (a[slots.PAIRS_USED] + more) > 2 * a[slots.PAIR_MASK]:
+            self._grow_pairs(more)
+        arena = self._arrays[slots.TOKEN_ARENA]
+        if 2 * self._arrays[slots.TOKEN_ENDS][self.made() - 1] + 2 > len(arena):
+            self._set(slots.TOKEN_ARENA, np.concatenate([arena, np.empty_like(arena)]))
+            a[slots.TOKEN_ARENA_ROOM] = 2 * len(arena)
+
+    def _grow_pairs(self, more: int) -> None:
+        names = (slots.PAIR_KEYS, slots.PAIR_COUNTS, slots.PAIR_HEADS, slots.PAIR_STAMPS)
+        old = [self._arrays[slot] for slot in names]
+        size = 2 * len(old[0])
+        while 3 * (int(self._slots[slots.PAIRS_USED]) + more) > 2 * (size - 1):
+            size *= 2
+        self._set_pairs(size)
+        new = [self._arrays[slot] for slot in names]
+        used = call("grow_pairs", *old, len(old[0]), *new, size - 1, training=True)
+        self._slots[slots.PAIRS_USED] = used
+
+    def tokens(self) -> list[bytes]:
+        """All tokens, the first ones included."""
+        ends = self._arrays[slots.TOKEN_ENDS][: self.made()].tolist()
+        data = self._arrays[slots.TOKEN_ARENA][: ends[-1]].tobytes()
+        return [data[start:end] for start, end in zip([0, *ends], ends)]
+
+    def merges(self) -> list[Pair]:
+        """The pairs, in the order they were learnt."""
+        done = int(self._slots[slots.DONE])
+        left, right = self._arrays[slots.OUT_LEFT], self._arrays[slots.OUT_RIGHT]
+        return list(zip(left[:done].tolist(), right[:done].tolist()))
