@@ -129,7 +129,7 @@ def texts(size: int = 12_000_000) -> dict[str, str]:
         "prose": "".join(book[code] for code in ("en-US", "de-DE", "fr-FR", "ru-RU")),
         "cjk": "".join(_lines(book[code], 0x2E80) for code in ("zh-CN", "zh-TW", "ja-JP", "ko-KR")),
         "arabic": "".join(_lines(book[code], 0x600) for code in ("ar-MA", "fa-IR")),
-        "code": _standard_library(size),
+        "code": _python_sources(size),
     }
     found["emoji"] = _with_emoji(found["english"])
     return {name: text[:size] for name, text in found.items() if text}
@@ -172,10 +172,11 @@ def _lines(text: str, first: int) -> str:
     return "\n".join(x for x in lines if 2 * sum(ord(c) >= first for c in x) > len(x))
 
 
-def _standard_library(size: int) -> str:
+def _python_sources(size: int) -> str:
     found, total = [], 0
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
-        if total < size and "site-packages" not in path.parts:
+    folders = [Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib")]
+    for path in [path for folder in folders for path in sorted(folder.rglob("*.py"))]:
+        if total < size:
             found.append(path.read_text(encoding="utf-8", errors="ignore"))
             total += len(found[-1])
     return "\n".join(found)

@@ -566,6 +566,8 @@ def encode_unigram(a, text, start, end, symbols):
             if values[node] > 0:
                 token = values[node] - np.int32(1)
                 total = scores[token] + best[at]
+                if token == a[UNK_ID]:  # written out: as unknown as any other
+                    token = np.int32(-1)
                 if single != 0:
                     total = np.float64(np.float32(total))
                 if back[q] < 0 or total > best[q]:

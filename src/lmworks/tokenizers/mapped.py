@@ -199,7 +199,7 @@ def _sentencepiece_table(step: Step) -> CharacterTable | None:
     later = chars_map.later_characters() if chars_map else frozenset()
 
     def replacement(character: str) -> str | None:
-        if character in later or character == normalizer.space:
+        if character in later:
             return None
         found = chars_map.longest_prefix(character) if chars_map else None
         return character if found is None else found[1]
@@ -261,7 +261,7 @@ class CharacterTable:
         return self._finished(out[:size].tobytes()).decode()
 
     def _finished(self, data: bytes) -> bytes:
-        if self._squeeze == 2 and data.endswith(self._space):
+        while self._squeeze == 2 and data.endswith(self._space):
             data = data.removesuffix(self._space)
         return self._prefix + data if data else data
 

@@ -290,15 +290,16 @@ class SentencePiece(_Changes):
         characters: list[str] = []
         starts: list[int] = []
         at = begin = 0
+        after_space = self.squeeze
         for old, new in self._parts(text.text):
-            if at == begin and new == " ":  # white space before everything
+            if self.squeeze and at == begin and new == " ":  # white space before everything
                 begin = at + len(old)
+            new = new.lstrip(" ") if after_space else new
             for character in new:
-                space = character == " "
-                if space and self.squeeze and (not characters or characters[-1] == self.space):
-                    continue
-                characters.append(self.space if space else character)
+                characters.append(self.space if character == " " else character)
                 starts.append(at)
+            if new:
+                after_space = self.squeeze and new.endswith(" ")
             at += len(old)
         while self.squeeze and characters and characters[-1] == self.space:
             characters.pop()

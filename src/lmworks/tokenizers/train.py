@@ -6,6 +6,7 @@ come the merges (bpe_trainer.py). It takes seconds, so there is nothing to resum
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import re
@@ -94,7 +95,7 @@ def read_texts(path: Path) -> Iterator[str]:
         else:
             yield from _parts(path)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
+        raise UserError(f"{path} is not UTF-8 text (byte {_bad_byte(path)})") from error
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
 
@@ -112,6 +113,20 @@ def _parts(path: Path) -> Iterator[str]:
                 kept = kept[end:]
     if kept:
         yield kept
+
+
+def _bad_byte(path: Path) -> int:
+    """Where the first byte stands that is no UTF-8."""
+    decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
+    with open(path, "rb") as file:
+        while part := file.read(_PART):
+            held = len(decoder.getstate()[0])
+            try:
+                decoder.decode(part)
+            except UnicodeDecodeError as error:
+                return done - held + error.start
+            done += len(part)
+    return done - len(decoder.getstate()[0])
 
 
 _PART = 1 << 23  # characters read at once
