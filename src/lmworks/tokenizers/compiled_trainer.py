@@ -46,11 +46,12 @@ class _Work:
         self._set_tokens(tokens, vocab_size)
         symbols = len(words.data)
         self._set_pairs(1 << max(16, (2 * min(symbols, 1 << 22)).bit_length()))
-        self._set(slots.NODE_WORDS, np.empty(2 * symbols + (1 << 20), dtype=np.int32))
-        self._set(slots.NODE_LINKS, np.empty(2 * symbols + (1 << 20), dtype=np.int32))
-        self._slots[slots.NODES_ROOM] = 2 * symbols + (1 << 20)
+        nodes = symbols + symbols // 2 + (1 << 16)  # a list entry per pair of a word, and new ones
+        self._set(slots.NODE_WORDS, np.empty(nodes, dtype=np.int32))
+        self._set(slots.NODE_LINKS, np.empty(nodes, dtype=np.int32))
+        self._slots[slots.NODES_ROOM] = nodes
         self._slots[slots.NODES_USED] = 1  # 0 ends a list
-        self._heap_room(2 * symbols + (1 << 20))
+        self._heap_room(len(self._arrays[slots.PAIR_KEYS]) + (1 << 16))
         self._set(slots.RAISED, np.empty(1 << 16, dtype=np.int64))
         self._slots[slots.RAISED_ROOM] = 1 << 16
         self._merge_room(2 * max(16, vocab_size - len(tokens)))
@@ -68,7 +69,8 @@ class _Work:
             if len(token) == 1:
                 byte_ids[token[0]] = token_id
         starts = np.append(0, words.ends[:-1]).astype(np.int64)
-        self._set(slots.SYM, byte_ids[words.data])
+        symbols = byte_ids[words.data] if words.data.dtype == np.uint8 else words.data
+        self._set(slots.SYM, symbols.copy())  # shrinks in place
         self._set(slots.WORD_STARTS, starts)
         self._set(slots.WORD_SIZES, (words.ends - starts).astype(np.int32))
         self._set(slots.WORD_COUNTS, np.ascontiguousarray(words.counts, dtype=np.int64))
@@ -126,7 +128,8 @@ class _Work:
         if a[slots.NODES_USED] + more > a[slots.NODES_ROOM]:
             for slot in (slots.NODE_WORDS, slots.NODE_LINKS):
                 old = self._arrays[slot]
-                self._set(slot, np.concatenate([old, np.empty(len(old) + more, dtype=np.int32)]))
+                extra = np.empty(len(old) // 2 + more, dtype=np.int32)
+                self._set(slot, np.concatenate([old, extra]))
             a[slots.NODES_ROOM] = len(self._arrays[slots.NODE_WORDS])
         if a[slots.HEAP_SIZE] + more > a[slots.HEAP_ROOM]:
             self._heap_room(2 * int(a[slots.HEAP_ROOM]) + more)

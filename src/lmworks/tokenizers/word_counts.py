@@ -1,16 +1,15 @@
 """Counting words in bounded memory.
 
 Words and their counts lie in flat arrays that grow as they must, up to a budget. Beyond it, what
-was counted is written to disk in the order of the words and counting begins anew; at the end the
-runs are merged, and if there are more words than the trainer can hold, the rarest are left out and
-the caller is told how many occurrences that were.
+was counted goes to disk as it is and counting begins anew. At the end the runs are added up part by
+part, a part being the words whose hash begins alike, so that a fraction is in memory at a time.
+If there are more words than a trainer can hold, those below a count are left out, and it is said
+how many occurrences that were.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
-import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,14 +24,14 @@ from lmworks.tokenizers.calls import call, kernel
 from lmworks.tokenizers.compiled import cut_levels
 from lmworks.tokenizers.pre_tokenizers import Cut
 
-_AT_ONCE = 1 << 22  # bytes given to the kernel in one call
+_COUNTED = 1 << 16  # counts from here on are all "often" when words are left out
 
 
 @dataclasses.dataclass(frozen=True)
 class WordCounts:
     """Words as bytes, one behind the other, where each ends, and how often each occurs."""
 
-    data: Any  # uint8 [bytes]
+    data: Any  # uint8 [bytes]; int32 [symbols] for words that are merged in part (extend.py)
     ends: Any  # int64 [words]
     counts: Any  # int64 [words]
     left_out: int = 0  # occurrences of words that found no room
@@ -63,13 +62,14 @@ class WordCounter:
         self._slots[slots.PLACES] = self._places.ctypes.data
         self._slots[slots.ENDS] = self._ends_of_levels.ctypes.data
         self._count = kernel("count_words", training=True)
+        self._add = kernel("add_words", training=True)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._runs: list[Path] = []
         self._begin()
 
     def _begin(self) -> None:
         self._allocate(1 << 16, 1 << 20)
-        self._slots[slots.COUNT_WORDS] = 0
+        self._slots[slots.COUNT_WORDS] = 0  # what it held before is gone
 
     def _allocate(self, size: int, room: int) -> None:
         self._table = np.zeros(2 * size, dtype=np.uint64)
@@ -99,9 +99,9 @@ class WordCounter:
                 raise UserError("the pattern takes time with the square of the text: simplify it")
             self._grow(int(a[slots.MORE_WORDS]))
 
-    def _grow(self, more: int) -> None:
+    def _grow(self, more: int, *, spill: bool = True) -> None:
         words, room = int(self._slots[slots.COUNT_WORDS]), len(self._arena)
-        if self._bytes() > self._budget and words:
+        if spill and self._bytes() > self._budget and words:
             self._spill()
             words = 0
         used = int(self._ends[words - 1]) if words else 0
@@ -128,59 +128,93 @@ class WordCounter:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="lmworks-words-")
             say("more words than memory is given for: counting goes on over the disk")
-        path = Path(self._folder.name) / f"run-{len(self._runs)}"
+        path = Path(self._folder.name) / f"run-{len(self._runs)}.npz"
+        here = self._here()
         with open(path, "wb") as file:
-            for word, count in sorted(self._here().items()):
-                file.write(len(word).to_bytes(4, "little") + count.to_bytes(8, "little") + word)
+            for array in (here.data, here.ends, here.counts):
+                np.save(file, array)
         self._runs.append(path)
         self._begin()
 
-    def finish(self, *, most: int = 1 << 24) -> WordCounts:
-        """What was counted; the rarest words left out when there are more than `most`."""
+    def finish(self, *, most: int = 1 << 25) -> WordCounts:
+        """What was counted; the rarest words left out when there are more than `most` bytes."""
         if not self._runs:
-            return _most_frequent(self._here(), most)
+            return _most_frequent([self._here()], most)
         self._spill()
         assert self._folder is not None
-        merged = self._merged()
-        limit, kept = 1, list(itertools.islice(merged, 0))
-        left_out = 0
-        for word, count in merged:
-            if count < limit:
-                left_out += count
-                continue
-            kept.append((word, count))
-            if len(kept) > 2 * most:
-                limit = sorted((c for _, c in kept), reverse=True)[most] + 1
-                left_out += sum(c for _, c in kept if c < limit)
-                kept = [(w, c) for w, c in kept if c >= limit]
+        least, left_out = self._least(most)
+        found = [_at_least(part, least) for part in self._parts()]
         self._folder.cleanup()
-        data = np.frombuffer(b"".join(word for word, _ in kept), dtype=np.uint8)
-        ends = np.cumsum([len(word) for word, _ in kept], dtype=np.int64)
-        counts = np.array([count for _, count in kept], dtype=np.int64)
-        return _most_frequent(WordCounts(data, ends, counts, left_out), most)
+        if left_out:
+            say(f"words seen less than {least} times ({left_out} occurrences) left out")
+        return dataclasses.replace(_joined(found), left_out=left_out)
 
-    def _merged(self) -> Iterator[tuple[bytes, int]]:
-        runs = heapq.merge(*map(_read_run, self._runs))
-        for word, group in itertools.groupby(runs, lambda entry: entry[0]):
-            yield word, sum(count for _, count in group)
+    def _least(self, most: int) -> tuple[int, int]:
+        """The lowest count whose words, with all more frequent ones, fit; occurrences below it."""
+        sizes, times = np.zeros(_COUNTED), np.zeros(_COUNTED)
+        for part in self._parts():
+            count = np.minimum(part.counts, _COUNTED - 1)
+            sizes += np.bincount(count, np.diff(part.ends, prepend=0), _COUNTED)
+            times += np.bincount(count, part.counts, _COUNTED)
+        from_above = np.cumsum(sizes[::-1])[::-1]
+        least = int(np.argmax(from_above <= most)) if (from_above <= most).any() else _COUNTED - 1
+        return least, int(times[:least].sum())
+
+    def _parts(self) -> Iterator[WordCounts]:
+        """All words, one part after the other."""
+        size = sum(path.stat().st_size for path in self._runs)
+        parts = 1 << max(2, (8 * size // self._budget).bit_length())
+        a = self._slots
+        for part in range(parts):
+            self._begin()
+            a[slots.PART], a[slots.PART_MASK] = part, parts - 1
+            for path in self._runs:
+                self._add_run(path)
+            yield self._here()
+
+    def _add_run(self, path: Path) -> None:
+        a = self._slots
+        with open(path, "rb") as file:
+            data, ends, counts = np.load(file), np.load(file), np.load(file)
+        a[slots.TEXT], a[slots.TEXT_SIZE], a[slots.AT] = data.ctypes.data, len(data), 0
+        a[slots.WORDS_ENDS], a[slots.WORDS_TIMES] = ends.ctypes.data, counts.ctypes.data
+        a[slots.WORDS_IN] = len(ends)
+        while self._add(int(a.ctypes.data)):
+            self._grow(int(a[slots.MORE_WORDS]), spill=False)
 
 
-def _read_run(path: Path) -> Iterator[tuple[bytes, int]]:
-    with open(path, "rb") as file:
-        while head := file.read(12):
-            yield file.read(int.from_bytes(head[:4], "little")), int.from_bytes(head[4:], "little")
+def _joined(parts: list[WordCounts]) -> WordCounts:
+    ends, at = [], 0
+    for part in parts:
+        ends.append(part.ends + at)
+        at += len(part.data)
+    return WordCounts(
+        np.concatenate([part.data for part in parts]),
+        np.concatenate(ends),
+        np.concatenate([part.counts for part in parts]),
+    )
 
 
-def _most_frequent(found: WordCounts, most: int) -> WordCounts:
-    if len(found) <= most:
+def _at_least(part: WordCounts, least: int) -> WordCounts:
+    """The words of a part that are frequent enough."""
+    keep = part.counts >= least
+    sizes = np.diff(part.ends, prepend=0)
+    data = part.data[np.repeat(keep, sizes)]
+    return WordCounts(data, np.cumsum(sizes[keep]), part.counts[keep])
+
+
+def _most_frequent(parts: list[WordCounts], most: int) -> WordCounts:
+    (found,) = parts
+    if len(found.data) <= most:
         return found
-    order = np.sort(np.argsort(-found.counts, kind="stable")[:most])
-    starts = np.append(0, found.ends[:-1])[order]
-    sizes = found.ends[order] - starts
-    data = np.concatenate([found.data[s : s + n] for s, n in zip(starts, sizes)])
-    left_out = found.left_out + int(found.counts.sum() - found.counts[order].sum())
-    say(f"{len(found) - most} rare words ({left_out} occurrences) left out")
-    return WordCounts(data, np.cumsum(sizes), found.counts[order], left_out)
+    sizes = np.diff(found.ends, prepend=0)
+    order = np.argsort(-found.counts, kind="stable")
+    fits = np.cumsum(sizes[order]) <= most
+    least = int(found.counts[order[fits.sum()]]) + 1
+    kept = _at_least(found, least)
+    left_out = int(found.counts.sum() - kept.counts.sum())
+    say(f"words seen less than {least} times ({left_out} occurrences) left out")
+    return dataclasses.replace(kept, left_out=left_out)
 
 
 def count_words(texts: Iterable[str], cuts: Sequence[Cut], *, budget: int = 1 << 29) -> WordCounts:
