@@ -98,6 +98,7 @@ def main() -> None:
     newer = [(c, new) for c, new in lower if new != c.lower()]
     whole = [c for c in ALL if normalizers.NFKD().normalize_str(c) == c]
     newer_forms = [(c, c) for c in whole if unicodedata.normalize("NFKD", c) != c]
+    unordered = [c for c in ALL if unicodedata.combining(c) and not _is_ordered(c)]
     text = HEAD.format(version=tokenizers.__version__)
     text += literal("CATEGORIES", packed(lambda c: of.get(c, 0)), f"0, then {CATEGORIES[:30]}...")
     text += f'CATEGORY_NAMES = ("Cn {CATEGORIES}").split()\n'
@@ -108,7 +109,18 @@ def main() -> None:
     text += pairs("LOWER", newer)
     text += "# Left whole by every form, where Python 3.11 takes them apart.\n"
     text += f"WHOLE = {ascii(''.join(c for c, _ in newer_forms))}\n"
+    text += (
+        "# Marks that every form leaves where they stand, where Python 3.11 knows their order.\n"
+    )
+    text += f"UNORDERED = {ascii(''.join(unordered))}\n"
     TARGET.write_text(text)
+
+
+def _is_ordered(mark: str) -> bool:
+    """Whether a form puts a mark into the order of its class, beside one of another class."""
+    other = "\u0323" if unicodedata.combining(mark) > 220 else "\u0301"
+    wrong = "a" + "".join(sorted((mark, other), key=unicodedata.combining, reverse=True))
+    return bool(normalizers.NFD().normalize_str(wrong) != wrong)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Learn a byte-level BPE vocabulary.",
     ),
     "tokenizer encode": ("lmworks.cli.encode:command", "Show how a tokenizer cuts a text."),
+    "tokenizer compare": (
+        "lmworks.cli.tokenizer_compare:command",
+        "Tokenizers side by side on your text, and what changes from one to another.",
+    ),
     "train pretrain": (
         "stage:lmworks.training.pretrain:pretrain",
         "Train a decoder from scratch.",

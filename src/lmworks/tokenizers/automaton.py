@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lmworks.tokenizers import unicode_data
@@ -65,18 +66,14 @@ class Automaton:
     stage1: Any  # uint16 [0x110000 / 128]: which block of stage2
     stage2: Any  # uint8 [blocks * 128]: class of each character
 
-    def pieces(self, text: str) -> list[tuple[int, int]]:
-        """Matches and gaps, in plain Python: what the kernel does."""
-        found, at = [], 0
+    def matches(self, text: str) -> Iterator[tuple[int, int]]:
+        """Start and end of every match, in plain Python: what the kernel does."""
+        at = 0
         while at < len(text):
             stop = self.match(text, at)
-            if stop <= at:
-                stop = at + 1
-                while stop < len(text) and self.match(text, stop) <= stop:
-                    stop += 1
-            found.append((at, stop))
-            at = stop
-        return found
+            if stop > at:
+                yield at, stop
+            at = max(stop, at + 1)
 
     def match(self, text: str, at: int) -> int:
         """Where the match at `at` ends, or -1."""

@@ -25,7 +25,7 @@ from lmworks.core.errors import UserError
 from lmworks.tokenizers.aligned import AlignedText, Change
 from lmworks.tokenizers.charsmap import CharsMap
 from lmworks.tokenizers.unicode_data import has, lower
-from lmworks.tokenizers.unicode_tables import WHOLE
+from lmworks.tokenizers.unicode_tables import UNORDERED, WHOLE
 from lmworks.tokenizers.vocabulary import Step
 
 
@@ -55,10 +55,10 @@ class UnicodeForm(_Changes):
 
     def __init__(self, form: str) -> None:
         self.form: Any = form
-        self._whole = frozenset(WHOLE)
+        self._newer = frozenset(WHOLE + UNORDERED)
 
     def normalize(self, text: str) -> str:
-        if text.isascii() or not (self._whole & set(text)):
+        if text.isascii() or self._newer.isdisjoint(text):
             return unicodedata.normalize(self.form, text)
         return super().normalize(text)
 
@@ -79,12 +79,17 @@ def _decomposed(text: str, form: Any) -> list[Change]:
         parts = character if character in WHOLE else unicodedata.normalize(form, character)
         found += [(part, int(i > 0)) for i, part in enumerate(parts)]
     ordered: list[Change] = []
-    for is_mark, run in itertools.groupby(found, lambda c: unicodedata.combining(c[0]) > 0):
+    for is_mark, run in itertools.groupby(found, lambda c: _class(c[0]) > 0):
         if is_mark:
-            ordered += sorted(run, key=lambda c: unicodedata.combining(c[0]))
+            ordered += sorted(run, key=lambda c: _class(c[0]))
         else:
             ordered += run
     return ordered
+
+
+def _class(character: str) -> int:
+    """Canonical combining class."""
+    return 0 if character in UNORDERED else unicodedata.combining(character)
 
 
 def _composed(parts: list[Change]) -> Iterator[Change]:
@@ -93,7 +98,7 @@ def _composed(parts: list[Change]) -> Iterator[Change]:
     marks: list[Change] = []
     last_class = 0
     for character, change in parts:
-        kind = unicodedata.combining(character)
+        kind = _class(character)
         if starter is None:
             if kind:
                 yield character, change

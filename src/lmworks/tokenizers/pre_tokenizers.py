@@ -17,7 +17,7 @@ from typing import get_args, Literal
 from lmworks.core.errors import UserError
 from lmworks.tokenizers.aligned import AlignedText, Span
 from lmworks.tokenizers.patterns import PATTERNS, compiled, spans_of
-from lmworks.tokenizers.unicode_data import character_class
+from lmworks.tokenizers.unicode_data import character_class, unassigned
 from lmworks.tokenizers.vocabulary import Step
 
 Behavior = Literal[
@@ -42,15 +42,28 @@ class Cut:
 
     def pieces(self, text: str) -> Iterator[Span]:
         """Start and end of every piece, in order, none empty."""
+        if not text.isascii() and unassigned().search(text):
+            matches = self._by_automaton(text)
+        else:
+            matches = spans_of(self.expression, text)
         if self.behavior == "Isolated":
-            yield from _covered(spans_of(self.expression, text), len(text))
+            yield from _covered(matches, len(text))
         elif self.behavior == "Removed":
-            for start, end, match in _marked(spans_of(self.expression, text), len(text)):
+            for start, end, match in _marked(matches, len(text)):
                 if match == self.invert:
                     yield start, end
         else:
-            marked = _marked(spans_of(self.expression, text), len(text))
+            marked = _marked(matches, len(text))
             yield from _merged([(s, e, m != self.invert) for s, e, m in marked], self.behavior)
+
+    def _by_automaton(self, text: str) -> Iterator[Span]:
+        """Matches where `regex` may know characters that are newer than our tables."""
+        from lmworks.tokenizers.automaton import Unsupported, automaton
+
+        try:
+            return automaton(self.expression).matches(text)
+        except Unsupported:
+            return spans_of(self.expression, text)
 
 
 def _covered(matches: Iterator[Span], length: int) -> Iterator[Span]:
@@ -114,7 +127,9 @@ class PreTokenizer:
 
     def words(self, text: str) -> Iterator[str]:
         """The pieces of a text that was changed already."""
-        if len(self.cuts) == 1 and self.cuts[0].behavior == "Isolated" and len(text) < _AT_ONCE:
+        known = text.isascii() or not unassigned().search(text)
+        one = len(self.cuts) == 1 and self.cuts[0].behavior == "Isolated"
+        if known and one and len(text) < _AT_ONCE:
             expression = compiled(self.cuts[0].expression)
             if expression.groups == 0:  # findall gives whole matches, and is the fastest way
                 words: list[str] = expression.findall(text)

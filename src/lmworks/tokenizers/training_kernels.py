@@ -1,5 +1,5 @@
 # uses: lmworks.tokenizers.kernels lmworks.tokenizers.slots
-# kernels: count_words grow_words learn_merges grow_pairs
+# kernels: count_words add_words grow_words learn_merges grow_pairs
 """Counting words and learning merges, compiled. bpe_trainer.py is the readable way and the oracle.
 
 All state lies in arrays that the caller owns (word_counts.py, compiled_trainer.py); a kernel that
@@ -105,6 +105,26 @@ def count_words(a):
             places[k], ends[k] = start, stop
         elif wanted:
             count_word(a, text, start, stop, a[COUNT_TIMES])
+
+
+def add_words(a):
+    """Add counted words whose hash falls into one part; 1 when there is no room, AT says where.
+
+    Words: TEXT up to WORDS_ENDS, how often: WORDS_TIMES; part PART of PART_MASK + 1.
+    """
+    text, ends, times = u8p(a[TEXT]), i64p(a[WORDS_ENDS]), i64p(a[WORDS_TIMES])
+    for number in range(a[AT], a[WORDS_IN]):
+        begin = ends[number - 1] if number > 0 else np.int64(0)
+        size, words = ends[number] - begin, a[COUNT_WORDS]
+        part = text_hash(text, begin, ends[number], a[TEXT_SIZE]) >> np.uint64(8)
+        if np.int64(part) & a[PART_MASK] != a[PART]:
+            continue
+        used = i64p(a[COUNT_ENDS])[words - 1] if words > 0 else np.int64(0)
+        if used + size > a[COUNT_ARENA_ROOM] or 2 * (words + 1) > a[COUNT_MASK]:
+            a[AT], a[MORE_WORDS] = number, size
+            return 1
+        count_word(a, text, begin, ends[number], times[number])
+    return 0
 
 
 def grow_words(a):
@@ -288,7 +308,7 @@ def learn_merges(a):
     BATCH merges.
     """
     if a[STARTED] == 0:
-        first_counts(a)
+        first_counts(a)  # the first table of pairs has room for every pair of bytes
         a[STARTED] = 1
     totals, heads = i64p(a[PAIR_COUNTS]), i32p(a[PAIR_HEADS])
     words, links, raised = i32p(a[NODE_WORDS]), i32p(a[NODE_LINKS]), i64p(a[RAISED])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 import zlib
 
 from lmworks.tokenizers import unicode_tables
@@ -57,11 +58,21 @@ def lower(character: str) -> str:
 def character_class(flag: str) -> str:
     """The characters that have a flag, as a class in an expression."""
     bit = 1 << FLAG_NAMES.index(flag)
+    return _class_of([bool(bits & bit) for bits in flags()])
+
+
+@functools.cache
+def unassigned() -> re.Pattern[str]:
+    """Finds a character that the tables don't know, and that newer libraries may."""
+    return re.compile(_class_of([kind == 0 for kind in categories()]))
+
+
+def _class_of(holds: list[bool]) -> str:
     ranges, start = [], -1
-    for code, bits in enumerate(flags() + b"\0"):
-        if bits & bit and start < 0:
+    for code, held in enumerate([*holds, False]):
+        if held and start < 0:
             start = code
-        elif start >= 0 and not bits & bit:
+        elif start >= 0 and not held:
             ranges.append(f"\\U{start:08x}-\\U{code - 1:08x}")
             start = -1
     return f"[{''.join(ranges)}]"

@@ -1,0 +1,57 @@
+"""The comparison of tokenizers as one self-contained page: tables, and tokens in colour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmworks.evaluation.tokenizer_comparison import ChangedWord, Comparison
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
+
+_SHOWN_CHARACTERS = 1500
+_COLOURS = 5
+_VISIBLE = str.maketrans({"\n": "⏎\n", "\t": "⇥\t"})
+
+
+def render(
+    comparison: Comparison,
+    tokenizers: Mapping[str, PipelineTokenizer],
+    changed: Sequence[ChangedWord] = (),
+) -> str:
+    """The page as text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = comparison.passages[0].text[:_SHOWN_CHARACTERS]
+    page: str = environment.get_template("tokenizers.html.jinja").render(
+        comparison=comparison,
+        samples=[(name, _coloured(tokenizer, text)) for name, tokenizer in tokenizers.items()],
+        changed=changed[:60],
+        num_changed=len(changed),
+    )
+    return page
+
+
+def _coloured(tokenizer: PipelineTokenizer, text: str) -> list[dict[str, Any]]:
+    """Tokens with their colour; those that share a character are shown once, together."""
+    ids, spans = tokenizer.encode_offsets(text)
+    shown: list[dict[str, Any]] = []
+    last = 0
+    for token_id, (start, end) in zip(ids, spans):
+        if end <= last and shown:
+            shown[-1]["ids"].append(token_id)
+            continue
+        start = max(start, last)
+        if start > last:
+            shown.append({"text": text[last:start].translate(_VISIBLE), "ids": [], "colour": -1})
+        colour = len(shown) % _COLOURS
+        shown.append({"text": text[start:end].translate(_VISIBLE), "ids": [token_id], "colour": colour})
+        last = end
+    return shown

@@ -1,0 +1,173 @@
+"""A small static embedding of tokens: what stands near them in text, made dense.
+
+Words that stand among the same neighbours mean much the same. Neighbours within a window are
+counted, nearer ones more; counts become positive pointwise mutual information; the largest
+singular directions of that matrix are the vectors. The text is read in both tokenisations, over
+one table in which shared tokens are one, so that new tokens, shared tokens and the old pieces of
+new ones all lie in one space.
+
+A count-based embedding is exact and repeatable where training a skip-gram model is neither, and
+factorises nearly the same matrix (Levy and Goldberg 2014).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lmworks.core.config import option
+from lmworks.core.errors import UserError
+from lmworks.core.progress import say, track
+from lmworks.models.transplant.base import Auxiliary, Relation
+
+if TYPE_CHECKING:
+    import torch
+
+    from lmworks.tokenizers.base import Tokenizer
+
+_MOST_TOKENS = 20_000_000  # of the text, in both tokenisations; more changes little
+_AT_ONCE = 1 << 20  # tokens counted together
+_OVERSAMPLING = 16
+_POWERS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StaticEmbeddingConfig:
+    """The auxiliary embedding of focus, tokenadapt and omp."""
+
+    dim: int = option(256, help="numbers in a vector")
+    window: int = option(5, help="neighbours to each side that count")
+    min_count: int = option(3, help="a token seen less often has no vector")
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "window", "min_count"):
+            if getattr(self, name) < 1:
+                raise UserError(f"auxiliary.{name} = {getattr(self, name)}: a number from 1 up")
+
+
+def static_embedding(
+    old: Tokenizer,
+    new: Tokenizer,
+    relation: Relation,
+    texts: Iterable[str],
+    config: StaticEmbeddingConfig,
+    *,
+    seed: int = 0,
+) -> Auxiliary:
+    """Vectors of length 1 for the tokens of both vocabularies that `texts` hold often enough.
+
+    Raises: UserError when the text is too short to compare any tokens.
+    Source: Levy, Goldberg and Dagan 2015, "Improving distributional similarity with lessons learned
+        from word embeddings": PPMI, contexts smoothed with the power 0.75, root of the singular
+        values.
+    """
+    import torch
+
+    table = _one_table(relation)
+    size = relation.num_old + len(relation.missing)
+    rows, columns, counts = _count(_sequences(old, new, table, texts), size, config.window)
+    seen = np.bincount(rows, counts, size)
+    # Every token has `window` neighbours to each side, nearer ones weigh more: (window + 1) in all.
+    kept = np.flatnonzero(seen >= config.min_count * (config.window + 1) * 0.999)
+    if len(kept) < 2:
+        raise UserError("the text is too short to compare tokens: give more with --text")
+    place = np.full(size, -1)
+    place[kept] = np.arange(len(kept))
+    inside = (place[rows] >= 0) & (place[columns] >= 0)
+    matrix = _ppmi(place[rows[inside]], place[columns[inside]], counts[inside], len(kept))
+    vectors = torch.zeros(size, min(config.dim, len(kept)))
+    vectors[torch.from_numpy(kept)] = _directions(matrix, vectors.shape[1], seed)
+    return Auxiliary(new=vectors[torch.from_numpy(table)], old=vectors[: relation.num_old])
+
+
+def _one_table(relation: Relation) -> np.ndarray:
+    """(N,) place of every new id: that of its old id, or one behind all old ids."""
+    table = relation.shared.copy()
+    table[relation.missing] = relation.num_old + np.arange(len(relation.missing))
+    return table
+
+
+def _sequences(
+    old: Tokenizer, new: Tokenizer, table: np.ndarray, texts: Iterable[str]
+) -> Iterator[np.ndarray]:
+    total = 0
+    with track("reading text for the auxiliary embedding") as bar:
+        for text in texts:
+            here = np.array(old.encode(text), dtype=np.int64)
+            there = table[np.array(new.encode(text), dtype=np.int64)]
+            yield here
+            yield there
+            bar.advance()
+            total += len(here) + len(there)
+            if total > _MOST_TOKENS:
+                say(f"  the auxiliary embedding is made of the first {total:,} tokens of the text")
+                return
+
+
+def _count(
+    sequences: Iterable[np.ndarray], size: int, window: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns and weights of all pairs of neighbours, each pair once, in order."""
+    keys, weights = np.empty(0, np.int64), np.empty(0)
+    gap = np.full(window, -1)
+    held: list[np.ndarray] = []
+    for sequence in sequences:
+        held += [sequence, gap]
+        if sum(map(len, held)) > _AT_ONCE:
+            keys, weights = _joined(keys, weights, *_pairs(np.concatenate(held), size, window))
+            held = []
+    if held:
+        keys, weights = _joined(keys, weights, *_pairs(np.concatenate(held), size, window))
+    return keys // size, keys % size, weights
+
+
+def _pairs(tokens: np.ndarray, size: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    keys, weights = [], []
+    for distance in range(1, window + 1):
+        left, right = tokens[:-distance], tokens[distance:]
+        both = (left >= 0) & (right >= 0)
+        left, right = left[both], right[both]
+        keys += [left * size + right, right * size + left]
+        weights.append(np.full(2 * len(left), (window - distance + 1) / window))
+    return np.concatenate(keys), np.concatenate(weights)
+
+
+def _joined(*parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    keys, place = np.unique(np.concatenate(parts[::2]), return_inverse=True)
+    return keys, np.bincount(place, np.concatenate(parts[1::2]), len(keys))
+
+
+def _ppmi(rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, size: int) -> torch.Tensor:
+    """log P(row, column) / (P(row) P(column)^0.75 ...) where it is above zero; sparse (S, S)."""
+    import torch
+
+    per_row = np.bincount(rows, counts, size)
+    smoothed = np.bincount(columns, counts, size) ** 0.75
+    chance = per_row[rows] * smoothed[columns] / smoothed.sum()
+    values = np.log(counts / chance)
+    kept = values > 0
+    index = torch.from_numpy(np.stack([rows[kept], columns[kept]]))
+    numbers = torch.from_numpy(values[kept].astype(np.float32))
+    return torch.sparse_coo_tensor(index, numbers, (size, size), check_invariants=False).coalesce()
+
+
+def _directions(matrix: torch.Tensor, dim: int, seed: int) -> torch.Tensor:
+    """(S, dim) left singular vectors times the root of their values, each row of length 1.
+
+    Source: Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1.
+    """
+    import torch
+
+    size = matrix.shape[0]
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.randn(size, min(size, dim + _OVERSAMPLING), generator=generator)
+    turned = matrix.t().coalesce()
+    for _ in range(_POWERS):
+        basis = torch.linalg.qr(torch.sparse.mm(matrix, basis)).Q
+        basis = torch.linalg.qr(torch.sparse.mm(turned, basis)).Q
+    left, values, _ = torch.linalg.svd(torch.sparse.mm(matrix, basis), full_matrices=False)
+    vectors = left[:, :dim] * values[:dim].sqrt()
+    return torch.nn.functional.normalize(vectors, dim=1)
