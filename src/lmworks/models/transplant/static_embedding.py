@@ -67,18 +67,18 @@ def static_embedding(
     import torch
 
     table = _one_table(relation)
-    size = relation.num_old + len(relation.missing)
-    rows, columns, counts = _count(_sequences(old, new, table, texts), size, config.window)
-    seen = np.bincount(rows, counts, size)
-    # Every token has `window` neighbours to each side, nearer ones weigh more: (window + 1) in all.
-    kept = np.flatnonzero(seen >= config.min_count * (config.window + 1) * 0.999)
+    pairs = _Pairs(relation.num_old + len(relation.missing), config.window)
+    for here, there in _readings(old, new, table, texts):
+        pairs.add(here, there)
+    rows, columns, counts = pairs.finish()
+    kept = np.flatnonzero(pairs.seen.max(0) >= config.min_count)
     if len(kept) < 2:
         raise UserError("the text is too short to compare tokens: give more with --text")
-    place = np.full(size, -1)
+    place = np.full(pairs.size, -1)
     place[kept] = np.arange(len(kept))
     inside = (place[rows] >= 0) & (place[columns] >= 0)
     matrix = _ppmi(place[rows[inside]], place[columns[inside]], counts[inside], len(kept))
-    vectors = torch.zeros(size, min(config.dim, len(kept)))
+    vectors = torch.zeros(pairs.size, min(config.dim, len(kept)))
     vectors[torch.from_numpy(kept)] = _directions(matrix, vectors.shape[1], seed)
     return Auxiliary(new=vectors[torch.from_numpy(table)], old=vectors[: relation.num_old])
 
@@ -90,16 +90,16 @@ def _one_table(relation: Relation) -> np.ndarray:
     return table
 
 
-def _sequences(
+def _readings(
     old: Tokenizer, new: Tokenizer, table: np.ndarray, texts: Iterable[str]
-) -> Iterator[np.ndarray]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each text in both tokenisations, as places in the table."""
     total = 0
     with track("reading text for the auxiliary embedding") as bar:
         for text in texts:
             here = np.array(old.encode(text), dtype=np.int64)
             there = table[np.array(new.encode(text), dtype=np.int64)]
-            yield here
-            yield there
+            yield here, there
             bar.advance()
             total += len(here) + len(there)
             if total > _MOST_TOKENS:
@@ -107,41 +107,49 @@ def _sequences(
                 return
 
 
-def _count(
-    sequences: Iterable[np.ndarray], size: int, window: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, columns and weights of all pairs of neighbours, each pair once, in order."""
-    keys, weights = np.empty(0, np.int64), np.empty(0)
-    gap = np.full(window, -1)
-    held: list[np.ndarray] = []
-    for sequence in sequences:
-        held += [sequence, gap]
-        if sum(map(len, held)) > _AT_ONCE:
-            keys, weights = _joined(keys, weights, *_pairs(np.concatenate(held), size, window))
-            held = []
-    if held:
-        keys, weights = _joined(keys, weights, *_pairs(np.concatenate(held), size, window))
-    return keys // size, keys % size, weights
+class _Pairs:
+    """How much each pair of neighbours weighs, and how often each token is seen in each reading."""
 
+    def __init__(self, size: int, window: int) -> None:
+        self.size, self.seen = size, np.zeros((2, size), dtype=np.int64)
+        self._window, self._gap = window, np.full(window, -1)  # no pair reaches over a gap
+        self._keys, self._weights = np.empty(0, np.int64), np.empty(0)
+        self._held: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._num_held = 0
 
-def _pairs(tokens: np.ndarray, size: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-    keys, weights = [], []
-    for distance in range(1, window + 1):
-        left, right = tokens[:-distance], tokens[distance:]
-        both = (left >= 0) & (right >= 0)
-        left, right = left[both], right[both]
-        keys += [left * size + right, right * size + left]
-        weights.append(np.full(2 * len(left), (window - distance + 1) / window))
-    return np.concatenate(keys), np.concatenate(weights)
+    def add(self, here: np.ndarray, there: np.ndarray) -> None:
+        """One text in both readings."""
+        for held, tokens in zip(self._held, (here, there)):
+            held += [tokens, self._gap]
+            self._num_held += len(tokens)
+        if self._num_held > _AT_ONCE:
+            self._flush()
 
+    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, columns and weights of all pairs, each pair once, in order."""
+        self._flush()
+        return self._keys // self.size, self._keys % self.size, self._weights
 
-def _joined(*parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    keys, place = np.unique(np.concatenate(parts[::2]), return_inverse=True)
-    return keys, np.bincount(place, np.concatenate(parts[1::2]), len(keys))
+    def _flush(self) -> None:
+        keys, weights = [self._keys], [self._weights]
+        for reading, held in enumerate(self._held):
+            tokens = np.concatenate([*held, self._gap])
+            held.clear()
+            self.seen[reading] += np.bincount(tokens[tokens >= 0], minlength=self.size)
+            for distance in range(1, self._window + 1):
+                left, right = tokens[:-distance], tokens[distance:]
+                both = (left >= 0) & (right >= 0)
+                left, right = left[both], right[both]
+                keys += [left * self.size + right, right * self.size + left]
+                weight = (self._window - distance + 1) / self._window
+                weights.append(np.full(2 * len(left), weight))
+        self._num_held = 0
+        self._keys, place = np.unique(np.concatenate(keys), return_inverse=True)
+        self._weights = np.bincount(place, np.concatenate(weights), len(self._keys))
 
 
 def _ppmi(rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, size: int) -> torch.Tensor:
-    """log P(row, column) / (P(row) P(column)^0.75 ...) where it is above zero; sparse (S, S)."""
+    """log of P(row, column) / (P(row) P(column)), where it is above zero: sparse (S, S)."""
     import torch
 
     per_row = np.bincount(rows, counts, size)

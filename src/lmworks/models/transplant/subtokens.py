@@ -19,7 +19,7 @@ def subtokens(
     Source: Gee et al. 2022, "Fast vocabulary transfer for language model compression" (FVT),
         arXiv 2402.09977, section 3.
     """
-    return weighted_pieces(old, relation, [[1 / len(p)] * len(p) for p in relation.pieces])
+    return weighted_pieces(old, relation, [[1 / max(1, len(p))] * len(p) for p in relation.pieces])
 
 
 def weighted_pieces(

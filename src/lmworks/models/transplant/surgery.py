@@ -47,10 +47,10 @@ def transplant(
     rows = len(relation.shared)
     rows += -rows % pad_to_multiple_of
     state = dict(model.named_parameters())
-    for key in _MATRICES:
+    for number, key in enumerate(_MATRICES):
         if key in state:
             old = state[key].detach()[: relation.num_old]
-            made = make_rows(old, relation, auxiliary, seed=seed)
+            made = make_rows(old, relation, auxiliary, seed=seed + number)
             state[key] = nn.Parameter(_matrix(old, relation, made, rows))
     with torch.device("meta"):
         changed = Decoder(dataclasses.replace(model.config, vocab_size=rows))
@@ -70,9 +70,7 @@ def _check(model: Decoder, relation: Relation) -> None:
         raise UserError("the two tokenizers share no token: nothing of the model would be left")
 
 
-def _matrix(
-    old: torch.Tensor, relation: Relation, made: torch.Tensor, rows: int
-) -> torch.Tensor:
+def _matrix(old: torch.Tensor, relation: Relation, made: torch.Tensor, rows: int) -> torch.Tensor:
     """(rows, D): shared rows copied, missing ones as made, padding the mean."""
     matrix = old.mean(0).repeat(rows, 1)
     there = torch.from_numpy(relation.shared >= 0).nonzero()[:, 0]
