@@ -135,7 +135,18 @@ def texts(size: int = 12_000_000) -> dict[str, str]:
     return {name: text[:size] for name, text in found.items() if text}
 
 
-_LANGUAGES = ("en-US", "de-DE", "fr-FR", "ru-RU", "zh-CN", "zh-TW", "ja-JP", "ko-KR", "ar-MA", "fa-IR")
+_LANGUAGES = (
+    "en-US",
+    "de-DE",
+    "fr-FR",
+    "ru-RU",
+    "zh-CN",
+    "zh-TW",
+    "ja-JP",
+    "ko-KR",
+    "ar-MA",
+    "fa-IR",
+)
 
 
 def debian(package: str) -> Path:

@@ -314,7 +314,9 @@ def main() -> None:
     if options.only != "encode":
         found["train"] = train_table(options.rounds)
     found["versions"] = {
-        name: metadata.version(name) for name in (*PEERS, "rustbpe", "numba") if util.find_spec(name)
+        name: metadata.version(name)
+        for name in (*PEERS, "rustbpe", "numba")
+        if util.find_spec(name)
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "tokenizing.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "src/lmworks/tokenizers/unicode_tables.py"
 ALL = [chr(code) for code in range(0x110000) if not 0xD800 <= code <= 0xDFFF]
 CATEGORIES = "Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co"
-HEAD = '''"""Unicode as Hugging Face tokenizers {version} knows it; made by tools/make_unicode_tables.py.
+HEAD = '''"""Unicode as Hugging Face tokenizers {version} knows it.
 
-Each table is a list of runs: where one begins, and what its characters are.
+Made by tools/make_unicode_tables.py. A table is a list of runs: how many characters, of which kind.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def literal(name: str, text: str, comment: str) -> str:
 
 
 def pairs(name: str, entries: Iterable[tuple[str, str]]) -> str:
-    lines = [f"    {ord(a):#x}: {ascii(b)}," for a, b in entries]
+    lines = [f"    {ord(a):#x}: {b!a}," for a, b in entries]
     return f"{name} = {{\n" + "\n".join(lines) + "\n}\n"
 
 
@@ -108,11 +108,11 @@ def main() -> None:
     text += f"FLAG_NAMES = {names}\n# Lower case, where Python 3.11 knows none.\n"
     text += pairs("LOWER", newer)
     text += "# Left whole by every form, where Python 3.11 takes them apart.\n"
-    text += f"WHOLE = {ascii(''.join(c for c, _ in newer_forms))}\n"
+    text += f"WHOLE = {''.join(c for c, _ in newer_forms)!a}\n"
     text += (
         "# Marks that every form leaves where they stand, where Python 3.11 knows their order.\n"
     )
-    text += f"UNORDERED = {ascii(''.join(unordered))}\n"
+    text += f"UNORDERED = {''.join(unordered)!a}\n"
     TARGET.write_text(text)
 
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmworks.core.errors import UserError
-from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.merging import merge, merge_long
 from lmworks.tokenizers.patterns import PATTERNS
 from lmworks.tokenizers.pre_tokenizers import Cut, PreTokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import train_bpe
 
 TEXTS = [text for _, text in sorted(topics.items())]
@@ -26,7 +26,6 @@ TOKENIZER = train_bpe(TEXTS[:20], vocab_size=600)
 
 def words_of(text: str, expressions: tuple[str, ...]) -> list[str]:
     return list(PreTokenizer(cuts=tuple(map(Cut, expressions))).words(text))
-
 
 
 def test_saved_tokenizer_gives_the_same_ids_in_transformers(

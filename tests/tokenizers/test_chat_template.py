@@ -88,7 +88,9 @@ def test_a_message_can_not_open_a_turn(tokenizer: PipelineTokenizer) -> None:
         ("{{ messages.append(1) }}", "fails on these messages"),
     ],
 )
-def test_bad_and_hostile_templates(tokenizer: PipelineTokenizer, template: str, message: str) -> None:
+def test_bad_and_hostile_templates(
+    tokenizer: PipelineTokenizer, template: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         with_template(tokenizer, template).render_chat(TALK)
 
@@ -98,7 +100,9 @@ def test_a_base_model_has_none(tokenizer: PipelineTokenizer) -> None:
         with_template(tokenizer, "").render_chat(TALK)
 
 
-def attack(tokenizer: PipelineTokenizer, messages: list[dict[str, Any]], template: str) -> list[int]:
+def attack(
+    tokenizer: PipelineTokenizer, messages: list[dict[str, Any]], template: str
+) -> list[int]:
     """Ids of special tokens that came out of the messages; the template below writes none."""
     ids = with_template(tokenizer, template).encode_chat(messages)
     assert tokenizer.decode(ids) == with_template(tokenizer, template).render_chat(messages)
@@ -138,7 +142,9 @@ def test_special_tokens_that_overlap_themselves(tokenizer: PipelineTokenizer) ->
     assert [i for i in ids if i < 2] == [1] and ids[-1] == 1
 
 
-def test_added_tokens_that_are_not_special_are_read_in_messages(tokenizer: PipelineTokenizer) -> None:
+def test_added_tokens_that_are_not_special_are_read_in_messages(
+    tokenizer: PipelineTokenizer,
+) -> None:
     size = tokenizer.vocab_size
     vocabulary = dataclasses.replace(
         tokenizer.vocabulary,

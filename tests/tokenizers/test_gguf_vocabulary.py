@@ -10,11 +10,11 @@ import pytest
 
 from lmworks.core.errors import UserError
 from lmworks.core.gguf import write_gguf
-from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.gguf import from_metadata
 from lmworks.tokenizers.load import load_tokenizer
-from lmworks.tokenizers.train import train_bpe
 from lmworks.tokenizers.pre_tokenizers import byte_level_step
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
+from lmworks.tokenizers.train import train_bpe
 from lmworks.tokenizers.vocabulary import AddedToken
 
 LLAMA = {
@@ -78,7 +78,9 @@ def test_a_beginning_token_and_user_defined_ones_are_kept(small: PipelineTokeniz
         {"added_tokens": (AddedToken(id=0, text="<|endoftext|>", lstrip=True),)},
     ],
 )
-def test_what_gguf_can_not_hold_is_refused(small: PipelineTokenizer, change: dict[str, Any]) -> None:
+def test_what_gguf_can_not_hold_is_refused(
+    small: PipelineTokenizer, change: dict[str, Any]
+) -> None:
     roles: dict[str, Any] = {"pad_token": None}
     changed = dataclasses.replace(small.vocabulary, **(roles | change))
     with pytest.raises(UserError, match="GGUF files can't hold this tokenizer"):

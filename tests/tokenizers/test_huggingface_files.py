@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from lmworks.core.errors import UserError
-from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.patterns import PATTERNS
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 

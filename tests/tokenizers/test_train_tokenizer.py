@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lmworks.core.errors import UserError
-from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.patterns import PATTERNS
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import (
     SPECIAL_TOKENS,
     TrainTokenizerConfig,

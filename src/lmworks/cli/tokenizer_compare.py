@@ -54,7 +54,8 @@ def command(
     changed: list[ChangedWord] = []
     if len(tokenizers) == 2:
         texts = (passage.text for passage in passages)
-        changed = tokenizer_comparison.changed_words(*tokenizers.values(), texts)
+        before, after = tokenizers.values()
+        changed = tokenizer_comparison.changed_words(before, after, texts)
     if html:
         write_text(html, tokenizer_page.render(found, tokenizers, changed))
     if as_json:
@@ -81,7 +82,15 @@ def _print_rows(found: Comparison) -> None:
     from rich.table import Table
 
     table = Table(title=f"{len(found.passages)} passages", title_justify="left")
-    for name in ("tokenizer", "vocabulary", "tokens", "bytes/token", "tokens/word", "saved", "failed"):
+    for name in (
+        "tokenizer",
+        "vocabulary",
+        "tokens",
+        "bytes/token",
+        "tokens/word",
+        "saved",
+        "failed",
+    ):
         table.add_column(name, justify="left" if name == "tokenizer" else "right")
     extra = [("of window", "context_share"), ("price", "price")]
     shown = [(title, key) for title, key in extra if getattr(found.rows[0], key) is not None]
@@ -93,7 +102,12 @@ def _print_rows(found: Comparison) -> None:
             saved += f" [{100 * row.saved.low:+.1f}, {100 * row.saved.high:+.1f}]"
         cells = [
             *(row.name, f"{row.vocab_size:,}", f"{row.tokens:,}"),
-            *(f"{row.bytes_per_token.estimate:.3f}", f"{row.fertility:.2f}", saved, str(row.failures)),
+            *(
+                f"{row.bytes_per_token.estimate:.3f}",
+                f"{row.fertility:.2f}",
+                saved,
+                str(row.failures),
+            ),
         ]
         for _, key in shown:
             value = getattr(row, key)
@@ -102,7 +116,9 @@ def _print_rows(found: Comparison) -> None:
     Console(soft_wrap=True).print(table)
     for row in found.rows:
         if row.first_failure is not None:
-            click.echo(f"{row.name}: the first passage that does not come back: {row.first_failure!r}")
+            click.echo(
+                f"{row.name}: the first passage that does not come back: {row.first_failure!r}"
+            )
 
 
 def _print_languages(found: Comparison) -> None:

@@ -5,8 +5,8 @@ of other arrays, sizes, settings) and gives back an int64; it must not raise, al
 Python object. numba compiles it the first time (seconds); the machine code is kept in the cache
 folder under a name made of the source, the compiler's version and the processor. From then on it
 is loaded through llvmlite alone, which takes some ten milliseconds, and called through ctypes,
-which lets go of the GIL. A line `# kernels: one two` in the module names its kernels, and `# uses: module`
-others whose source counts, so that nothing is imported to find them.
+which lets go of the GIL. A line `# kernels: one two` in the module names its kernels, and a line
+`# uses: module` others whose source counts, so that nothing is imported to find them.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ def _intermediate(module: str, name: str) -> str:
     from numba import types
 
     function = getattr(importlib.import_module(module), name)
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
+    options: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "error_model": "numpy"}
     signature = types.int64(types.CPointer(types.int64))
+    compiled: Any
     (compiled,) = numba.njit([signature], **options)(function).overloads.values()
     text = str(compiled.library.get_llvm_str())
     if "@NRT_" in text or "@Py" in text:

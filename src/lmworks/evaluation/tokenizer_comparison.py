@@ -171,7 +171,9 @@ def _row(
         name=name,
         vocab_size=tokenizer.vocab_size,
         tokens=total,
-        bytes_per_token=ratio_interval([float(s) for s in sizes], [float(c) for c in counts], sources),
+        bytes_per_token=ratio_interval(
+            [float(s) for s in sizes], [float(c) for c in counts], sources
+        ),
         fertility=total / max(1, sum(len(_WORD.findall(p.text)) for p in passages)),
         used=len({i for some in ids for i in some}) / max(1, tokenizer.vocab_size),
         failures=len(failures),

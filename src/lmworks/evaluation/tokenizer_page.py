@@ -52,6 +52,8 @@ def _coloured(tokenizer: PipelineTokenizer, text: str) -> list[dict[str, Any]]:
         if start > last:
             shown.append({"text": text[last:start].translate(_VISIBLE), "ids": [], "colour": -1})
         colour = len(shown) % _COLOURS
-        shown.append({"text": text[start:end].translate(_VISIBLE), "ids": [token_id], "colour": colour})
+        shown.append(
+            {"text": text[start:end].translate(_VISIBLE), "ids": [token_id], "colour": colour}
+        )
         last = end
     return shown

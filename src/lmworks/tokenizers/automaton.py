@@ -332,9 +332,7 @@ def _classes(sets: tuple[Ranges, ...]) -> tuple[Any, Any, list[tuple[bool, ...]]
     per_character = np.repeat(of_run.reshape(-1).astype(np.uint8), lengths)
     data = per_character.tobytes()
     blocks: dict[bytes, int] = {}
-    stage1 = [
-        blocks.setdefault(data[at : at + 128], len(blocks)) for at in range(0, 0x110000, 128)
-    ]
+    stage1 = [blocks.setdefault(data[at : at + 128], len(blocks)) for at in range(0, 0x110000, 128)]
     members = [tuple(map(bool, row)) for row in kinds]
     stage2 = np.frombuffer(b"".join(blocks), dtype=np.uint8)
     return np.array(stage1, dtype=np.uint16), stage2, members
@@ -393,7 +391,7 @@ def _determine(
     width = len(members) + 1
     states: dict[tuple[int, ...], int] = {(): 0, (first,): 1}
     table: list[list[int]] = [[0] * width]
-    queue = [(first,)]
+    queue: list[tuple[int, ...]] = [(first,)]
     while queue:
         threads = queue.pop(0)
         row = []

@@ -85,6 +85,8 @@ class StreamDecoder:
 
 
 _LONGEST_CHARACTER = 3  # bytes that may wait for a fourth
+
+
 def check_id(token_id: int, vocab_size: int) -> int:
     """Raises: UserError for an id outside the vocabulary."""
     if not 0 <= token_id < vocab_size:

@@ -47,7 +47,8 @@ class CharsMap:
         units = np.array(self.units, dtype=np.int64)
         offsets = (units >> 10) << ((units & 0x200) >> 6)
         labels = np.arange(1, 256)
-        nodes, found = np.array([_offset(self.units[0])] if self.units else []), set()
+        found: set[str] = set()
+        nodes = np.array([_offset(self.units[0])] if self.units else [], dtype=np.int64)
         keys = [b""]
         while len(keys):
             places = nodes[:, None].astype(np.int64) ^ labels

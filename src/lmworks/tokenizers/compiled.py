@@ -244,7 +244,9 @@ class CompiledEncoder:
         need = int(state.slots[slots.NEED])
         if need == -2:
             cuts = ", ".join(repr(c.expression[:60]) for c in self._tokenizer.pre_tokenizer.cuts)
-            raise UserError(f"the pattern {cuts} takes time with the square of the text: simplify it")
+            raise UserError(
+                f"the pattern {cuts} takes time with the square of the text: simplify it"
+            )
         if need == -1 and state.slots[slots.AT] == state.stuck_at:
             state.room_for(min(2 * len(state.out), size + 64))
         elif need > 0:
@@ -493,7 +495,9 @@ def _code_points(data: Any, starts: Any, widths: Any) -> Any:
     value = data[starts] & np.array([0, 0x7F, 0x1F, 0x0F, 0x07])[widths]
     for extra in range(1, 4):
         more = widths > extra
-        value = np.where(more, value << 6 | data[np.minimum(starts + extra, len(data) - 1)] & 63, value)
+        value = np.where(
+            more, value << 6 | data[np.minimum(starts + extra, len(data) - 1)] & 63, value
+        )
     return value
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from lmworks.core.errors import UserError, unknown_name
 from lmworks.core.gguf import read_gguf
-from lmworks.tokenizers.patterns import PATTERNS
 from lmworks.tokenizers import pre_tokenizers
 from lmworks.tokenizers.bpe import BPE
+from lmworks.tokenizers.patterns import PATTERNS
 from lmworks.tokenizers.post_processors import adds_bos, bos_first
 from lmworks.tokenizers.pre_tokenizers import BYTE_LEVEL, byte_level_step
 from lmworks.tokenizers.vocabulary import AddedToken, Vocabulary, from_alphabet
@@ -181,8 +181,10 @@ def to_metadata(vocabulary: Vocabulary) -> dict[str, Any]:
 def _pre_name(vocabulary: Vocabulary) -> str:
     for name, (pattern, ignore_merges) in _PRE.items():
         cuts = pre_tokenizers.build(byte_level_step(PATTERNS[pattern]))
+        model = vocabulary.model
+        assert isinstance(model, BPE)
         same = cuts == pre_tokenizers.build(vocabulary.pre_tokenizer)
-        if same and ignore_merges == vocabulary.model.ignore_merges and not vocabulary.normalizer:
+        if same and ignore_merges == model.ignore_merges and not vocabulary.normalizer:
             return name
     raise UserError("GGUF files can't hold this tokenizer: its word pattern has no name there")
 

@@ -196,7 +196,11 @@ def _read_word_piece(model: dict[str, Any], ids: dict[str, int], *, byte_level: 
     )
 
 
-_MODELS = {"BPE": _read_bpe, "Unigram": _read_unigram, "WordPiece": _read_word_piece}
+_MODELS: dict[str, Callable[..., BPE | Unigram | WordPiece]] = {
+    "BPE": _read_bpe,
+    "Unigram": _read_unigram,
+    "WordPiece": _read_word_piece,
+}
 
 
 def _id(value: Any) -> int:

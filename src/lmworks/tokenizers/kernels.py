@@ -1,9 +1,9 @@
-# uses: lmworks.tokenizers.slots
+# uses: lmworks.tokenizers.slots lmworks.tokenizers.kernel_parts lmworks.tokenizers.kernel_models
 # kernels: encode find_tokens map_characters insert_pairs insert_trie find_node learn_words
 """The compiled way from text to ids: find added tokens, map characters, cut, look up, merge.
 
 Each kernel works on UTF-8 bytes and gives the ids of the readable path (tokenizer.py), which is
-its oracle. Arguments are slots of one array of int64, named in compiled.py; most are addresses.
+its oracle. Arguments are slots of one array of int64 (slots.py); most are addresses.
 
 What makes it fast: text is cut by one automaton (automaton.py), a table look-up per character;
 words come again, so the ids of a word are kept in a table whose keys are the word's own bytes;
@@ -13,144 +13,12 @@ words that can't be kept are cut where no token reaches across, and the parts ca
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
-from lmworks.tokenizers.slots import *  # noqa: F403  the names of the slots, all of them
-
-_OPTIONS = {"error_model": "numpy", "boundscheck": False, "nogil": True}
-
-
-def _pointer(element):
-    @intrinsic
-    def cast(context, address):
-        def generate(cgctx, builder, signature, args):
-            return builder.inttoptr(args[0], cgctx.get_value_type(types.CPointer(element)))
-
-        return types.CPointer(element)(types.int64), generate
-
-    return cast
-
-
-u8p, i32p, u32p, i64p, u64p = map(
-    _pointer, (types.uint8, types.int32, types.uint32, types.int64, types.uint64)
-)
-u16p, f64p = map(_pointer, (types.uint16, types.float64))
-
-
-@intrinsic
-def load64(context, pointer, at):
-    """Eight bytes from anywhere."""
-
-    def generate(cgctx, builder, signature, args):
-        place = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(64).as_pointer())
-        value = builder.load(place)
-        value.align = 1
-        return value
-
-    return types.uint64(types.CPointer(types.uint8), types.int64), generate
-
-
-@njit(**_OPTIONS)
-def bytes_at(text, at, size, end):
-    """Up to eight bytes as a number, nothing read beyond `end`."""
-    if size >= 8:
-        return load64(text, at)
-    if at + 8 <= end:
-        return load64(text, at) & ((np.uint64(1) << np.uint64(8 * size)) - np.uint64(1))
-    value = np.uint64(0)
-    for i in range(size):
-        value |= np.uint64(text[at + i]) << np.uint64(8 * i)
-    return value
-
-
-@njit(**_OPTIONS)
-def mix(a, b):
-    """A hash of two numbers."""
-    h = a * np.uint64(0x9E3779B97F4A7C15) ^ (b + np.uint64(0x7F4A7C15)) * np.uint64(
-        0xC2B2AE3D27D4EB4F
-    )
-    h ^= h >> np.uint64(32)
-    return h * np.uint64(0xD6E8FEB86659FD93)
-
-
-@njit(**_OPTIONS)
-def word_hash(low, high):
-    """A hash of a word's bytes, in its upper bits."""
-    h = low * np.uint64(0x9E3779B97F4A7C15) + high * np.uint64(0xC2B2AE3D27D4EB4F)
-    return (h ^ h >> np.uint64(29)) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(40)
-
-
-@intrinsic
-def trailing_zeros(context, value):
-    """How many of the low bits are 0."""
-
-    def generate(cgctx, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), generate
-
-
-@njit(**_OPTIONS)
-def letters(eight, fold):
-    """How many of eight bytes, from the first, are a-z; with `fold` 0x20 in each byte, A-Z too."""
-    low = eight & np.uint64(0x7F7F7F7F7F7F7F7F) | fold
-    from_a = low + np.uint64(0x1F1F1F1F1F1F1F1F)
-    after_z = low + np.uint64(0x0505050505050505)
-    other = ~(from_a & ~after_z & ~eight) & np.uint64(0x8080808080808080)
-    return np.int64(8) if other == 0 else np.int64(trailing_zeros(other) >> np.uint64(3))
-
-
-@njit(**_OPTIONS)
-def code_point(text, at):
-    """(code point, bytes) of the character at `at`; the text is valid UTF-8."""
-    b = np.int64(text[at])
-    if b < 0x80:
-        return b, 1
-    if b < 0xE0:
-        return (b & 31) << 6 | np.int64(text[at + 1]) & 63, 2
-    if b < 0xF0:
-        return (b & 15) << 12 | (np.int64(text[at + 1]) & 63) << 6 | np.int64(text[at + 2]) & 63, 3
-    return (
-        (b & 7) << 18
-        | (np.int64(text[at + 1]) & 63) << 12
-        | (np.int64(text[at + 2]) & 63) << 6
-        | np.int64(text[at + 3]) & 63
-    ), 4
-
-
-@njit(**_OPTIONS)
-def width(byte):
-    """Bytes of the character that begins with `byte`."""
-    return 1 if byte < 0x80 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-
-
-# Tables: pairs of symbols, and tries, in open addressing.
-
-
-@njit(**_OPTIONS)
-def find_pair(table, mask, left, right):
-    """Position of the value of a pair, or -1. An entry is key + 1 and value; key 0 is free."""
-    key = (np.uint64(left) << np.uint64(32) | np.uint64(right)) + np.uint64(1)
-    at = (mix(key, np.uint64(0)) >> np.uint64(20)) & mask
-    while True:
-        found = table[2 * at]
-        if found == key:
-            return np.int64(2 * at + np.uint64(1))
-        if found == 0:
-            return np.int64(-1)
-        at = (at + np.uint64(1)) & mask
-
-
-@njit(**_OPTIONS)
-def insert_pair(table, mask, left, right, value):
-    key = (np.uint64(left) << np.uint64(32) | np.uint64(right)) + np.uint64(1)
-    at = (mix(key, np.uint64(0)) >> np.uint64(20)) & mask
-    while table[2 * at] != 0 and table[2 * at] != key:
-        at = (at + np.uint64(1)) & mask
-    table[2 * at] = key
-    table[2 * at + np.uint64(1)] = value
+from lmworks.tokenizers.kernel_models import *
+from lmworks.tokenizers.kernel_parts import *
+from lmworks.tokenizers.kernel_parts import _OPTIONS
+from lmworks.tokenizers.slots import *
 
 
 def insert_pairs(a):
@@ -197,9 +65,6 @@ def find_node(a):
     return node
 
 
-# Added tokens.
-
-
 def find_tokens(a):
     """Added tokens in a text: start, end, id of each; the longest wins, as in tokenizers.
 
@@ -232,9 +97,6 @@ def find_tokens(a):
             found += 1
         at = end
     return found
-
-
-# Characters.
 
 
 def map_characters(a):
@@ -283,43 +145,6 @@ def map_characters(a):
     return done
 
 
-# Cutting.
-
-
-@njit(**_OPTIONS)
-def next_match(a, level, text, at, end):
-    """Where the match that begins at `at` ends, or -1."""
-    rows, ascii_class, stage1, stage2, start, last_class = (
-        u32p(level[CUT_ROWS]), u8p(level[CUT_ASCII]), u16p(level[CUT_STAGE1]),
-        u8p(level[CUT_STAGE2]), np.uint32(level[CUT_START]), np.uint32(level[CUT_END_CLASS]),
-    )  # fmt: skip
-    row, q, last = start, at, np.int64(-1)
-    while q < end:
-        b = text[q]
-        if b < 0x80:
-            kind, n = ascii_class[b], 1
-        else:
-            code, n = code_point(text, q)
-            kind = stage2[(np.int64(stage1[code >> 7]) << 7) + (code & 127)]
-        step = rows[row + np.uint32(kind)]
-        if step & np.uint32(1):
-            last = q
-        row = step >> np.uint32(3)
-        if row == 0:
-            if q - last > 64:
-                a[LOOKED_AHEAD] += q - max(last, at)
-            return last
-        q += n
-    if rows[row + last_class] & np.uint32(1):
-        last = q
-    if q - last > 64:
-        a[LOOKED_AHEAD] += q - max(last, at)
-    return last
-
-
-# Words.
-
-
 @njit(**_OPTIONS)
 def safe_end(a, text, start, end):
     """The first place after `start` that no token reaches across; `end` if there is none."""
@@ -337,295 +162,6 @@ def safe_end(a, text, start, end):
         before = code
         at += n
     return end
-
-
-@njit(**_OPTIONS)
-def first_symbols(a, text, start, end, symbols):
-    """Ids of the bytes or characters; returns how many, bytes without an id dropped."""
-    byte_ids, count = i32p(a[BYTE_IDS]), np.int64(0)
-    if a[BYTE_LEVEL] != 0:
-        for i in range(start, end):
-            token = byte_ids[text[i]]
-            if token >= 0:
-                symbols[count] = token
-                count += 1
-        return count
-    characters, mask = u64p(a[CHARACTERS]), np.uint64(a[CHARACTERS_MASK])
-    unknown, fuse, fallback = a[UNK_ID], a[FUSE_UNK], a[BYTE_FALLBACK]
-    at, was_unknown = start, False
-    while at < end:
-        code, n = code_point(text, at)
-        place = find_pair(characters, mask, code, 0)
-        if place >= 0:
-            symbols[count] = np.int32(characters[place])
-            count += 1
-            was_unknown = False
-        else:
-            whole = fallback != 0
-            for k in range(n):
-                whole = whole and byte_ids[text[at + k]] >= 0
-            if whole:
-                for k in range(n):
-                    symbols[count] = byte_ids[text[at + k]]
-                    count += 1
-                was_unknown = False
-            elif unknown >= 0:
-                if not (was_unknown and fuse != 0):
-                    symbols[count] = unknown
-                    count += 1
-                was_unknown = True
-        at += n
-    return count
-
-
-@njit(**_OPTIONS)
-def merge_scan(a, symbols, ranks, count):
-    """Merge in place, looking at every pair for the lowest rank; returns how many are left."""
-    table, mask = u64p(a[MERGES]), np.uint64(a[MERGES_MASK])
-    none = np.uint64(0xFFFFFFFFFFFFFFFF)
-    for i in range(count - 1):
-        place = find_pair(table, mask, symbols[i], symbols[i + 1])
-        ranks[i] = table[place] if place >= 0 else none
-    while count > 1:
-        best, at = none, np.int64(-1)
-        for i in range(count - 1):
-            # Rank above, merged id below: the lowest rank is the lowest number.
-            if ranks[i] >> np.uint64(32) < best >> np.uint64(32):
-                best, at = ranks[i], i
-        if at < 0:
-            break
-        symbols[at] = np.int32(best & np.uint64(0xFFFFFFFF))
-        count -= 1
-        for i in range(at + 1, count):
-            symbols[i] = symbols[i + 1]
-            ranks[i - 1 + 1] = ranks[i + 1] if i + 1 < count else none
-        for i in range(max(0, at - 1), min(at + 1, count - 1)):
-            place = find_pair(table, mask, symbols[i], symbols[i + 1])
-            ranks[i] = table[place] if place >= 0 else none
-    return count
-
-
-@njit(**_OPTIONS)
-def heap_push(heap, size, value):
-    at = size
-    while at > 0:
-        up = (at - 1) >> 1
-        if heap[up] <= value:
-            break
-        heap[at] = heap[up]
-        at = up
-    heap[at] = value
-    return size + 1
-
-
-@njit(**_OPTIONS)
-def heap_pop(heap, size):
-    """Take the smallest off; returns (it, size left)."""
-    top, size = heap[0], size - 1
-    value, at = heap[size], np.int64(0)
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= value:
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = value
-    return top, size
-
-
-@njit(**_OPTIONS)
-def offer(table, mask, symbols, following, heap, size, at):
-    """Put the pair at `at` on the heap, if it merges. An entry is rank above, place below."""
-    if at >= 0 and following[at] >= 0:
-        place = find_pair(table, mask, symbols[at], symbols[following[at]])
-        if place >= 0:
-            rank = table[place] >> np.uint64(32)
-            return heap_push(heap, size, rank << np.uint64(32) | np.uint64(at))
-    return size
-
-
-@njit(**_OPTIONS)
-def merge_heap(a, symbols, count):
-    """`merge_scan` for long words: O(n log n)."""
-    table, mask = u64p(a[MERGES]), np.uint64(a[MERGES_MASK])
-    heap, following, before = u64p(a[HEAP]), i32p(a[FOLLOWING]), i32p(a[BEFORE])
-    for i in range(count):
-        following[i] = i + 1 if i + 1 < count else -1
-        before[i] = i - 1
-    size = np.int64(0)
-    for i in range(count - 1):
-        size = offer(table, mask, symbols, following, heap, size, i)
-    while size > 0:
-        top, size = heap_pop(heap, size)
-        at = np.int64(top & np.uint64(0xFFFFFFFF))
-        if symbols[at] < 0 or following[at] < 0:
-            continue
-        right = np.int64(following[at])
-        place = find_pair(table, mask, symbols[at], symbols[right])
-        if place < 0 or table[place] >> np.uint64(32) != top >> np.uint64(32):
-            continue  # a merge nearby made this offer stale
-        symbols[at] = np.int32(table[place] & np.uint64(0xFFFFFFFF))
-        symbols[right] = -1
-        following[at] = following[right]
-        if following[at] >= 0:
-            before[following[at]] = at
-        size = offer(table, mask, symbols, following, heap, size, before[at])
-        size = offer(table, mask, symbols, following, heap, size, at)
-    kept = np.int64(0)
-    for i in range(count):
-        if symbols[i] >= 0:
-            symbols[kept] = symbols[i]
-            kept += 1
-    return kept
-
-
-@njit(**_OPTIONS)
-def encode_bpe(a, text, start, end, symbols, part):
-    """Ids of one piece into `symbols`; returns how many."""
-    if a[WHOLE_WORDS] != 0 and part == 0:
-        token = whole_token(a, text, start, end)
-        if token >= 0:
-            symbols[0] = token
-            return np.int64(1)
-    count = first_symbols(a, text, start, end, symbols)
-    if count < 2:
-        return count
-    if count <= SCAN_LIMIT:
-        return merge_scan(a, symbols, u64p(a[HEAP]), count)
-    return merge_heap(a, symbols, count)
-
-
-@njit(**_OPTIONS)
-def whole_token(a, text, start, end):
-    """The id of the token that is the whole piece, or -1."""
-    table, mask, values = u64p(a[TRIE]), np.uint64(a[TRIE_MASK]), i32p(a[TRIE_VALUES])
-    node = np.int64(0)
-    for i in range(start, end):
-        place = find_pair(table, mask, node, text[i])
-        if place < 0:
-            return np.int32(-1)
-        node = np.int64(table[place])
-    return values[node] - np.int32(1)
-
-
-@njit(**_OPTIONS)
-def encode_word_piece(a, text, start, end, symbols):
-    """The longest token first, from the left; the whole word is unknown if that fails."""
-    table, mask, values = u64p(a[TRIE]), np.uint64(a[TRIE_MASK]), i32p(a[TRIE_VALUES])
-    characters = np.int64(0)
-    for i in range(start, end):
-        characters += np.int64(text[i] & np.uint8(0xC0) != np.uint8(0x80))
-    symbols[0] = np.int32(a[UNK_ID])
-    if characters > a[LONGEST_WORD]:
-        return np.int64(1)
-    at, count = start, np.int64(0)
-    while at < end:
-        node = np.int64(0) if at == start else a[INSIDE_NODE]
-        q, best, best_end = at, np.int32(-1), at
-        while q < end and node >= 0:
-            place = find_pair(table, mask, node, text[q])
-            if place < 0:
-                break
-            node = np.int64(table[place])
-            q += 1
-            if values[node] > 0:
-                best, best_end = values[node] - np.int32(1), q
-        if best < 0:
-            symbols[0] = np.int32(a[UNK_ID])
-            return np.int64(1)
-        symbols[count] = best
-        count += 1
-        at = best_end
-    return count
-
-
-@njit(**_OPTIONS)
-def encode_unigram(a, text, start, end, symbols):
-    """Viterbi over all ways to cut; scores add up from the value that the text has reached."""
-    table, mask, values = u64p(a[TRIE]), np.uint64(a[TRIE_MASK]), i32p(a[TRIE_VALUES])
-    scores, best, back, tokens = f64p(a[SCORES]), f64p(a[HEAP]), i32p(a[FOLLOWING]), i32p(a[BEFORE])
-    single, unknown_score, reached = a[FLOAT32], f64p(a[UNK_SCORE])[0], f64p(a[REACHED])
-    size = end - start
-    for i in range(size + 1):
-        back[i] = -1
-    best[0], back[0] = reached[0], 0
-    at = np.int64(0)
-    while at < size:
-        n = width(text[start + at])
-        node, q, lone = np.int64(0), at, False
-        while q < size:
-            place = find_pair(table, mask, node, text[start + q])
-            if place < 0:
-                break
-            node = np.int64(table[place])
-            q += 1
-            if values[node] > 0:
-                token = values[node] - np.int32(1)
-                total = scores[token] + best[at]
-                if token == a[UNK_ID]:  # written out: as unknown as any other
-                    token = np.int32(-1)
-                if single != 0:
-                    total = np.float64(np.float32(total))
-                if back[q] < 0 or total > best[q]:
-                    best[q], back[q], tokens[q] = total, at, token
-                lone = lone or q == at + n
-        if not lone:
-            total = unknown_score + best[at]
-            if single != 0:
-                total = np.float64(np.float32(total))
-            q = at + n
-            if back[q] < 0 or total > best[q]:
-                best[q], back[q], tokens[q] = total, at, np.int32(-1)
-        at += n
-    reached[1] = best[size]
-    return unigram_path(a, text, start, size, back, tokens, symbols)
-
-
-@njit(**_OPTIONS)
-def unigram_path(a, text, start, size, back, tokens, symbols):
-    """The tokens of the best path in order; unknown neighbours are one, or their bytes."""
-    at = size
-    after = np.int64(-1)
-    while at > 0:  # turn the links round
-        before = np.int64(back[at])
-        back[at] = np.int32(after)
-        after = at
-        at = before
-    byte_ids, count, at, end = i32p(a[BYTE_IDS]), np.int64(0), np.int64(0), after
-    while end > 0:
-        if tokens[end] >= 0:
-            symbols[count] = tokens[end]
-            count += 1
-        else:
-            while back[end] > 0 and tokens[back[end]] < 0:
-                end = np.int64(back[end])
-            whole = a[BYTE_FALLBACK] != 0
-            for i in range(at, end):
-                whole = whole and byte_ids[text[start + i]] >= 0
-            if whole:
-                for i in range(at, end):
-                    symbols[count] = byte_ids[text[start + i]]
-                    count += 1
-            elif a[UNK_ID] >= 0:
-                symbols[count] = np.int32(a[UNK_ID])
-                count += 1
-        at = end
-        end = np.int64(back[end]) if end < size else np.int64(-1)
-    return count
-
-
-@njit(**_OPTIONS)
-def encode_piece(a, text, start, end, symbols, part):
-    """Ids of a piece, or of a part of one, nothing remembered."""
-    if a[MODEL] == MODEL_BPE:
-        return encode_bpe(a, text, start, end, symbols, part)
-    if a[MODEL] == MODEL_UNIGRAM:
-        return encode_unigram(a, text, start, end, symbols)
-    return encode_word_piece(a, text, start, end, symbols)
 
 
 @njit(**_OPTIONS)
@@ -667,7 +203,9 @@ def recall(a, entry, out, done):
     low, high = table[entry + 2], table[entry + 3]
     count = np.int64(high >> np.uint64(56))
     if count == 255:
-        return put(a, out, done, i32p(a[POOL] + 4 * np.int64(low)), np.int64(high & np.uint64(0xFFFFFFFF)))
+        return put(
+            a, out, done, i32p(a[POOL] + 4 * np.int64(low)), np.int64(high & np.uint64(0xFFFFFFFF))
+        )
     if a[JOIN_UNKNOWN] != 0 and done > a[PIECE_DONE] and count > 0:
         if out[done - 1] == a[UNK_ID] and np.int64(low & np.uint64(0x1FFFFF)) == a[UNK_ID]:
             done -= 1  # written again below
@@ -746,7 +284,10 @@ def learn_words(a):
                     at = (at + np.uint64(1)) & mask
                 entry = 4 * np.int64(at)
                 table[entry], table[entry + 1] = low, high
-                table[entry + 2], table[entry + 3] = np.uint64(ids[i]), np.uint64(1) << np.uint64(56)
+                table[entry + 2], table[entry + 3] = (
+                    np.uint64(ids[i]),
+                    np.uint64(1) << np.uint64(56),
+                )
                 known += 1
         start = end
     return known

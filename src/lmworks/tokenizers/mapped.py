@@ -11,7 +11,7 @@ import functools
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Mapping:
         self._normalizer = tokenizer.normalizer
         steps = _flat(vocabulary.normalizer)
         kinds = [str(step["type"]) for step in steps]
-        self._form = kinds[0] if len(kinds) == 1 and kinds[0] in _FORMS else None
+        self._form: Any = kinds[0] if len(kinds) == 1 and kinds[0] in _FORMS else None
         self._whole = frozenset(normalizers.WHOLE)
         self.replacements: list[tuple[bytes, bytes]] | None = None
         if self._form is None and all(kind == "Replace" for kind in kinds):
@@ -157,7 +157,7 @@ def character_table(steps: list[Step]) -> CharacterTable | None:
         new = normalize(character)
         if unicodedata.combining(character) and (new or graphemes):
             return None
-        if graphemes and _joins(character) or composes and character in _composing():
+        if (graphemes and _joins(character)) or (composes and character in _composing()):
             return None
         return new
 

@@ -280,7 +280,9 @@ class SentencePiece(_Changes):
         at = 0
         while at < len(text):
             symbol = next((s for s in self.symbols if text.startswith(s, at)), "")
-            found = None if symbol or self.map is None else self.map.longest_prefix(text[at:at + 32])
+            found = (
+                None if symbol or self.map is None else self.map.longest_prefix(text[at : at + 32])
+            )
             if symbol or found is None:
                 symbol = symbol or text[at]
                 found = (len(symbol), symbol if not "\ud800" <= symbol <= "\udfff" else "\ufffd")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
-from typing import get_args, Literal
+from typing import Literal, get_args
 
 from lmworks.core.errors import UserError
 from lmworks.tokenizers.aligned import AlignedText, Span
@@ -20,9 +20,7 @@ from lmworks.tokenizers.patterns import PATTERNS, compiled, spans_of
 from lmworks.tokenizers.unicode_data import character_class, unassigned
 from lmworks.tokenizers.vocabulary import Step
 
-Behavior = Literal[
-    "Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"
-]
+Behavior = Literal["Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
 _AT_ONCE = 1 << 22  # characters; the words of longer text are not held in memory together
 _WHITE = r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
@@ -198,7 +196,9 @@ def _digits(step: Step) -> PreTokenizer:
 
 
 def _punctuation(step: Step) -> PreTokenizer:
-    return PreTokenizer(cuts=(Cut(character_class("punctuation"), step.get("behavior", "Isolated")),))
+    return PreTokenizer(
+        cuts=(Cut(character_class("punctuation"), step.get("behavior", "Isolated")),)
+    )
 
 
 def _bert(step: Step) -> PreTokenizer:
@@ -208,7 +208,9 @@ def _bert(step: Step) -> PreTokenizer:
 def _sequence(step: Step) -> PreTokenizer:
     parts = [build(inner) for inner in step["pretokenizers"]]
     changing = [part for part in parts if part.prefix or part.spaces_as]
-    if len(changing) > 1 or (changing and any(part.cuts for part in parts[: parts.index(changing[0])])):
+    if len(changing) > 1 or (
+        changing and any(part.cuts for part in parts[: parts.index(changing[0])])
+    ):
         raise UserError("pre-tokenizers that change text after it was cut can't be read")
     first = changing[0] if changing else PreTokenizer()
     return dataclasses.replace(first, cuts=tuple(cut for part in parts for cut in part.cuts))

@@ -54,7 +54,7 @@ def from_bytes(data: bytes) -> Vocabulary:
         raise UserError("a SentencePiece model with unused pieces can't be read")
     normalizer = _fields(fields[3][0]) if 3 in fields else {}
     suffix = bool(_one(trainer, 24, 0))
-    roles = _roles(pieces)
+    roles: Any = _roles(pieces)
     return Vocabulary(
         model=_bpe(pieces) if kind == _BPE else _unigram(pieces),
         added_tokens=tuple(

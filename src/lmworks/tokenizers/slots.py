@@ -25,7 +25,9 @@ MODEL_BPE, MODEL_UNIGRAM, MODEL_WORD_PIECE = range(3)
 SCAN_LIMIT = 48  # symbols; from here on the scan loses to the heap
 
 # one level of cuts
-CUT_ROWS, CUT_ASCII, CUT_STAGE1, CUT_STAGE2, CUT_START, CUT_END_CLASS, CUT_KEEPS, CUT_SLOTS = range(8)
+CUT_ROWS, CUT_ASCII, CUT_STAGE1, CUT_STAGE2, CUT_START, CUT_END_CLASS, CUT_KEEPS, CUT_SLOTS = range(
+    8
+)
 KEEP_ALL, KEEP_MATCHES, KEEP_GAPS = range(3)
 
 # map_characters

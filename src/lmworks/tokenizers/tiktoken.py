@@ -78,7 +78,11 @@ def from_ranks(
     if not ranks:
         raise UserError("there is no token in it")
     size = max(ranks.values()) + 1
-    if min(ranks.values()) < 0 or size > 2 * len(ranks) + 1000 or len(set(ranks.values())) < len(ranks):
+    if (
+        min(ranks.values()) < 0
+        or size > 2 * len(ranks) + 1000
+        or len(set(ranks.values())) < len(ranks)
+    ):
         raise UserError("the ranks have gaps or are given twice")
     clash = {i for i in specials.values() if i < size} & set(ranks.values())
     if clash:
@@ -166,7 +170,7 @@ def _tekken(ranks: dict[bytes, int], expression: str, specials: dict[str, int]) 
     import dataclasses
 
     vocabulary = from_ranks(ranks, (expression,), {})
-    roles = {
+    roles: Any = {
         role: text
         for role, text in {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}.items()
         if text in specials

@@ -105,7 +105,7 @@ class PipelineTokenizer:
             ids.extend(found)
 
     def encode_array(self, text: str | bytes, *, allow_special: bool = False) -> Any:
-        """`encode` as a NumPy array, int32 [tokens]: the fastest way. Kernels are built if need be."""
+        """`encode` as int32 [tokens], the fastest way; kernels are built if need be."""
         import numpy as np
 
         self.kernels()
@@ -114,9 +114,7 @@ class PipelineTokenizer:
             return found
         return np.array(self.encode_readable(text, allow_special=allow_special), dtype=np.int32)
 
-    def encode_batch(
-        self, texts: Iterable[str], *, allow_special: bool = False
-    ) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str], *, allow_special: bool = False) -> list[list[int]]:
         """`encode` of each text, on all cores where that pays."""
         texts = list(texts)
         if self._kernels is None:
@@ -134,7 +132,9 @@ class PipelineTokenizer:
         from lmworks.tokenizers import calls
 
         self._seen += characters
-        enough = _REPAYS_LOADING if self._seen < _REPAYS_BUILDING and calls.ready() else _REPAYS_BUILDING
+        enough = (
+            _REPAYS_LOADING if self._seen < _REPAYS_BUILDING and calls.ready() else _REPAYS_BUILDING
+        )
         if self._seen < enough:
             return False
         self.kernels()

@@ -61,10 +61,17 @@ def train_tokenizer(config: TrainTokenizerConfig, run: Run) -> dict[str, Any]:
     measured = heldout if heldout.is_file() and heldout.stat().st_size else train
     return {
         "vocab_size": tokenizer.vocab_size,
-        "num_merges": len(tokenizer.vocabulary.model.merges),
+        "num_merges": _num_merges(tokenizer),
         "measured_on": measured.name,
         "bytes_per_token": _bytes_per_token(tokenizer, read_texts(measured)),
     }
+
+
+def _num_merges(tokenizer: PipelineTokenizer) -> int:
+    from lmworks.tokenizers.bpe import BPE
+
+    model = tokenizer.vocabulary.model
+    return len(model.merges) if isinstance(model, BPE) else 0
 
 
 def _bytes_per_token(tokenizer: PipelineTokenizer, texts: Iterable[str]) -> float:
@@ -158,10 +165,10 @@ def train_bpe(
 
     Raises: UserError for a vocabulary smaller than the alphabet, or no text at all.
     """
-    from lmworks.tokenizers.tokenizer import PipelineTokenizer
     from lmworks.tokenizers.bpe import BPE
     from lmworks.tokenizers.chat import CHATML
     from lmworks.tokenizers.pre_tokenizers import BYTE_LEVEL, byte_level_step
+    from lmworks.tokenizers.tokenizer import PipelineTokenizer
     from lmworks.tokenizers.vocabulary import AddedToken, Vocabulary, alphabet_bytes
 
     _check(vocab_size, special_tokens)

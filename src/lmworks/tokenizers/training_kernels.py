@@ -1,4 +1,4 @@
-# uses: lmworks.tokenizers.kernels lmworks.tokenizers.slots
+# uses: lmworks.tokenizers.slots lmworks.tokenizers.kernel_parts
 # kernels: count_words add_words grow_words learn_merges grow_pairs
 """Counting words and learning merges, compiled. bpe_trainer.py is the readable way and the oracle.
 
@@ -11,18 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from lmworks.tokenizers.kernels import (
-    _OPTIONS,
-    bytes_at,
-    i32p,
-    i64p,
-    mix,
-    next_match,
-    u8p,
-    u64p,
-    width,
-)
-from lmworks.tokenizers.slots import *  # noqa: F403
+from lmworks.tokenizers.kernel_parts import *
+from lmworks.tokenizers.kernel_parts import _OPTIONS
+from lmworks.tokenizers.slots import *
 
 
 @njit(**_OPTIONS)
@@ -175,7 +166,7 @@ def add_word(a, slot, number):
 @njit(**_OPTIONS)
 def before(counts, keys, i, j):
     """Whether heap entry i comes before j: more often, then the smaller pair."""
-    return counts[i] > counts[j] or counts[i] == counts[j] and keys[i] < keys[j]
+    return counts[i] > counts[j] or (counts[i] == counts[j] and keys[i] < keys[j])
 
 
 @njit(**_OPTIONS)
@@ -185,7 +176,7 @@ def push(a, count, key):
     a[HEAP_SIZE] = at + 1
     while at > 0:
         up = (at - 1) >> 1
-        if counts[up] > count or counts[up] == count and keys[up] <= key:
+        if counts[up] > count or (counts[up] == count and keys[up] <= key):
             break
         counts[at], keys[at] = counts[up], keys[up]
         at = up
@@ -206,7 +197,7 @@ def pop(a):
             break
         if child + 1 < size and before(counts, keys, child + 1, child):
             child += 1
-        if last_count > counts[child] or last_count == counts[child] and last_key <= keys[child]:
+        if last_count > counts[child] or (last_count == counts[child] and last_key <= keys[child]):
             break
         counts[at], keys[at] = counts[child], keys[child]
         at = child
@@ -366,7 +357,7 @@ def learn_merges(a):
 
 
 def grow_pairs(a):
-    """Move pairs to a larger table: old keys, counts, heads, stamps, size; then the new and mask."""
+    """Move pairs to a larger table: keys, counts, heads, stamps, size; then new ones and mask."""
     keys, counts, heads, stamps = u64p(a[0]), i64p(a[1]), i32p(a[2]), i32p(a[3])
     new_keys, new_counts, new_heads, new_stamps = u64p(a[5]), i64p(a[6]), i32p(a[7]), i32p(a[8])
     mask, used = np.uint64(a[9]), np.int64(0)

@@ -53,9 +53,37 @@ CATEGORIES = (  # 0, then Lu Ll Lt Lm Lo Mn Mc Me Nd Nl ...
     "NkgYgHEPxp#6QHT1xsX!?Bb_CB2$&m2PmRsnT7RL?nK{hspu`ufK35(^Nub}><_e1NyP|=G&x4fY5FK`{d72X~`0lWFm"
     "TVY5qdH&{@zV7*ViGGUoh+bUqFTQsS5q5(<G(T@(IN?iwbM*IrxP7+!{U-*l3Jm"
 )
-CATEGORY_NAMES = (
-    "Cn Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co"
-).split()
+CATEGORY_NAMES = [
+    "Cn",
+    "Lu",
+    "Ll",
+    "Lt",
+    "Lm",
+    "Lo",
+    "Mn",
+    "Mc",
+    "Me",
+    "Nd",
+    "Nl",
+    "No",
+    "Pc",
+    "Pd",
+    "Ps",
+    "Pe",
+    "Pi",
+    "Pf",
+    "Po",
+    "Sm",
+    "Sc",
+    "Sk",
+    "So",
+    "Zs",
+    "Zl",
+    "Zp",
+    "Cc",
+    "Cf",
+    "Co",
+]
 FLAGS = (  # bits in the order of FLAG_NAMES
     "c-nneU5H&*6<&Ltb$;*MJ9o}ZGLt=-nUgdbGMVOY(j>LgHl?=G`Vc`{sSlzQ6;!a`qc0&86>33Hd{D@PO5cR~qDB!a*c"
     "P;cg62_*P<>E}4?c)U>-Vj_@6Al8ec1QzbN0{r`_{MCX$K8@EQEdtVbMCREvi|lg8x@TI2N%Itdw9XL4ySeLyei{=K?F"

@@ -73,9 +73,11 @@ class Unigram:
         """
         total = [0.0] + [-math.inf] * len(piece)
         for start in range(len(piece)):
-            for token_id, end, score in self._from(piece, start):
+            for _, end, score in self._from(piece, start):
                 total[end] = _log_add(total[end], total[start] + alpha * score)
-        return [token.id for token in self._with_bytes(piece, self._drawn(piece, total, alpha, draw))]
+        return [
+            token.id for token in self._with_bytes(piece, self._drawn(piece, total, alpha, draw))
+        ]
 
     def _drawn(
         self, piece: str, total: list[float], alpha: float, draw: random.Random
@@ -106,7 +108,9 @@ class Unigram:
             if token_id is not None:
                 found.append((token_id, end, scores[token_id]))
         if not any(end == start + 1 for _, end, _ in found):
-            found.append((-1 if self.unk_id is None else self.unk_id, start + 1, self.unknown_score))
+            found.append(
+                (-1 if self.unk_id is None else self.unk_id, start + 1, self.unknown_score)
+            )
         return found
 
     def _best_path(self, piece: str) -> list[Token]:

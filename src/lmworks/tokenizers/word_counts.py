@@ -80,8 +80,14 @@ class WordCounter:
 
     def _link(self) -> None:
         a = self._slots
-        a[slots.COUNT_TABLE], a[slots.COUNT_MASK] = self._table.ctypes.data, len(self._table) // 2 - 1
-        a[slots.COUNT_COUNTS], a[slots.COUNT_ENDS] = self._counts.ctypes.data, self._ends.ctypes.data
+        a[slots.COUNT_TABLE], a[slots.COUNT_MASK] = (
+            self._table.ctypes.data,
+            len(self._table) // 2 - 1,
+        )
+        a[slots.COUNT_COUNTS], a[slots.COUNT_ENDS] = (
+            self._counts.ctypes.data,
+            self._ends.ctypes.data,
+        )
         a[slots.COUNT_ARENA], a[slots.COUNT_ARENA_ROOM] = self._arena.ctypes.data, len(self._arena)
 
     def add(self, text: str, times: int = 1) -> None:
