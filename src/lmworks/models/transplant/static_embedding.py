@@ -113,7 +113,8 @@ class _Pairs:
     def __init__(self, size: int, window: int) -> None:
         self.size, self.seen = size, np.zeros((2, size), dtype=np.int64)
         self._window, self._gap = window, np.full(window, -1)  # no pair reaches over a gap
-        self._keys, self._weights = np.empty(0, np.int64), np.empty(0)
+        self._keys: np.ndarray = np.empty(0, np.int64)
+        self._weights: np.ndarray = np.empty(0)
         self._held: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         self._num_held = 0
 

@@ -63,8 +63,8 @@ def _check(model: Decoder, relation: Relation) -> None:
         raise UserError("a packed model has no rows to change: load it without packed=True")
     if relation.num_old > model.config.vocab_size:
         raise UserError(
-            f"the old tokenizer has {relation.num_old} tokens and the model {model.config.vocab_size}"
-            " rows: is this the model's own tokenizer?"
+            f"the old tokenizer has {relation.num_old} tokens and the model "
+            f"{model.config.vocab_size} rows: is this the model's own tokenizer?"
         )
     if not (relation.shared >= 0).any():
         raise UserError("the two tokenizers share no token: nothing of the model would be left")
