@@ -80,7 +80,7 @@ class BPE:
         whole = self.ids.get(data) if self.ignore_merges else None
         if whole is not None:
             return [whole]
-        if self.byte_level and not self.end_of_word_suffix:
+        if self.byte_level and not self.end_of_word_suffix and self.unk_id is None:
             symbols = [i for byte in data if (i := self.byte_ids[byte]) is not None]
         else:
             symbols = [token.id for token in self._first_symbols(piece)]
@@ -130,13 +130,14 @@ class BPE:
         return symbols
 
     def _bytes_of(self, piece: str) -> Iterator[Token]:
-        """A few published vocabularies lack rare bytes: dropped, as their own code does."""
+        """A few published vocabularies lack rare bytes: unknown, or dropped without such a token."""
         suffix = self.end_of_word_suffix.encode()
         for at, character in enumerate(piece):
             data = utf8(character)
             for number, byte in enumerate(data):
                 last = at == len(piece) - 1 and number == len(data) - 1
                 token_id = self.ids.get(bytes([byte]) + suffix) if last else self.byte_ids[byte]
+                token_id = self.unk_id if token_id is None else token_id
                 if token_id is not None:
                     yield Token(token_id, at, at + 1)
 

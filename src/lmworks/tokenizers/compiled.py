@@ -121,6 +121,8 @@ class CompiledEncoder:
     def _set_bpe(self, model: BPE) -> None:
         if model.end_of_word_suffix or model.continuing_subword_prefix:
             raise Unsupported("tokens with a prefix or suffix")
+        if model.byte_level and model.unk_id is not None and None in model.byte_ids:
+            raise Unsupported("unknown bytes")
         a = self._template
         a[slots.MODEL] = slots.MODEL_BPE
         a[slots.BYTE_LEVEL] = model.byte_level

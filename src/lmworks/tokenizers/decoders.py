@@ -6,7 +6,9 @@ Hugging Face tokenizers does; the parts joined are the text.
 
 from __future__ import annotations
 
+import codecs
 import functools
+import itertools
 from collections.abc import Callable
 
 from lmworks.core.errors import UserError
@@ -142,6 +144,60 @@ def _byte_level(step: Step) -> Decoder:
     return decode
 
 
+def _sentencepiece(step: Step) -> Decoder:
+    """Our own step for `.model` files: as SentencePiece, the unknown piece having a surface."""
+    unknown, surface = str(step["unk_piece"]), str(step["unk_surface"])
+    strips, all_of_them = bool(step["strip"]), bool(step["strip_all"])
+    at_end = bool(step.get("treat_whitespace_as_suffix"))
+
+    def decode(texts: Texts) -> Texts:
+        out, stripped = "", False
+        for text in _joined_bytes(texts):
+            if text == unknown:
+                text = surface
+            elif strips and not at_end and not stripped and not out and text.startswith("▁"):
+                text, stripped = text[1:], not all_of_them
+            out += text.replace("▁", " ")
+        return [out.removesuffix(" ") if at_end and strips else out]
+
+    return decode
+
+
+def _joined_bytes(texts: Texts) -> Texts:
+    """Runs of `<0x..>` as their characters, one U+FFFD for each byte that is none."""
+    out: Texts = []
+    for is_byte, run in itertools.groupby(texts, lambda text: byte_of(text) is not None):
+        if is_byte:
+            data = bytes(byte for text in run if (byte := byte_of(text)) is not None)
+            out.append(data.decode("utf-8", _ONE_BY_ONE))
+        else:
+            out += run
+    return out
+
+
+_ONE_BY_ONE = "lmworks.one_by_one"
+codecs.register_error(_ONE_BY_ONE, lambda error: ("\ufffd", getattr(error, "start", 0) + 1))
+
+
+def sentencepiece_as_sequence(step: Step) -> Step:
+    """The nearest steps that Hugging Face tokenizers knows."""
+    spaces = _ALL if step["strip_all"] else int(bool(step["strip"]))
+    ends = {"stop": spaces} if step.get("treat_whitespace_as_suffix") else {"start": spaces}
+    unknown, surface = step["unk_piece"], step["unk_surface"]
+    steps: list[Step] = [
+        {"type": "Replace", "pattern": {"String": unknown}, "content": surface},
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if spaces:
+        steps.append({"type": "Strip", "content": " ", "start": 0, "stop": 0} | ends)
+    return {"type": "Sequence", "decoders": steps}
+
+
+_ALL = 1 << 20
+
+
 def _sequence(step: Step) -> Decoder:
     parts = [build(inner) for inner in step["decoders"]]
     return lambda texts: functools.reduce(lambda done, part: part(done), parts, texts)
@@ -154,6 +210,7 @@ DECODERS: dict[str, Callable[[Step], Decoder]] = {
     "Fuse": lambda step: lambda texts: ["".join(texts)],
     "Metaspace": _metaspace,
     "Replace": _replace,
+    "SentencePiece": _sentencepiece,
     "Sequence": _sequence,
     "Strip": _strip,
     "WordPiece": _word_piece,

@@ -290,7 +290,7 @@ def to_json(vocabulary: Vocabulary) -> dict[str, Any]:
         "normalizer": _plain_normalizer(vocabulary.normalizer),
         "pre_tokenizer": vocabulary.pre_tokenizer,
         "post_processor": vocabulary.post_processor,
-        "decoder": vocabulary.decoder,
+        "decoder": _plain_decoder(vocabulary.decoder),
         "model": _model(vocabulary),
     }
 
@@ -300,6 +300,12 @@ def _plain_normalizer(step: Step | None) -> Step | None:
     if step is None or step["type"] != "SentencePiece":
         return step
     return normalizers.sentencepiece_as_sequence(step)
+
+
+def _plain_decoder(step: Step | None) -> Step | None:
+    if step is None or step["type"] != "SentencePiece":
+        return step
+    return decoders.sentencepiece_as_sequence(step)
 
 
 def _model(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -100,8 +100,8 @@ def _trimmed(token: str, span: Span, *, first: bool) -> Span:
     start, end = span
     leading = len(token) - len(token.lstrip(_SPACES))
     trailing = len(token) - len(token.rstrip(_SPACES))
-    if leading:
-        start = min(start + leading - int(first), end)
+    if leading and not (first and leading == 1):  # more than one were in the text
+        start = min(start + leading, end)
     if trailing and end >= trailing:
         end = max(end - trailing, start)
     return start, end

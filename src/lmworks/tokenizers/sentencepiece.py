@@ -82,22 +82,15 @@ def _normalizer(fields: Fields, pieces: list[tuple[str, float, int]], suffix: bo
 
 
 def _decoder(unknown: str | None, trainer: Fields, normalizer: Fields) -> Step:
-    surface = _one(trainer, 44, " \u2047 ".encode()).decode()
-    steps: list[Step] = [
-        {"type": "Replace", "pattern": {"String": unknown or "<unk>"}, "content": surface},
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
     squeezed, prefixed = (bool(_one(normalizer, number, 1)) for number in (4, 3))
-    spaces = _ALL_SPACES if squeezed else int(prefixed)
-    if spaces:
-        ends = {"stop": spaces} if _one(trainer, 24, 0) else {"start": spaces}
-        steps.append({"type": "Strip", "content": " ", "start": 0, "stop": 0} | ends)
-    return {"type": "Sequence", "decoders": steps}
-
-
-_ALL_SPACES = 1 << 20
+    return {
+        "type": "SentencePiece",
+        "unk_piece": unknown or "<unk>",
+        "unk_surface": _one(trainer, 44, " \u2047 ".encode()).decode(),
+        "strip": squeezed or prefixed,
+        "strip_all": squeezed,
+        "treat_whitespace_as_suffix": bool(_one(trainer, 24, 0)),
+    }
 
 
 def _roles(pieces: list[tuple[str, float, int]]) -> dict[str, str | None]:
