@@ -63,9 +63,8 @@ def test_figures(pair: dict[str, PipelineTokenizer]) -> None:
 
 
 def test_round_trip_failures_are_shown() -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     from lmworks.tokenizers import vocab_txt
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     lossy = PipelineTokenizer(vocab_txt.from_texts(["[UNK]", "a"], lowercase=True))
     assert Tokenizer and models and pre_tokenizers

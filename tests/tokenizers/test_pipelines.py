@@ -20,8 +20,25 @@ from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import train_bpe
 
 TEXTS = [text for _, text in sorted(topics.items())]
-ODD = ["", " ", "  two  spaces  ", "ΑΣ İstanbul ẞ ﬁ Å Ａ①", "ﷺ ㍿ ｶﾞ", "कि क्षि", "مَرْحَبًا", "각 \u1100\u1161"]
-ODD += ["▁a ▁▁b", "a\u0301\u0300\u0323", "\r\n\r x\n", "<unk> x </s>", "[CLS]a[SEP]", "\u200d\u200c\ufeff", "\x00\ufffd"]
+ODD = [
+    "",
+    " ",
+    "  two  spaces  ",
+    "ΑΣ İstanbul ẞ ﬁ Å Ａ①",
+    "ﷺ ㍿ ｶﾞ",
+    "कि क्षि",
+    "مَرْحَبًا",
+    "각 \u1100\u1161",
+]
+ODD += [
+    "▁a ▁▁b",
+    "a\u0301\u0300\u0323",
+    "\r\n\r x\n",
+    "<unk> x </s>",
+    "[CLS]a[SEP]",
+    "\u200d\u200c\ufeff",
+    "\x00\ufffd",
+]
 
 
 def pipelines() -> dict[str, Callable[[], Any]]:
@@ -41,11 +58,18 @@ def pipelines() -> dict[str, Callable[[], Any]]:
 
     size = {"vocab_size": 700, "show_progress": False}
     pair = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> $B:1 </s>:1",
+        special_tokens=[("<s>", 1), ("</s>", 2)],
     )
     special = ["<unk>", "<s>", "</s>"]
     marks = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     return {
@@ -81,7 +105,11 @@ def pipelines() -> dict[str, Callable[[], Any]]:
                 [normalizers.NFD(), normalizers.StripAccents(), normalizers.Strip()]
             ),
             pre_tokenizer=pre_tokenizers.Sequence(
-                [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(True), pre_tokenizers.Punctuation()]
+                [
+                    pre_tokenizers.Whitespace(),
+                    pre_tokenizers.Digits(True),
+                    pre_tokenizers.Punctuation(),
+                ]
             ),
             decoder=decoders.BPEDecoder(),
         ),
@@ -246,7 +274,9 @@ def test_rank_files_both_ways(hard: list[str], tmp_path: Path) -> None:
 
 
 def test_tekken_and_vocab_txt(tmp_path: Path) -> None:
-    entries = [{"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode()} for i in range(256)]
+    entries = [
+        {"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode()} for i in range(256)
+    ]
     entries.append({"rank": 256, "token_bytes": base64.b64encode(b"ab").decode()})
     config = {
         "pattern": PATTERNS["tekken"][0],

@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.tokenizers.train:train_tokenizer",
         "Learn a byte-level BPE vocabulary.",
     ),
+    "tokenizer extend": (
+        "stage:lmworks.tokenizers.extend:extend_tokenizer",
+        "Learn more tokens from the text of a field; the old ids stay.",
+    ),
     "tokenizer encode": ("lmworks.cli.encode:command", "Show how a tokenizer cuts a text."),
     "tokenizer compare": (
         "lmworks.cli.tokenizer_compare:command",
@@ -48,6 +52,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.bits_per_byte:evaluate",
         "Compare models on held-out text, with intervals.",
     ),
+    "eval transplants": (
+        "stage:lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",
+        "Which way to begin new tokens' rows costs a model least, with intervals.",
+    ),
+    "model transplant": (
+        "stage:lmworks.models.transplant.stage:transplant_stage",
+        "Put another tokenizer into a trained model.",
+    ),
     "compress quantize": (
         "stage:lmworks.compression.quantize:quantize",
         "Make weights smaller; write a GGUF file.",
@@ -59,6 +71,7 @@ GROUPS: dict[str, str] = {
     "tokenizer": "Train and look at tokenizers.",
     "train": "Train and tune models.",
     "eval": "Measure models.",
+    "model": "Change a trained model.",
     "compress": "Make models smaller.",
 }
 STAGE = "stage:"

@@ -130,7 +130,7 @@ class BPE:
         return symbols
 
     def _bytes_of(self, piece: str) -> Iterator[Token]:
-        """A few published vocabularies lack rare bytes: unknown, or dropped without such a token."""
+        """Bytes that the vocabulary lacks are unknown, or dropped where there is no such token."""
         suffix = self.end_of_word_suffix.encode()
         for at, character in enumerate(piece):
             data = utf8(character)

@@ -325,9 +325,9 @@ def parted(a, text, start, end, out, done):
 def piece(a, text, start, end, out, done):
     """Append the ids of one piece."""
     a[PIECE_DONE] = done
+    f64p(a[REACHED])[0] = 0.0
     if end - start <= 15 and a[KEEP_WORDS] != 0:
         return word(a, text, start, end, a[TEXT_SIZE], out, done, 0)
-    f64p(a[REACHED])[0] = 0.0
     if a[SAFE_PAIRS] != 0:
         return parted(a, text, start, end, out, done)
     return whole_piece(a, text, start, end, out, done, 0)
