@@ -23,7 +23,11 @@ from lmworks.models.transplant.omp import pursue
 from lmworks.models.transplant.relation import relate
 from lmworks.models.transplant.sparsemax import sparsemax
 from lmworks.models.transplant.stage import TransplantConfig, transplant_stage
-from lmworks.models.transplant.static_embedding import StaticEmbeddingConfig, static_embedding
+from lmworks.models.transplant.static_embedding import (
+    StaticEmbeddingConfig,
+    _ppmi,
+    static_embedding,
+)
 from lmworks.models.transplant.surgery import transplant
 from lmworks.tokenizers.extend import extend
 from lmworks.tokenizers.load import load_tokenizer
@@ -367,6 +371,17 @@ def test_words_that_stand_alike_lie_near() -> None:
         near = min(float(vectors[a] @ vectors[b]) for a in kind for b in kind)
         far = max(float(vectors[a] @ vectors[b]) for a in kind for b in others)
         assert near > 0.8 > 0.5 > far
+
+
+def test_mutual_information_by_hand() -> None:
+    rows, columns = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 2])
+    found = _ppmi(rows, columns, np.array([1.0, 3.0, 4.0, 8.0]), 3).to_dense().numpy()
+    per_column = np.array([1.0, 7.0, 8.0]) ** 0.75
+    share = per_column / per_column.sum()
+    expected = np.zeros((3, 3))
+    for row, column, count, total in ((0, 0, 1, 4), (0, 1, 3, 4), (1, 1, 4, 4), (2, 2, 8, 8)):
+        expected[row, column] = max(0, np.log(count / total / share[column]))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_the_embedding_is_one_table(

@@ -16,6 +16,7 @@ from lmworks.tokenizers.extend import ExtendTokenizerConfig, extend, extend_toke
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import train_bpe
+from lmworks.tokenizers.vocabulary import AddedToken
 
 TEXTS = [text for _, text in sorted(topics.items())]
 FIELD = TEXTS[40:60]
@@ -125,6 +126,27 @@ def test_added_tokens_outside_the_model_keep_their_ids(base: PipelineTokenizer) 
     assert twice.vocab_size == 602 + 30
     assert twice.encode("a b<|law|>", allow_special=True) == [600, 601]
     assert twice.vocabulary.tokens[:602] == once.vocabulary.tokens
+
+
+def test_words_do_not_change_how_others_are_cut() -> None:
+    base = train_bpe(["bc bc bc bc"], vocab_size=261)
+    made = extend(base, [], add=0, words=["ab"])
+    assert len(made.encode("ab")) == 1
+    assert made.encode("abc") == base.encode("abc")  # b and c still go together first
+
+
+def test_an_added_token_inside_words_is_not_made_by_merging(base: PipelineTokenizer) -> None:
+    inside = AddedToken(id=600, text="zqx", special=False, single_word=True, in_vocabulary=False)
+    added = (*base.vocabulary.added_tokens, inside)
+    single = PipelineTokenizer(dataclasses.replace(base.vocabulary, added_tokens=added))
+    assert single.encode("zqx") == [600] and 600 not in single.encode("zqxw")
+    made = extend(single, ["zqxw zqxw kzqx kzqx awvy"] * 9, add=20)
+    assert 600 not in made.encode("zqxw kzqx")
+    assert made.vocabulary.tokens.count(b"zqx") == 1
+    assert b"" in made.vocabulary.model.tokens  # its id has no place among the merged tokens
+    with pytest.raises(UserError, match="'zqxw' holds the added token 'zqx'"):
+        extend(single, [], add=0, words=["zqxw"])
+    assert extend(single, [], add=0, words=["zqx", ""]).vocabulary == single.vocabulary
 
 
 def test_ranks_that_are_shared_go_on(base: PipelineTokenizer) -> None:

@@ -117,13 +117,14 @@ def extend(
             space, after a space too; these come on top of `add`.
         special_tokens: new special tokens, with the last ids.
     Returns: a new tokenizer; fewer than `add` tokens are learnt when the text has no more pairs.
-    Raises: UserError for a tokenizer that is no byte-level BPE, no text to learn from, or special
-        tokens that are there already or too short.
+    Raises: UserError for a tokenizer that is no byte-level BPE, no text to learn from, special
+        tokens that are there already or too short, or a word around an added token's text.
     Source: Sennrich et al. 2016, arXiv 1508.07909, algorithm 1, begun from merged symbols.
     """
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
     model = _checked_model(tokenizer, add, special_tokens)
+    words = [word for word in words if not _is_token(tokenizer, word)]
     vocabulary = tokenizer.vocabulary
     used, merges = _placeholders(tokenizer), list(model.merges)
     if add:
@@ -230,14 +231,18 @@ def _symbols(
     from lmworks.tokenizers.bpe import utf8
 
     tokens, encode = tokenizer.vocabulary.model.tokens, tokenizer.vocabulary.model.encode_piece
-    texts = [re.escape(token.text) for token in tokenizer.vocabulary.added_tokens if token.text]
-    added = re.compile("|".join(texts) if texts else r"(?!)")
+    added = _added_texts(tokenizer)
     for word, count in words.items():
         if added.search(word):
             continue
         ids = encode(word)
         if b"".join(tokens[i] for i in ids) == utf8(word):
             yield ids, count
+
+
+def _added_texts(tokenizer: PipelineTokenizer) -> re.Pattern[str]:
+    texts = [re.escape(token.text) for token in tokenizer.vocabulary.added_tokens if token.text]
+    return re.compile("|".join(texts) if texts else r"(?!)")
 
 
 def _learn(
@@ -261,6 +266,15 @@ def _learn(
         np.array(data, dtype=np.int32), np.array(ends, np.int64), np.array(counts, np.int64)
     )
     return learn_merges(found, tokens, vocab_size=len(tokens) + add, min_frequency=min_frequency)
+
+
+def _is_token(tokenizer: PipelineTokenizer, word: str) -> bool:
+    """Whether a word is an added token already, or nothing at all."""
+    if found := _added_texts(tokenizer).search(word):
+        if found[0] != word:
+            raise UserError(f"the word {word!r} holds the added token {found[0]!r}: leave it out")
+        return True
+    return not word
 
 
 def _forms(tokenizer: PipelineTokenizer, word: str) -> list[str]:
