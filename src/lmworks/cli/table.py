@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.bits_per_byte:evaluate",
         "Compare models on held-out text, with intervals.",
     ),
-    "eval transplants": (
+    "eval transplant": (
         "stage:lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",
         "Which way to begin new tokens' rows costs a model least, with intervals.",
     ),

@@ -17,8 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.stages import Run, stage
@@ -114,6 +112,8 @@ def read_passages(path: Path, config: TransplantLeaderboardConfig) -> list[Docum
         raise UserError(f"{path} holds no text to measure on")
     if not config.max_passages or config.max_passages >= len(passages):
         return passages
+    import numpy as np
+
     draw = np.random.default_rng(config.seed)
     picked = draw.choice(len(passages), config.max_passages, replace=False)
     return [passages[index] for index in sorted(picked)]
