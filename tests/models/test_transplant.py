@@ -447,6 +447,35 @@ def test_the_stage(
         torch.testing.assert_close(loaded(text), changed(text))
 
 
+def test_transformers_loads_what_the_stage_makes(
+    old: PipelineTokenizer, new: PipelineTokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    save_model(tiny(500, tied=False), tmp_path / "model", tokenizer=old)
+    new.save(tmp_path / "new")
+    config = TransplantConfig(model=str(tmp_path / "model"), tokenizer=str(tmp_path / "new"))
+    made = transplant_stage(config, tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(made.path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made.path)
+    text = tokenizer(TEXTS[40][:300], return_tensors="pt")["input_ids"]
+    assert text.tolist() == ids(new, TEXTS[40][:300]).tolist() and int(text.max()) >= 500
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_model(made.path)(text), theirs(text).logits, atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.weights
+def test_a_real_vocabulary_that_was_extended() -> None:
+    real = load_tokenizer("smollm2-135m")
+    longer = extend(real, FIELD, add=300)
+    relation = relate(real, longer)
+    assert relation.shared[:49152].tolist() == list(range(49152))
+    assert relation.missing.tolist() == list(range(49152, longer.vocab_size))
+    assert all(len(pieces) > 1 for pieces in relation.pieces)
+    assert relation.plain.sum() == 49152 - len(real.special_tokens)
+
+
 def test_the_stage_tells_before_it_loads(tmp_path: Path, old: PipelineTokenizer) -> None:
     old.save(tmp_path)
     here = str(tmp_path)

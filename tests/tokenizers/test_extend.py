@@ -128,6 +128,14 @@ def test_added_tokens_outside_the_model_keep_their_ids(base: PipelineTokenizer) 
     assert twice.vocabulary.tokens[:602] == once.vocabulary.tokens
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(alphabet="abc", min_size=1, max_size=9), min_size=1, max_size=6))
+def test_any_words_can_be_made_whole(words: list[str]) -> None:
+    base = train_bpe(["abcab bcaab abc cab caab abab bca " * 3], vocab_size=275)
+    made = extend(base, [], add=0, words=words)
+    assert all(len(made.encode(form)) == 1 for word in words for form in (word, " " + word))
+
+
 def test_words_do_not_change_how_others_are_cut() -> None:
     base = train_bpe(["bc bc bc bc"], vocab_size=261)
     made = extend(base, [], add=0, words=["ab"])
