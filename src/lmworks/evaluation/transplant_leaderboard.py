@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.stages import Run, stage
-from lmworks.evaluation.transplant_ranking import BEFORE
 from lmworks.models.transplant.base import METHODS, NEED_AUXILIARY
-from lmworks.models.transplant.static_embedding import StaticEmbeddingConfig
+from lmworks.models.transplant.settings import StaticEmbeddingConfig
 
 if TYPE_CHECKING:
     from lmworks.data.documents import Document
@@ -62,7 +61,7 @@ def transplant_leaderboard(config: TransplantLeaderboardConfig, run: Run) -> dic
     from lmworks.core.files import write_json, write_text
     from lmworks.evaluation.report import Report, write_report
     from lmworks.evaluation.report_parts import versions
-    from lmworks.evaluation.transplant_ranking import gains, plain, rank, sentence, table
+    from lmworks.evaluation.transplant_ranking import BEFORE, gains, plain, rank, sentence, table
     from lmworks.models.load import load_model
     from lmworks.models.transplant.base import method
     from lmworks.models.transplant.relation import relate
@@ -175,6 +174,8 @@ def measure(
     from lmworks.models.transplant.surgery import transplant
 
     relation = relate(old, new)
+    from lmworks.evaluation.transplant_ranking import BEFORE
+
     scores = {BEFORE: score_documents(decoder_logprobs(model), passages, old)}
     for name in methods:
         changed = transplant(model, relation, name, auxiliary=auxiliary, seed=seed)

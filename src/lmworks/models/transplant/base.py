@@ -6,11 +6,10 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from lmworks.core.tables import look_up
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 METHODS = {
@@ -45,6 +44,8 @@ class Relation:
     @functools.cached_property
     def missing(self) -> np.ndarray:
         """(M,) new ids that the old vocabulary has no token for."""
+        import numpy as np
+
         return np.flatnonzero(self.shared < 0)
 
     @property
@@ -55,6 +56,8 @@ class Relation:
     @functools.cached_property
     def anchors(self) -> np.ndarray:
         """New ids of the shared tokens of text."""
+        import numpy as np
+
         found = np.flatnonzero(self.shared >= 0)
         return found[self.plain[self.shared[found]]]
 

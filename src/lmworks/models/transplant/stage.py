@@ -11,7 +11,7 @@ from lmworks.core.config import REFERENCE, option
 from lmworks.core.progress import say
 from lmworks.core.stages import Run, stage
 from lmworks.models.transplant.base import METHODS, NEED_AUXILIARY
-from lmworks.models.transplant.static_embedding import StaticEmbeddingConfig
+from lmworks.models.transplant.settings import StaticEmbeddingConfig
 
 if TYPE_CHECKING:
     from lmworks.models.transplant.base import Auxiliary, Relation

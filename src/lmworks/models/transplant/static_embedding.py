@@ -12,16 +12,15 @@ factorises nearly the same matrix (Levy and Goldberg 2014).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmworks.core.config import option
 from lmworks.core.errors import UserError
 from lmworks.core.progress import say, track
 from lmworks.models.transplant.base import Auxiliary, Relation
+from lmworks.models.transplant.settings import StaticEmbeddingConfig
 
 if TYPE_CHECKING:
     import torch
@@ -32,20 +31,6 @@ _MOST_TOKENS = 20_000_000  # of the text, in both tokenisations; more changes li
 _AT_ONCE = 1 << 20  # tokens counted together
 _OVERSAMPLING = 16
 _POWERS = 4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StaticEmbeddingConfig:
-    """The auxiliary embedding of focus, tokenadapt and omp."""
-
-    dim: int = option(256, help="numbers in a vector")
-    window: int = option(5, help="neighbours to each side that count")
-    min_count: int = option(3, help="a token seen less often has no vector")
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "window", "min_count"):
-            if getattr(self, name) < 1:
-                raise UserError(f"auxiliary.{name} = {getattr(self, name)}: a number from 1 up")
 
 
 def static_embedding(
