@@ -154,7 +154,7 @@ def test_methods_that_need_text_say_so(tokenizer, make_decoder, tmp_path: Path) 
     (tmp_path / "heldout.txt").write_text(TEXTS[3])
     here = str(tmp_path / "m")
     base = {"model": here, "tokenizer": here, "heldout": str(tmp_path / "heldout.txt")}
-    with pytest.raises(UserError, match="focus compares tokens in text"):
+    with pytest.raises(UserError, match="focus: tokens are compared in text"):
         transplant_leaderboard(
             TransplantLeaderboardConfig(**base, methods=["focus"]), tmp_path / "out"
         )

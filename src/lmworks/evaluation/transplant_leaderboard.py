@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.stages import Run, stage
-from lmworks.models.transplant.base import METHODS, NEED_AUXILIARY
+from lmworks.models.transplant.base import METHODS
 from lmworks.models.transplant.settings import StaticEmbeddingConfig
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def transplant_leaderboard(config: TransplantLeaderboardConfig, run: Run) -> dic
     from lmworks.models.load import load_model
     from lmworks.models.transplant.base import method
     from lmworks.models.transplant.relation import relate
-    from lmworks.models.transplant.stage import auxiliary_of, summary
+    from lmworks.models.transplant.stage import auxiliary_for, summary
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.threads import set_threads
 
@@ -75,9 +75,9 @@ def transplant_leaderboard(config: TransplantLeaderboardConfig, run: Run) -> dic
     passages = read_passages(run.inputs["heldout"], config)
     old, new = load_tokenizer(run.inputs["model"]), load_tokenizer(run.inputs["tokenizer"])
     relation = relate(old, new)
-    space = None
-    if NEED_AUXILIARY.intersection(config.methods):
-        space = auxiliary_of(old, new, relation, run.inputs, config.auxiliary, config.seed)
+    space = auxiliary_for(
+        config.methods, old, new, relation, run.inputs, config.auxiliary, seed=config.seed
+    )
     model = load_model(run.inputs["model"])
     scores = measure(model, old, new, passages, config.methods, auxiliary=space, seed=config.seed)
     entries = rank(scores, passages, {BEFORE: old}, new, seed=config.seed)

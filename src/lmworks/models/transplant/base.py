@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Protocol
 
+from lmworks.core.errors import UserError
 from lmworks.core.tables import look_up
 
 if TYPE_CHECKING:
@@ -89,3 +90,8 @@ def method(name: str) -> Method:
     """The method called `name`. Raises: UserError naming the nearest known one."""
     found: Method = look_up(METHODS, name, seam="transplant_method")
     return found
+
+
+def no_space(names: str) -> UserError:
+    """The error for methods that are given nothing to compare tokens in."""
+    return UserError(f"{names}: tokens are compared in text: give some with --text, or --donor")

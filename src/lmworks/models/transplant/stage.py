@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.config import REFERENCE, option
 from lmworks.core.progress import say
 from lmworks.core.stages import Run, stage
-from lmworks.models.transplant.base import METHODS, NEED_AUXILIARY
+from lmworks.models.transplant.base import METHODS, NEED_AUXILIARY, no_space
 from lmworks.models.transplant.settings import StaticEmbeddingConfig
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def transplant_stage(config: TransplantConfig, run: Run) -> dict[str, Any]:
     method(config.method)  # an unknown name is told before anything is loaded
     old, new = load_tokenizer(run.inputs["model"]), load_tokenizer(run.inputs["tokenizer"])
     relation = relate(old, new)
-    auxiliary = None
-    if config.method in NEED_AUXILIARY:
-        auxiliary = auxiliary_of(old, new, relation, run.inputs, config.auxiliary, config.seed)
+    auxiliary = auxiliary_for(
+        [config.method], old, new, relation, run.inputs, config.auxiliary, seed=config.seed
+    )
     changed = transplant(
         load_model(run.inputs["model"]),
         relation,
@@ -74,15 +74,24 @@ def transplant_stage(config: TransplantConfig, run: Run) -> dict[str, Any]:
     return {**facts, "vocab_size": changed.config.vocab_size}
 
 
-def auxiliary_of(
+def auxiliary_for(
+    methods: Sequence[str],
     old: PipelineTokenizer,
     new: PipelineTokenizer,
     relation: Relation,
-    inputs: dict[str, Path],
+    inputs: Mapping[str, Path],
     config: StaticEmbeddingConfig,
+    *,
     seed: int,
 ) -> Auxiliary | None:
-    """The donor's space, else one made of the text; None when neither is given."""
+    """The space that the methods compare tokens in: the donor's, else one made of the text.
+
+    Returns: None when no method needs one.
+    Raises: UserError when one does, and there is neither donor nor text.
+    """
+    needing = NEED_AUXILIARY.intersection(methods)
+    if not needing:
+        return None
     if "donor" in inputs:
         from lmworks.models.load import load_model
         from lmworks.models.transplant.donor import donor_space
@@ -91,7 +100,7 @@ def auxiliary_of(
         donor = inputs["donor"]
         return donor_space(load_model(donor), load_tokenizer(donor), old, new)
     if "text" not in inputs:
-        return None
+        raise no_space(", ".join(sorted(needing)))
     from lmworks.models.transplant.static_embedding import static_embedding
 
     return static_embedding(old, new, relation, read_field(inputs["text"]), config, seed=seed)

@@ -14,7 +14,7 @@ from torch import nn
 
 from lmworks.core.errors import UserError
 from lmworks.models.decoder import Decoder
-from lmworks.models.transplant.base import NEED_AUXILIARY, Auxiliary, Relation, method
+from lmworks.models.transplant.base import NEED_AUXILIARY, Auxiliary, Relation, method, no_space
 
 _MATRICES = ("embed_tokens.weight", "lm_head.weight")
 
@@ -40,7 +40,7 @@ def transplant(
     """
     make_rows = method(name)
     if name in NEED_AUXILIARY and auxiliary is None:
-        raise UserError(f"{name} compares tokens in text: give some with --text, or --donor")
+        raise no_space(name)
     if pad_to_multiple_of < 1:
         raise UserError(f"pad_to_multiple_of = {pad_to_multiple_of}: a number from 1 up")
     _check(model, relation)
