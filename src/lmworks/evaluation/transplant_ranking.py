@@ -1,4 +1,7 @@
-"""The leaderboard of a transplant: figures of each method, their intervals, a table, a sentence."""
+"""The leaderboard of a transplant: figures of each method, their intervals, a table, a sentence.
+
+Intervals are each method's own; that the best was picked out of several is not counted in.
+"""
 
 from __future__ import annotations
 
