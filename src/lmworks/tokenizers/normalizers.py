@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from lmworks.core.errors import UserError
 from lmworks.tokenizers.aligned import AlignedText, Change
 from lmworks.tokenizers.charsmap import CharsMap
-from lmworks.tokenizers.unicode_data import has, lower
+from lmworks.tokenizers.unicode_data import has, lower, unassigned
 from lmworks.tokenizers.unicode_tables import UNORDERED, WHOLE
 from lmworks.tokenizers.vocabulary import Step
 
@@ -257,10 +257,18 @@ class Precompiled(_Changes):
 
 
 def graphemes(text: str) -> list[str]:
-    """Extended grapheme clusters (Annex 29)."""
+    """Extended grapheme clusters (Annex 29); characters newer than our tables join nothing."""
     from lmworks.tokenizers.patterns import compiled
 
-    return list(compiled(r"\X").findall(text))
+    shown = text
+    if not text.isascii() and unassigned().search(text):
+        newer = compiled(r"\P{Cn}")
+        shown = unassigned().sub(lambda c: "a" if newer.match(c[0]) else c[0], text)
+    found, at = [], 0
+    for cluster in compiled(r"\X").findall(shown):
+        found.append(text[at : at + len(cluster)])
+        at += len(cluster)
+    return found
 
 
 class SentencePiece(_Changes):
