@@ -122,7 +122,7 @@ def summary(new: PipelineTokenizer, relation: Relation) -> dict[str, Any]:
     ]
     if lost:
         named = ", ".join(map(repr, lost[:_MOST_NAMED]))
-        say(f"  {len(lost)} tokens without counterpart begin as the mean of all: {named}")
+        say(f"  without counterpart, beginning as the mean of all: {len(lost)} ({named})")
     return {
         "num_shared": int((relation.shared >= 0).sum()),
         "num_new": len(relation.missing),
