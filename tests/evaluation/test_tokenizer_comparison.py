@@ -119,5 +119,5 @@ def test_the_command(folder: Path, pair: dict[str, PipelineTokenizer]) -> None:
     assert done.exit_code == 0 and "words changed" in done.output and page.is_file()
     done = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False)
     found = json.loads(done.output)
-    assert [row["name"] for row in found["tokenizers"]] == names
+    assert [row["name"] for row in found["tokenizers"]] == list(pair)
     assert found["changed_words"][0]["saved"]

@@ -48,7 +48,8 @@ def command(
     from lmworks.evaluation import tokenizer_comparison, tokenizer_page
     from lmworks.tokenizers.load import load_tokenizer
 
-    tokenizers = {reference: load_tokenizer(reference) for reference in references}
+    names = _short_names(references)
+    tokenizers = {name: load_tokenizer(ref) for name, ref in zip(names, references)}
     passages = tokenizer_comparison.read_passages(path)
     found = tokenizer_comparison.compare(tokenizers, passages, context=context, price=price)
     changed: list[ChangedWord] = []
@@ -66,6 +67,12 @@ def command(
     _print_changed(changed, words)
     if html:
         click.echo(f"\nwritten: {html}")
+
+
+def _short_names(references: tuple[str, ...]) -> list[str]:
+    """The last part of each path; the whole where two would be called the same."""
+    last = [Path(reference).name or reference for reference in references]
+    return [name if last.count(name) == 1 else ref for name, ref in zip(last, references)]
 
 
 def _plain(found: Comparison, changed: list[ChangedWord]) -> dict[str, object]:
