@@ -5,7 +5,8 @@
 The field is the Debian handbook, English if nothing else is said: two thirds of its pages make the
 tokenizers and the auxiliary embedding, passages of the others are measured, and pages are what the
 bootstrap draws. Two tokenizers: SmolLM2's with up to 4,000 tokens more, and one of up to 16,000
-learnt from the same pages alone (as many as pairs are seen twice). Nothing is trained after the cut. Prints both leaderboards and keeps them.
+learnt from the same pages alone (as many as pairs are seen twice). Nothing is trained after the
+cut. Prints both leaderboards and keeps them.
 """
 
 from __future__ import annotations
