@@ -41,9 +41,7 @@ class TrainTokenizerConfig:
 
     corpus: str = option(role=REFERENCE, help="corpus folder, or a .txt or .jsonl file")
     vocab_size: int = option(4096, help="entries, special tokens and the 256 bytes included")
-    pattern: str = option(
-        "gpt2", help="how text is cut: cl100k, gpt2, llama3, o200k, qwen2, ..."
-    )
+    pattern: str = option("gpt2", help="how text is cut: cl100k, gpt2, llama3, o200k, qwen2, ...")
     min_frequency: int = option(2, help="a pair seen less often is not merged")
 
 
