@@ -12,16 +12,16 @@ MODULE = "lmworks.tokenizers.kernels"
 TRAINING = "lmworks.tokenizers.training_kernels"
 
 
-def kernel(name: str, *, training: bool = False) -> compiled.Kernel:
+def kernel(name: str, *, training: bool = False, module: str = "") -> compiled.Kernel:
     """A kernel, to be called with the address of its arguments."""
-    return compiled.kernel(TRAINING if training else MODULE, name)
+    return compiled.kernel(module or (TRAINING if training else MODULE), name)
 
 
-def call(name: str, *arguments: Any, training: bool = False) -> int:
+def call(name: str, *arguments: Any, training: bool = False, module: str = "") -> int:
     """Call a kernel once; arrays are passed by address."""
     numbers = [a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments]
     packed = np.array(numbers, dtype=np.int64)
-    return kernel(name, training=training)(int(packed.ctypes.data))
+    return kernel(name, training=training, module=module)(int(packed.ctypes.data))
 
 
 def ready() -> bool:

@@ -1,0 +1,1 @@
+"""Trainers: from counted words to a vocabulary, one file per kind."""
