@@ -187,7 +187,7 @@ def test_bad_settings_are_named(
 
 
 def test_no_text(base: PipelineTokenizer) -> None:
-    with pytest.raises(UserError, match="no text to learn tokens from"):
+    with pytest.raises(UserError, match="no text to learn a tokenizer from"):
         extend(base, ["", "<|pad|>"], add=5)
 
 

@@ -100,7 +100,7 @@ def test_too_little_text_gives_a_smaller_vocabulary() -> None:
         ({"vocab_size": 200}, "vocab_size = 200: at least 260 are needed"),
         ({"vocab_size": 500, "pattern": "gpt3"}, "unknown pattern 'gpt3': did you mean 'gpt2'"),
         ({"vocab_size": 500, "special_tokens": ("x",)}, "'x' is too short"),
-        ({"vocab_size": 500, "special_tokens": ("<s>", "<s>")}, "names one token twice"),
+        ({"vocab_size": 500, "special_tokens": ("<s>", "<s>")}, "'<s>' is named twice"),
     ],
 )
 def test_bad_settings_are_named(options: dict[str, Any], message: str) -> None:
@@ -167,5 +167,5 @@ def test_a_bad_corpus_is_named(tmp_path: Path, name: str, data: bytes, message: 
 def test_a_folder_that_is_no_corpus(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     config = TrainTokenizerConfig(corpus=str(tmp_path / "corpus"))
-    with pytest.raises(UserError, match=r"train.jsonl is missing: give a corpus"):
+    with pytest.raises(UserError, match=r"corpus holds no files: give a corpus"):
         train_tokenizer(config, tmp_path / "out")

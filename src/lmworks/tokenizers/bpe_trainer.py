@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lmworks.core.progress import track
 
@@ -21,25 +21,40 @@ Pair = tuple[int, int]
 
 
 def learn_merges(
-    words: Mapping[str, int], tokens: list[bytes], *, vocab_size: int, min_frequency: int
+    words: Mapping[str, int] | Iterable[tuple[Sequence[int], int]],
+    tokens: list[bytes],
+    *,
+    vocab_size: int,
+    min_frequency: int,
+    protected: int = 0,
+    prefix: bytes = b"",
+    longest: int = 0,
 ) -> list[Pair]:
     """Append merged tokens to `tokens` until there are `vocab_size`, or nothing left to merge.
 
     Args:
-        words: how often each word occurs.
-        tokens: what there is already, the 256 single bytes among them; index = id.
+        words: how often each word occurs; a word is a text, or ids of its first symbols.
+        tokens: what there is already, the 256 single bytes among them if words are texts; index =
+            id.
+        protected: the first so many tokens are none that a merge may lead to.
+        prefix: what the right one of a pair loses when it is joined (`##`).
+        longest: characters of a token at most; 0: as many as there are.
     Returns: the merges as pairs of ids, in the order learnt.
     """
     ids = {token: i for i, token in enumerate(tokens)}
-    pairs = _PairCounts(words, ids)
+    pairs = _PairCounts(_symbols(words, ids) if isinstance(words, Mapping) else words)
     merges: list[Pair] = []
     with track("learning merges", total=vocab_size - len(tokens)) as bar:
         while len(tokens) < vocab_size:
             pair = pairs.most_frequent(at_least=max(1, min_frequency))
             if pair is None:
                 break
-            joined = tokens[pair[0]] + tokens[pair[1]]
+            joined = tokens[pair[0]] + tokens[pair[1]].removeprefix(prefix)
             merged = ids.get(joined)
+            too_long = longest and len(joined.decode("utf-8", "replace")) > longest
+            if too_long or (merged is not None and merged < protected):
+                pairs.drop(pair)
+                continue
             if merged is None:
                 merged = ids[joined] = len(tokens)
                 tokens.append(joined)
@@ -49,16 +64,22 @@ def learn_merges(
     return merges
 
 
+def _symbols(words: Mapping[str, int], ids: Mapping[bytes, int]) -> Iterator[tuple[list[int], int]]:
+    byte_ids = [ids[bytes([byte])] for byte in range(256)]
+    for word, count in words.items():
+        yield [byte_ids[b] for b in word.encode("utf-8", "replace")], count
+
+
 class _PairCounts:
     """How often each pair of neighbours occurs, and in which words.
 
     The heap may hold counts that are no longer right: they are put right when they come up.
     """
 
-    def __init__(self, words: Mapping[str, int], ids: Mapping[bytes, int]) -> None:
-        byte_ids = [ids[bytes([byte])] for byte in range(256)]
-        self._symbols = [[byte_ids[b] for b in word.encode("utf-8", "replace")] for word in words]
-        self._word_counts = list(words.values())
+    def __init__(self, words: Iterable[tuple[Sequence[int], int]]) -> None:
+        words = list(words)
+        self._symbols = [list(word) for word, _ in words]
+        self._word_counts = [count for _, count in words]
         self._counts: dict[Pair, int] = defaultdict(int)
         self._words: dict[Pair, set[int]] = defaultdict(set)
         for index, word in enumerate(self._symbols):
@@ -78,6 +99,10 @@ class _PairCounts:
             if count > 0:
                 heapq.heappush(self._heap, (-count, pair))
         return None
+
+    def drop(self, pair: Pair) -> None:
+        """Let a pair be: what it leads to may not be a token."""
+        self._counts[pair] = 0
 
     def merge(self, pair: Pair, merged: int) -> None:
         """Merge `pair` to `merged` in every word that has it."""

@@ -21,10 +21,21 @@ _BATCH = 2000  # merges between two looks at the progress bar
 
 
 def learn_merges(
-    words: WordCounts, tokens: list[bytes], *, vocab_size: int, min_frequency: int
+    words: WordCounts,
+    tokens: list[bytes],
+    *,
+    vocab_size: int,
+    min_frequency: int,
+    protected: int = 0,
+    prefix: bytes = b"",
+    longest: int = 0,
 ) -> list[Pair]:
-    """As bpe_trainer.learn_merges: appends to `tokens`, returns the merges as pairs of ids."""
+    """As bpe_trainer.learn_merges: appends to `tokens`, returns the merges as pairs of ids.
+
+    Words of uint8 are bytes whose tokens are of one byte; words of int32 are ids already.
+    """
     work = _Work(words, tokens, vocab_size, min_frequency)
+    work.limit(protected, prefix, longest)
     first = shown = len(tokens)
     with track("learning merges", total=vocab_size - first) as bar:
         while status := work.run():
@@ -58,6 +69,12 @@ class _Work:
         self._slots[slots.WANTED], self._slots[slots.LEAST] = vocab_size, max(1, min_frequency)
         self._slots[slots.BATCH] = _BATCH
         self._learn = kernel("learn_merges", training=True)
+
+    def limit(self, protected: int, prefix: bytes, longest: int) -> None:
+        """What merges may lead to, and how tokens are joined."""
+        self._set(slots.PREFIX, np.frombuffer(prefix or b"\0", dtype=np.uint8))
+        self._slots[slots.PREFIX_SIZE] = len(prefix)
+        self._slots[slots.PROTECTED], self._slots[slots.MOST_CHARACTERS] = protected, longest
 
     def _set(self, slot: int, array: Any) -> None:
         self._arrays[slot] = array

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.config import REFERENCE, option
 from lmworks.core.errors import UserError
-from lmworks.core.progress import track
 from lmworks.core.stages import Run, stage
 from lmworks.tokenizers.train import read_texts
 
@@ -183,39 +181,12 @@ def _with(model: BPE, used: Sequence[bytes], merges: Sequence[Pair]) -> BPE:
     )
 
 
-def _pieces(tokenizer: PipelineTokenizer, text: str) -> Iterator[str]:
-    """What lies between added tokens, normalised, as it is cut."""
-    split = tokenizer.added_tokens.split(text, allow_special=True)
-    for piece, token_id, begins in split:
-        if token_id is None:
-            yield tokenizer.pre_tokenizer.change(piece, at_start=begins)
-
-
 def _count(tokenizer: PipelineTokenizer, texts: Iterable[str]) -> Mapping[str, int]:
-    """How often each word occurs: in kernels, or in plain Python where cuts are no automata."""
-    from lmworks.tokenizers.automaton import Unsupported
-    from lmworks.tokenizers.word_counts import WordCounter
+    """How often each word occurs."""
+    from lmworks.tokenizers.counting import count_texts
 
-    try:
-        counter = WordCounter(tokenizer.pre_tokenizer.cuts)
-    except Unsupported:
-        return _count_readable(tokenizer, texts)
-    with track("counting words") as bar:
-        for text in texts:
-            for piece in _pieces(tokenizer, text):
-                counter.add(piece)
-            bar.advance()
-    return {word.decode(): count for word, count in counter.finish().items()}
-
-
-def _count_readable(tokenizer: PipelineTokenizer, texts: Iterable[str]) -> Mapping[str, int]:
-    words: Counter[str] = Counter()
-    with track("counting words") as bar:
-        for text in texts:
-            for piece in _pieces(tokenizer, text):
-                words.update(tokenizer.pre_tokenizer.words(piece))
-            bar.advance()
-    return words
+    found = count_texts(tokenizer, texts, allow_special=True)
+    return {word.decode(): count for word, count in found.items()}
 
 
 def _symbols(
@@ -226,8 +197,6 @@ def _symbols(
     Left out: words that lose bytes on the way (vocabularies without some bytes), and those that
     still hold an added token's text, which must not come about by merging.
     """
-    if not words:
-        raise UserError("there is no text to learn tokens from")
     from lmworks.tokenizers.bpe import utf8
 
     tokens, encode = tokenizer.vocabulary.model.tokens, tokenizer.vocabulary.model.encode_piece

@@ -261,17 +261,37 @@ def merge_word(a, number, left, right, merged, step):
 
 
 @njit(**_OPTIONS)
+def prefix_size(a, arena, start, end):
+    """Bytes that a token loses when it is joined to one before it."""
+    size, prefix = a[PREFIX_SIZE], u8p(a[PREFIX])
+    if size == 0 or end - start < size:
+        return np.int64(0)
+    for i in range(size):
+        if arena[start + i] != prefix[i]:
+            return np.int64(0)
+    return size
+
+
+@njit(**_OPTIONS)
 def joined_token(a, left, right):
-    """The id of two tokens joined: a new one, unless a token is written so already."""
+    """The id of two tokens joined: a new one, unless a token is written so already.
+
+    -1 for a token that may not be: a protected one, or one that is too long.
+    """
     table, mask = u64p(a[TOKEN_TABLE]), np.uint64(a[TOKEN_MASK])
     ends, arena, number = i64p(a[TOKEN_ENDS]), u8p(a[TOKEN_ARENA]), a[NUM_TOKENS_MADE]
     begin = ends[number - 1]
-    size = begin
+    size, characters = begin, np.int64(0)
     for part in (left, right):
         first = ends[part - 1] if part > 0 else np.int64(0)
+        if part == right and size > begin:
+            first += prefix_size(a, arena, first, ends[part])
         for i in range(first, ends[part]):
             arena[size] = arena[i]
+            characters += np.int64(arena[i] & 0xC0 != 0x80)
             size += 1
+    if a[MOST_CHARACTERS] > 0 and characters > a[MOST_CHARACTERS]:
+        return np.int64(-1)
     h = text_hash(arena, begin, size, size)
     at = h >> np.uint64(20) & mask
     while table[2 * at] != 0:
@@ -284,7 +304,7 @@ def joined_token(a, left, right):
                 same = arena[first + i] == arena[begin + i]
                 i += 1
             if same:
-                return known
+                return known if known >= a[PROTECTED] else np.int64(-1)
         at = (at + np.uint64(1)) & mask
     table[2 * at], table[2 * at + np.uint64(1)] = h, np.uint64(number)
     ends[number] = size
@@ -340,6 +360,9 @@ def learn_merges(a):
             return 1
         done = a[DONE]
         merged = np.int32(joined_token(a, left, right))
+        if merged < 0:
+            totals[slot] = 0
+            continue
         a[NUM_RAISED] = 0
         node = heads[slot]
         heads[slot] = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class WordCounter:
         self._folder.cleanup()
         if left_out:
             say(f"words seen less than {least} times ({left_out} occurrences) left out")
-        return dataclasses.replace(_joined(found), left_out=left_out)
+        return dataclasses.replace(joined(found), left_out=left_out)
 
     def _least(self, most: int) -> tuple[int, int]:
         """The lowest count whose words, with all more frequent ones, fit; occurrences below it."""
@@ -189,7 +189,10 @@ class WordCounter:
             self._grow(int(a[slots.MORE_WORDS]), spill=False)
 
 
-def _joined(parts: list[WordCounts]) -> WordCounts:
+def joined(parts: list[WordCounts]) -> WordCounts:
+    """The words of all parts, one part behind the other."""
+    if len(parts) == 1:
+        return parts[0]
     ends, at = [], 0
     for part in parts:
         ends.append(part.ends + at)
@@ -198,6 +201,16 @@ def _joined(parts: list[WordCounts]) -> WordCounts:
         np.concatenate([part.data for part in parts]),
         np.concatenate(ends),
         np.concatenate([part.counts for part in parts]),
+    )
+
+
+def from_words(words: Mapping[str, int]) -> WordCounts:
+    """Counted words in flat arrays."""
+    parts = [word.encode("utf-8", "replace") for word in words]
+    return WordCounts(
+        np.frombuffer(b"".join(parts), dtype=np.uint8),
+        np.cumsum([len(part) for part in parts], dtype=np.int64),
+        np.array(list(words.values()), dtype=np.int64),
     )
 
 
