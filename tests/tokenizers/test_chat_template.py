@@ -62,6 +62,20 @@ def test_rendering_equals_transformers(
             assert tokenizer.render_chat(TALK[:end], add_generation_prompt=prompt) == expected
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning", "odd"])
+def test_empty_keys_and_reasoning_are_as_in_transformers(
+    tokenizer: PipelineTokenizer, tmp_path: Path, key: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    template = "{% for m in messages %}{{ m | tojson(sort_keys=true) }}{{ m.content }}{% endfor %}"
+    tokenizer = with_template(tokenizer, template)
+    tokenizer.save(tmp_path)
+    talk = [{"role": "assistant", "content": None, "tool_calls": None, key: "so"}, *TALK]
+    expected = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(talk, tokenize=False)
+    assert tokenizer.render_chat(talk) == expected
+
+
 def test_a_message_can_not_open_a_turn(tokenizer: PipelineTokenizer) -> None:
     ids = tokenizer.encode_chat(TALK)
     start, end = tokenizer.special_tokens["<|im_start|>"], tokenizer.special_tokens["<|im_end|>"]

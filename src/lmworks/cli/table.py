@@ -40,6 +40,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lmworks.cli.tokenizer_compare:command",
         "Tokenizers side by side on your text, and what changes from one to another.",
     ),
+    "tokenizer budget": (
+        "lmworks.cli.tokenizer_budget:command",
+        "What a chat request costs in tokens, part by part, and how it fits.",
+    ),
     "train pretrain": (
         "stage:lmworks.training.pretrain:pretrain",
         "Train a decoder from scratch.",

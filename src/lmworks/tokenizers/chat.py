@@ -85,10 +85,17 @@ def _strftime_now(form: str) -> str:
 
 
 def render(
-    tokenizer: PipelineTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
+    tokenizer: PipelineTokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    tools: Sequence[Message] | None = None,
 ) -> str:
     """The text that the model sees.
 
+    Args:
+        tools: JSON schemas as in OpenAI's API; how they are told to the model is the template's
+            choice, and one that knows no tools passes over them.
     Raises: UserError when the tokenizer has no template, or the template fails on these messages.
     """
     if not tokenizer.chat_template:
@@ -96,9 +103,9 @@ def render(
     template = _compiled(tokenizer.chat_template)
     try:
         text: str = template.render(
-            messages=_plain(messages),
+            messages=[_with_reasoning(message) for message in _plain(messages)],
             add_generation_prompt=add_generation_prompt,
-            tools=None,
+            tools=None if tools is None else _plain(tools),
             documents=None,
             **tokenizer.vocabulary.roles(),
         )
@@ -108,6 +115,24 @@ def render(
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the chat template fails on these messages: {reason}") from error
     return text
+
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def _with_reasoning(message: Any) -> Any:
+    """A message as transformers hands it to a template.
+
+    Without the keys that hold nothing (OpenAI's `content: null` beside calls), which templates
+    write as "None" or fail on; with its reasoning under the two names that templates read.
+    """
+    if not isinstance(message, Mapping):
+        return message
+    message = {key: value for key, value in message.items() if value is not None}
+    found = next((message[key] for key in _REASONING if key in message), None)
+    if found is None:
+        return message
+    return {"thinking": found, **message, "reasoning_content": found}
 
 
 def _plain(value: Any) -> Any:
@@ -127,7 +152,11 @@ def _plain(value: Any) -> Any:
 
 
 def encode(
-    tokenizer: PipelineTokenizer, messages: Sequence[Message], *, add_generation_prompt: bool
+    tokenizer: PipelineTokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    tools: Sequence[Message] | None = None,
 ) -> list[int]:
     """Ids of the rendered chat; the text of a special token inside a message stays text.
 
@@ -139,20 +168,61 @@ def encode(
     Added tokens that are not special (`<think>`) are read wherever they stand, as in `encode`. A
     special token of one character can't be broken; no known vocabulary has one.
     """
-    specials = tuple(text for text in tokenizer.special_tokens if len(text) > 1)
-    plain = _plain(messages)
-    mark = _unused_character(
-        json.dumps(plain, ensure_ascii=False) + (tokenizer.chat_template or "")
-    )
-    text = render(
-        tokenizer, _broken(plain, specials, mark), add_generation_prompt=add_generation_prompt
-    )
+    text, mark = _guarded(tokenizer, messages, add_generation_prompt, tools)
     if mark not in text:
         return tokenizer.encode(text, allow_special=True)
     ids: list[int] = []
     for piece, token_id in tokenizer.added_tokens.split_raw(text):
         ids += tokenizer.encode(piece.replace(mark, "")) if token_id is None else [token_id]
     return ids
+
+
+def encode_offsets(
+    tokenizer: PipelineTokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    tools: Sequence[Message] | None = None,
+) -> tuple[list[int], list[int]]:
+    """The ids of `encode`, and where each token begins in the rendered text, in characters."""
+    text, mark = _guarded(tokenizer, messages, add_generation_prompt, tools)
+    if mark not in text:
+        whole, spans = tokenizer.encode_offsets(text, allow_special=True)
+        return whole, [start for start, _ in spans]
+    ids: list[int] = []
+    starts: list[int] = []
+    at = 0
+    for piece, token_id in tokenizer.added_tokens.split_raw(text):
+        piece = piece.replace(mark, "")
+        if token_id is None:
+            found, spans = tokenizer.encode_offsets(piece)
+        else:
+            found, spans = [token_id], [(0, len(piece))]
+        ids += found
+        starts += [at + start for start, _ in spans]
+        at += len(piece)
+    return ids, starts
+
+
+def _guarded(
+    tokenizer: PipelineTokenizer,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    tools: Sequence[Message] | None,
+) -> tuple[str, str]:
+    """The rendered text, what might be read as a special token broken by the second string."""
+    specials = tuple(text for text in tokenizer.special_tokens if len(text) > 1)
+    plain, plain_tools = _plain(messages), _plain(tools)
+    mark = _unused_character(
+        json.dumps([plain, plain_tools], ensure_ascii=False) + (tokenizer.chat_template or "")
+    )
+    text = render(
+        tokenizer,
+        _broken(plain, specials, mark),
+        add_generation_prompt=add_generation_prompt,
+        tools=_broken(plain_tools, specials, mark),
+    )
+    return text, mark
 
 
 def _unused_character(text: str) -> str:

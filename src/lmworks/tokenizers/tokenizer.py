@@ -299,20 +299,28 @@ class PipelineTokenizer:
         return StreamDecoder(self, skip_special=True)
 
     def render_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Message] | None = None,
     ) -> str:
         """The chat template filled in. Raises: UserError when there is none or it fails."""
         from lmworks.tokenizers.chat import render
 
-        return render(self, messages, add_generation_prompt=add_generation_prompt)
+        return render(self, messages, add_generation_prompt=add_generation_prompt, tools=tools)
 
     def encode_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Message] | None = None,
     ) -> list[int]:
         """Ids of the rendered chat, in which special tokens come from the template alone."""
         from lmworks.tokenizers.chat import encode
 
-        return encode(self, messages, add_generation_prompt=add_generation_prompt)
+        return encode(self, messages, add_generation_prompt=add_generation_prompt, tools=tools)
 
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`."""
