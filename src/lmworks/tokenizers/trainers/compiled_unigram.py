@@ -32,23 +32,28 @@ class CompiledLattices:
 
     def __init__(self, words: WordCounts, max_piece_length: int, seed_size: int) -> None:
         self._counts = np.ascontiguousarray(words.counts, dtype=np.int64)
-        self._set_symbols(words)
         self._longest = max_piece_length
-        sizes = np.diff(self._starts)
-        self._room = int(sizes.max()) + 2
-        rests = np.repeat(self._starts[1:], sizes) - np.arange(len(self._symbols))
-        rests = rests.astype(np.int32)
-        order = sorted_suffixes(self._symbols, rests, max_piece_length + 1)
+        self._set_symbols(words)
+        self._room = int(np.diff(self._starts).max()) + 2
+        self._set_seeds(self._substrings(), seed_size)
+
+    def _substrings(self) -> _Substrings:
+        symbols, sizes = self._symbols, np.diff(self._starts)
+        rests = np.repeat(self._starts[1:].astype(np.int32), sizes)
+        rests -= np.arange(len(symbols), dtype=np.int32)
+        order = sorted_suffixes(symbols, rests, self._longest + 1)
         weights = np.repeat(self._counts, sizes)
-        characters = np.bincount(self._symbols, weights)
-        found = _Substrings(self._symbols, rests, order, weights, max_piece_length)
-        self._set_seeds(found, characters, seed_size)
+        self.weights = np.bincount(symbols, weights)
+        return _Substrings(symbols, rests, order, weights, self._longest)
 
     def _set_symbols(self, words: WordCounts) -> None:
         """Characters as numbers in the order of their code points, and where words start."""
         codes = np.frombuffer(words.data.tobytes().decode().encode("utf-32-le"), dtype=np.uint32)
-        self._alphabet, symbols = np.unique(codes, return_inverse=True)
-        self._symbols = symbols.astype(np.int32)
+        numbers = np.zeros(0x110000, dtype=np.int32)
+        numbers[codes] = 1
+        self._alphabet = np.flatnonzero(numbers).astype(np.uint32)
+        numbers[self._alphabet] = np.arange(len(self._alphabet))
+        self._symbols = numbers[codes]
         ends = np.cumsum((words.data & 0xC0) != 0x80, dtype=np.int64)[words.ends - 1]
         self._starts = np.append(0, ends)
         self.num_characters = len(self._alphabet)
@@ -56,7 +61,7 @@ class CompiledLattices:
         places = [0, *np.searchsorted(self._starts, bounds).tolist(), len(ends)]
         self._parts = list(itertools.pairwise(places))
 
-    def _set_seeds(self, found: _Substrings, characters: Any, seed_size: int) -> None:
+    def _set_seeds(self, found: _Substrings, seed_size: int) -> None:
         chosen = found.heaviest(seed_size)
         ids = np.full(len(found.counts), -1, dtype=np.int32)
         ids[chosen] = np.arange(len(chosen)) + self.num_characters
@@ -76,7 +81,7 @@ class CompiledLattices:
         self._homes = np.concatenate([first, homes])
         self._home_edges = ends[self._homes]
         self.lengths = np.concatenate([np.ones(len(first), np.int64), found.lengths[chosen]])
-        self.weights = np.concatenate([characters, found.weights[chosen]])
+        self.weights = np.concatenate([self.weights, found.weights[chosen]])
 
     def texts(self) -> list[str]:
         """Every piece, by id."""
@@ -205,8 +210,7 @@ def sorted_suffixes(symbols: Any, rests: Any, depth: int) -> Any:
         for number in range(1, times):
             keys <<= np.uint64(width)
             shift = number * reach
-            inside = np.flatnonzero(rests > shift)
-            keys[inside] |= values[inside + shift]
+            keys[:-shift] |= np.where(rests[:-shift] > shift, values[shift:], np.uint64(0))
         order = np.argsort(keys)
         reach *= times
         if reach >= depth:
