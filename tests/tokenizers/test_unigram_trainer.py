@@ -52,9 +52,12 @@ def words_of(texts: Iterable[str]) -> WordCounts:
 SMALL = words_of(TEXTS[:6])
 
 
-def same_lattices(words: WordCounts, *, longest: int = 16, seeds: int = 10**6) -> None:
+def same_lattices(
+    words: WordCounts, *, longest: int = 16, seeds: int = 10**6, least: int = 2
+) -> None:
     """Every answer of the kernels is the oracle's, before and after pieces are dropped."""
-    ours, oracle = CompiledLattices(words, longest, seeds), ReadableLattices(words, longest, seeds)
+    given = (words, longest, seeds, least)
+    ours, oracle = CompiledLattices(*given), ReadableLattices(*given)
     draw = np.random.default_rng(3)
     for _ in range(3):
         assert ours.texts() == oracle.texts()
@@ -75,9 +78,11 @@ def same_lattices(words: WordCounts, *, longest: int = 16, seeds: int = 10**6) -
         oracle.keep(kept)
 
 
-@pytest.mark.parametrize(("longest", "seeds"), [(16, 10**6), (16, 700), (4, 10**6), (1, 9)])
-def test_kernels_are_the_oracle_on_real_text(longest: int, seeds: int) -> None:
-    same_lattices(SMALL, longest=longest, seeds=seeds)
+@pytest.mark.parametrize(
+    ("longest", "seeds", "least"), [(16, 10**6, 2), (16, 700, 0), (4, 10**6, 5), (1, 9, 2)]
+)
+def test_kernels_are_the_oracle_on_real_text(longest: int, seeds: int, least: int) -> None:
+    same_lattices(SMALL, longest=longest, seeds=seeds, least=least)
 
 
 @settings(max_examples=60, deadline=None)

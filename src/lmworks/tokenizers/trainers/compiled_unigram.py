@@ -30,21 +30,23 @@ _WORTH_THREADS = 1 << 16  # edges
 class CompiledLattices:
     """`unigram.Lattices`; the ids are those of `ReadableLattices`."""
 
-    def __init__(self, words: WordCounts, max_piece_length: int, seed_size: int) -> None:
+    def __init__(
+        self, words: WordCounts, max_piece_length: int, seed_size: int, min_frequency: int = 2
+    ) -> None:
         self._counts = np.ascontiguousarray(words.counts, dtype=np.int64)
         self._longest = max_piece_length
         self._set_symbols(words)
         self._room = int(np.diff(self._starts).max()) + 2
-        self._set_seeds(self._substrings(), seed_size)
+        self._set_seeds(self._substrings(max(2, min_frequency)), seed_size)
 
-    def _substrings(self) -> _Substrings:
+    def _substrings(self, least: int) -> _Substrings:
         symbols, sizes = self._symbols, np.diff(self._starts)
         rests = np.repeat(self._starts[1:].astype(np.int32), sizes)
         rests -= np.arange(len(symbols), dtype=np.int32)
         order = sorted_suffixes(symbols, rests, self._longest + 1)
         weights = np.repeat(self._counts, sizes)
         self.weights = np.bincount(symbols, weights)
-        return _Substrings(symbols, rests, order, weights, self._longest)
+        return _Substrings(symbols, rests, order, weights, self._longest, least)
 
     def _set_symbols(self, words: WordCounts) -> None:
         """Characters as numbers in the order of their code points, and where words start."""
@@ -161,11 +163,13 @@ class CompiledLattices:
 class _Substrings:
     """Substrings that may be seeds, as intervals of the sorted suffixes."""
 
-    def __init__(self, symbols: Any, rests: Any, order: Any, weights: Any, longest: int) -> None:
+    def __init__(
+        self, symbols: Any, rests: Any, order: Any, weights: Any, longest: int, least: int
+    ) -> None:
         self.order = order
         total = np.append(0, np.cumsum(weights[order]))
         stack = [np.zeros(longest + 3, dtype=np.int64) for _ in range(2)]
-        given = (symbols, rests, order, len(order), longest, total, *stack)
+        given = (symbols, rests, order, len(order), longest, least, total, *stack)
         self._allocate(0)
         room = _call("substrings", *given, *self._found, 0)
         self._allocate(room)

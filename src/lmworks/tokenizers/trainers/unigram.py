@@ -50,6 +50,7 @@ def learn_unigram(
     *,
     vocab_size: int,
     required: Sequence[str] = (),
+    min_frequency: int = 2,
     max_piece_length: int = 16,
     seed_size: int = 1_000_000,
     shrinking_factor: float = 0.75,
@@ -58,12 +59,13 @@ def learn_unigram(
     """Pieces and their log-probabilities (nats), the most probable first.
 
     The same words in the same order give the same bytes, whatever the number of threads. There
-    are fewer than `vocab_size` pieces where the words have no more substrings that occur twice.
+    are fewer than `vocab_size` pieces where the words have no more frequent substrings.
 
     Args:
         words: bytes of UTF-8; no piece reaches from one word into another.
         required: pieces that are always there, an alphabet as a rule. One of several characters
             that is no seed gets the probability of the rarest piece.
+        min_frequency: a substring seen less often is no seed; below 2 is as 2.
         max_piece_length: characters.
         seed_size: substrings to begin with, those with the most characters of text.
         shrinking_factor: of the pieces, what a round leaves.
@@ -79,7 +81,7 @@ def learn_unigram(
         raise UserError(f"seed_size = {seed_size}: a number from 0 to {(1 << 23) - 1}")
     if not 0 < shrinking_factor < 1:
         raise UserError(f"shrinking_factor = {shrinking_factor}: a number between 0 and 1")
-    lattices = CompiledLattices(words, max_piece_length, seed_size)
+    lattices = CompiledLattices(words, max_piece_length, seed_size, min_frequency)
     return learn_from(
         lattices,
         vocab_size=vocab_size,
@@ -219,13 +221,15 @@ def digamma(x: Any) -> Any:
 class ReadableLattices:
     """`Lattices` in plain Python: the oracle."""
 
-    def __init__(self, words: WordCounts, max_piece_length: int, seed_size: int) -> None:
+    def __init__(
+        self, words: WordCounts, max_piece_length: int, seed_size: int, min_frequency: int = 2
+    ) -> None:
         self._words = [(word.decode(), count) for word, count in words.items()]
         characters: Counter[str] = Counter()
         for word, count in self._words:
             for character in word:
                 characters[character] += count
-        seeds = _seeds(self._words, max_piece_length)
+        seeds = _seeds(self._words, max_piece_length, max(2, min_frequency))
         weighed = sorted(((-n * len(text), text) for text, n in seeds.items()))[:seed_size]
         weights = dict(sorted((text, -weight) for weight, text in weighed))
         self.num_characters = len(characters)
@@ -297,8 +301,8 @@ class ReadableLattices:
         return found
 
 
-def _seeds(words: Iterable[tuple[str, int]], longest: int) -> dict[str, int]:
-    """Substrings that occur twice, and their extensions less often."""
+def _seeds(words: Iterable[tuple[str, int]], longest: int, least: int) -> dict[str, int]:
+    """Substrings that occur often enough, and their extensions less often."""
     counts: Counter[str] = Counter()
     for word, count in words:
         for start in range(len(word)):
@@ -308,7 +312,7 @@ def _seeds(words: Iterable[tuple[str, int]], longest: int) -> dict[str, int]:
     return {
         text: n
         for text, n in counts.items()
-        if n >= 2 and 2 <= len(text) <= longest and text not in extended
+        if n >= least and 2 <= len(text) <= longest and text not in extended
     }
 
 

@@ -36,15 +36,15 @@ def shared(symbols, rests, one, other, most):
 def substrings(a):
     """Substrings that no extension occurs as often as: intervals of sorted suffixes.
 
-    Those of 2 to a[4] characters that occur twice or more; the longer before its beginnings.
+    Those of at least two characters; the longer before its beginnings.
     a: 0 symbols, 1 characters to the word's end, 2 sorted places, 3 number of places, 4 longest
-    piece, 5 counts of the sorted places added up; 6 depths on the way, 7 where they begin; out: 8
-    first, 9 last, 10 length, 11 count, 12 room. Returns: how many there are.
+    piece, 5 least count, 6 counts of the sorted places added up, 7 depths on the way, 8 where they
+    begin; out: 9 first, 10 last, 11 length, 12 count, 13 room. Returns: how many there are.
     """
     symbols, rests, order, size, longest = i32p(a[0]), i32p(a[1]), i32p(a[2]), a[3], a[4]
-    total, depths, begins = i64p(a[5]), i64p(a[6]), i64p(a[7])
-    firsts, lasts, lengths, counts = i32p(a[8]), i32p(a[9]), u8p(a[10]), i64p(a[11])
-    room, found, top, before = a[12], np.int64(0), np.int64(0), np.int64(0)
+    total, depths, begins = i64p(a[6]), i64p(a[7]), i64p(a[8])
+    firsts, lasts, lengths, counts = i32p(a[9]), i32p(a[10]), u8p(a[11]), i64p(a[12])
+    room, found, top, before = a[13], np.int64(0), np.int64(0), np.int64(0)
     depths[0], begins[0] = 0, 0
     for place in range(1, size + 1):
         common = np.int64(0)
@@ -58,7 +58,7 @@ def substrings(a):
         while True:
             if depth > 0:
                 count = total[place] - total[begin]
-                if 2 <= depth <= longest and count >= 2:
+                if 2 <= depth <= longest and count >= a[5]:
                     if found < room:
                         firsts[found], lasts[found] = begin, place - 1
                         lengths[found], counts[found] = depth, count
