@@ -44,6 +44,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lmworks.cli.tokenizer_budget:command",
         "What a chat request costs in tokens, part by part, and how it fits.",
     ),
+    "tokenizer pack": (
+        "lmworks.cli.tokenizer_pack:command",
+        "Compare ways to pack a corpus into sequences of one length.",
+    ),
     "train pretrain": (
         "stage:lmworks.training.pretrain:pretrain",
         "Train a decoder from scratch.",
