@@ -81,14 +81,17 @@ class SentencePieceTrainer:
             )
         )
 
-    def _alphabet(self, characters: Characters) -> list[str]:
-        """The characters that are tokens. Raises: UserError when there is no room for them."""
+    def _alphabet(self, characters: Characters, also: str = "") -> list[str]:
+        """The characters that text keeps, those in `also` being tokens as well.
+
+        Raises: UserError when there is no room for them.
+        """
         kept = characters.kept(self.wanted.alphabet)
         check_size(
             self.wanted,
             {
                 "bytes": len(BYTES),
-                "characters": len(kept),
+                "characters": len({*kept, *also}),
                 "special, kept and reserved tokens": len(self.added),
             },
             advice="; alphabet keeps fewer characters",
@@ -126,17 +129,18 @@ class UnigramTrainer(SentencePieceTrainer):
         """The vocabulary."""
         from lmworks.tokenizers.trainers.unigram import learn_unigram
 
-        words = counts.words
+        characters = Characters(counts.words)
         leading = [token.text for token in self.added] + list(BYTES)
-        # Text that looks like one of these must have another way to be written.
-        alphabet = set(self._alphabet(Characters(words))) | set("".join(leading))
+        # Text that looks like an added token must have another way to be written.
+        kept = self._alphabet(characters, also := "".join(leading))
         pieces, scores = learn_unigram(
-            words,
+            characters.only(kept),
             vocab_size=self.wanted.vocab_size - len(leading),
-            required=sorted(alphabet),
-            min_frequency=self.wanted.min_frequency,
+            required=sorted({*kept, *also}),
+            max_piece_length=LONGEST_PIECE,
         )
-        pairs = [(piece, s) for piece, s in zip(pieces, scores) if piece not in set(leading)]
+        known = set(leading)
+        pairs = [(piece, s) for piece, s in zip(pieces, scores) if piece not in known]
         lowest = min(scores)
         return self._vocabulary(
             Unigram(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,16 @@ class Characters:
         number = np.cumsum(begins)[keep]
         first = np.diff(number, prepend=0) > 0
         return _words(found[keep], counts[keep], first)
+
+    def only(self, alphabet: Sequence[str]) -> WordCounts:
+        """Words as bytes again, parted at every character that is not in the alphabet."""
+        places = {character: ord(character) for character in alphabet}
+        words = self.symbols(places, apart=True)
+        codes = words.data.astype(np.int64)
+        widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+        data = words.data.astype("<u4").tobytes().decode("utf-32-le").encode()
+        ends = np.cumsum(widths, dtype=np.int64)[words.ends - 1]
+        return WordCounts(np.frombuffer(data, np.uint8), ends, words.counts, words.left_out)
 
 
 def _table(ids: dict[str, int]) -> Any:
