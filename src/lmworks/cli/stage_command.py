@@ -73,9 +73,12 @@ def _option(item: Option) -> click.Option:
     shown = item.help[:1].upper() + item.help[1:]
     if item.required:
         shown += " (required)"
-    elif item.default not in ("", None):
+    elif item.default not in ("", None) and not item.repeat:
         default = str(item.default).lower() if isinstance(item.default, bool) else item.default
         shown += f" [default: {default}]"
+    if item.repeat:
+        shown += "; may be repeated, @FILE gives one a line"
+        return click.Option([item.repeat, item.name], multiple=True, metavar="TEXT", help=shown)
     if item.type is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}", item.name], default=None, help=shown)
     if typing.get_origin(item.type) is typing.Literal:
@@ -97,7 +100,7 @@ def build_config(
     if recipe:
         values = _read_recipe(Path(recipe))
     known = {item.name: item for item in options(config_type)}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value not in (None, ())}
     values |= {name: _from_flag(known[name], value) for name, value in given.items()}
     for text in sets:
         path, value = parse_set(text)
@@ -112,11 +115,30 @@ def build_config(
 def _from_flag(item: Option, value: Any) -> Any:
     """A flag's text as the value that its field wants, where click does not make it."""
     origin = typing.get_origin(item.type)
+    if item.repeat:
+        return [text for one in value for text in _texts(one)]
     if origin is typing.Literal:
         return next(a for a in typing.get_args(item.type) if str(a) == value)
     if origin in (list, tuple, dict):
         return parse_set(f"{item.name}={value}")[1]
     return value
+
+
+def _texts(value: str) -> list[str]:
+    """A text as it is; of `@FILE`, the lines that are not empty."""
+    if not value.startswith("@"):
+        return [value]
+    path = Path(value[1:])
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UserError(
+            f"{value}: {path} can't be read: {error.strerror}; a text that begins with @ can stand "
+            "in a file"
+        ) from error
+    return [line for line in lines if line]
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data why": ("lmworks.cli.data_why:command", "Why a document is not in a corpus."),
     "tokenizer train": (
         "stage:lmworks.tokenizers.train:train_tokenizer",
-        "Learn a byte-level BPE vocabulary.",
+        "Learn a vocabulary: BPE, Unigram or WordPiece.",
     ),
     "tokenizer extend": (
         "stage:lmworks.tokenizers.extend:extend_tokenizer",

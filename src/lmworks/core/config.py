@@ -32,9 +32,13 @@ def option(
     help: str,
     role: str = VALUE,
     flag: bool = True,
+    repeat: str = "",
 ) -> Any:
-    """A config field. `flag=False` keeps it off the command line (`--set` still reaches it)."""
-    metadata = {"help": help, "role": role, "flag": flag}
+    """A config field. `flag=False` keeps it off the command line (`--set` still reaches it).
+
+    `repeat`: for a list of texts, a flag that gives one text as it is and may be repeated.
+    """
+    metadata = {"help": help, "role": role, "flag": flag, "repeat": repeat}
     if isinstance(default, list | dict | set) or dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -50,6 +54,7 @@ class Option:
     help: str
     role: str
     flag: bool
+    repeat: str
 
     @property
     def required(self) -> bool:
@@ -74,6 +79,7 @@ def options(cls: type) -> Iterator[Option]:
             help=field.metadata.get("help", ""),
             role=field.metadata.get("role", VALUE),
             flag=field.metadata.get("flag", True),
+            repeat=field.metadata.get("repeat", ""),
         )
 
 

@@ -34,7 +34,7 @@ def learn_merges(
 
     Words of uint8 are bytes whose tokens are of one byte; words of int32 are ids already.
     """
-    work = _Work(words, tokens, vocab_size, min_frequency)
+    work = MergeState(words, tokens, vocab_size, min_frequency)
     work.limit(protected, prefix, longest)
     first = shown = len(tokens)
     with track("learning merges", total=vocab_size - first) as bar:
@@ -47,7 +47,12 @@ def learn_merges(
     return work.merges()
 
 
-class _Work:
+class MergeState:
+    """Words, their pairs, and how often each occurs, as merges go on.
+
+    `run` merges by itself; with `top`, `merge` and `drop` a caller chooses, and keeps the tokens.
+    """
+
     def __init__(
         self, words: WordCounts, tokens: list[bytes], vocab_size: int, min_frequency: int
     ) -> None:
@@ -134,6 +139,34 @@ class _Work:
     def run(self) -> int:
         """0 when done, 1 when there is no more room, 2 after some merges."""
         return self._learn(int(self._slots.ctypes.data))
+
+    def top(self) -> Pair | None:
+        """The most frequent pair, or None when none is frequent enough."""
+        if not self._ask(slots.LOOK):
+            return None
+        return int(self._slots[slots.LEFT]), int(self._slots[slots.RIGHT])
+
+    def merge(self, pair: Pair, merged: int) -> None:
+        """Merge a pair to the id `merged` in all words."""
+        self._slots[slots.LEFT], self._slots[slots.RIGHT] = pair
+        self._slots[slots.MERGED] = merged
+        while self._ask(slots.MERGE):
+            self.grow()
+
+    def drop(self, pair: Pair) -> None:
+        """Let a pair be: what it leads to may not be a token."""
+        self._slots[slots.LEFT], self._slots[slots.RIGHT] = pair
+        while self._ask(slots.DROP):
+            self.grow()
+
+    def _ask(self, mode: int) -> int:
+        self._slots[slots.MODE] = mode
+        return self.run()
+
+    @property
+    def num_symbols(self) -> int:
+        """Symbols that all words have, each word as often as it occurs."""
+        return int(self._slots[slots.NUM_SYMBOLS])
 
     def made(self) -> int:
         """How many tokens there are."""

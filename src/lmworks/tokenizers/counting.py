@@ -2,20 +2,42 @@
 
 Kept tokens are cut out first, text is normalised and changed, then cut; the kernels count, or
 plain Python where a pattern is no automaton.
+
+Counting the files of many languages can be killed and goes on: whenever so much text was read,
+what is counted is written down with the place that was reached. That happens at the same places
+whether a run was stopped or not, so the result is the same to the bit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lmworks.core.errors import UserError
-from lmworks.core.progress import track
+from lmworks.core.files import read_json, write_json
+from lmworks.core.progress import Bar, track
+from lmworks.tokenizers.texts import placed_texts
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.vocabulary import Vocabulary
-from lmworks.tokenizers.word_counts import WordCounter, WordCounts, from_words
+from lmworks.tokenizers.word_counts import (
+    WordCounter,
+    WordCounts,
+    from_words,
+    load_counts,
+    save_counts,
+)
+
+CHECKPOINT_CHARACTERS = 1 << 28  # of text between two
+_PART = 1 << 20  # characters counted at once
+_ONE_LINE = re.compile(r"(?<=\S)\n(?=\S)")
+_MOST_WORDS = 1 << 25  # bytes of words that trainers are given, of all languages
+_LEAST_WORDS = 1 << 20  # of one language
+_NO_TEXT = "there is no text to learn a tokenizer from"
 
 
 def count_texts(
@@ -38,8 +60,96 @@ def count_texts(
 def checked(words: WordCounts) -> WordCounts:
     """The words. Raises: UserError when there are none."""
     if not len(words):
-        raise UserError("there is no text to learn a tokenizer from")
+        raise UserError(_NO_TEXT)
     return words
+
+
+def count_files(
+    blank: Vocabulary, languages: Mapping[str, Sequence[Path]], *, work: Path | None = None
+) -> dict[str, WordCounts]:
+    """The words of each language's files.
+
+    Args:
+        work: folder for what a resume needs.
+    Raises: UserError when a file can't be read, or all of them hold no text.
+    """
+    tokenizer = PipelineTokenizer(blank)
+    most = max(_LEAST_WORDS, _MOST_WORDS // len(languages))
+    total = sum(
+        file.stat().st_size for files in languages.values() for file in files if file.is_file()
+    )
+    with track("counting words", total=total) as bar, _folder(work) as folder:
+        found = {
+            name: _Counting(tokenizer, files, folder / str(number)).finish(bar, most)
+            for number, (name, files) in enumerate(languages.items())
+        }
+    for name, words in found.items():
+        if not len(words):
+            raise UserError(f"the language {name!r} has no text" if name else _NO_TEXT)
+    return found
+
+
+@contextlib.contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        yield work / "counts"
+    else:
+        with tempfile.TemporaryDirectory(prefix="lmworks-words-") as temporary:
+            yield Path(temporary)
+
+
+def parts_of(text: str) -> Iterator[str]:
+    """A text in parts that begin where a line does; a very long line is parted between words."""
+    at = 0
+    while len(text) - at > _PART:
+        place = _ONE_LINE.search(text, at + _PART // 2, at + _PART)
+        space = text.rfind(" ", at + _PART // 2, at + _PART)
+        end = place.end() if place else space if space > 0 else at + _PART
+        yield text[at:end]
+        at = end
+    yield text[at:] if at else text
+
+
+class _Counting:
+    """The files of one language, and how far they are counted."""
+
+    def __init__(self, tokenizer: PipelineTokenizer, files: Sequence[Path], folder: Path) -> None:
+        self.tokenizer, self.files, self.folder = tokenizer, files, folder
+        self.state = folder / "reached.json"
+        self.done = folder / "counted.npz"
+
+    def finish(self, bar: Bar, most: int) -> WordCounts:
+        """Count what is left; at most so many bytes of words are kept."""
+        if self.done.is_file():
+            bar.advance(sum(file.stat().st_size for file in self.files))
+            return load_counts(self.done)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        reached = (
+            read_json(self.state) if self.state.is_file() else {"file": 0, "place": 0, "runs": 0}
+        )
+        counter = TextCounter(self.tokenizer, folder=self.folder, runs=reached["runs"])
+        since = 0
+        for number in range(reached["file"], len(self.files)):
+            before = start = reached["place"] if number == reached["file"] else 0
+            bar.advance(before)
+            for text, place in placed_texts(self.files[number], start):
+                counter.add(text)
+                since += len(text)
+                bar.advance(_bytes_read(self.files[number], place - before, text))
+                before = place
+                if since >= CHECKPOINT_CHARACTERS and counter.counter is not None:
+                    runs = counter.counter.checkpoint()
+                    write_json(self.state, {"file": number, "place": place, "runs": runs})
+                    since = 0
+        words = counter.finish(most=most)
+        save_counts(words, self.done)
+        for run in self.folder.glob("run-*.npz"):
+            run.unlink()
+        return words
+
+
+def _bytes_read(file: Path, places: int, text: str) -> int:
+    return len(text) if file.suffix == ".parquet" else places
 
 
 class TextCounter:
@@ -67,7 +177,11 @@ class TextCounter:
             self.counter = WordCounter(tokenizer.pre_tokenizer.cuts, **options)
 
     def add(self, text: str) -> None:
-        """Count the words of a text."""
+        """Count the words of a text, however long it is."""
+        for part in parts_of(text):
+            self._add(part)
+
+    def _add(self, text: str) -> None:
         for piece in self._pieces(text):
             if self.counter is not None:
                 self.counter.add(piece)

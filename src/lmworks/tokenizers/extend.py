@@ -48,7 +48,9 @@ class ExtendTokenizerConfig:
     add: int = option(4000, help="new tokens to learn at most")
     min_frequency: int = option(2, help="a pair seen less often is not merged")
     words: str = option("", role=REFERENCE, help="file of words, one a line, that must be whole")
-    special_tokens: list[str] = option([], help="new special tokens, behind all others")
+    special_tokens: list[str] = option(
+        [], help="new special token, behind all others", repeat="--special-token"
+    )
 
 
 @stage("extend_tokenizer", makes="tokenizer")

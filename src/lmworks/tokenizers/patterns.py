@@ -56,11 +56,19 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
 }
 
+CUSTOM = "regex:"  # what a pattern of one's own begins with
 _SECONDS = 30.0  # for one search over one text; patterns can take time without end
 
 
 def pattern(name: str) -> tuple[str, ...]:
-    """The expressions of a named pattern. Raises: UserError with the nearest name."""
+    """The expressions of a named pattern, or of `regex:EXPRESSION`.
+
+    Raises: UserError with the nearest name, or for an expression that is not valid.
+    """
+    if name.startswith(CUSTOM):
+        expression = name.removeprefix(CUSTOM)
+        compiled(expression)
+        return (expression,)
     if name not in PATTERNS:
         raise unknown_name("pattern", name, PATTERNS)
     return PATTERNS[name]
@@ -94,7 +102,20 @@ def spans_of(expression: str, text: str) -> Iterator[tuple[int, int]]:
         for match in compiled(expression).finditer(text, timeout=_SECONDS):
             yield match.span()
     except TimeoutError as error:
-        raise UserError(
-            f"the pattern {expression[:80]!r} was given up after {_SECONDS:.0f} s on a text of "
-            f"{len(text)} characters: it tries too many ways to match"
-        ) from error
+        raise _given_up(expression, text) from error
+
+
+def matches_of(expression: str, text: str) -> list[str]:
+    """The text of every match of an expression without groups. Raises: as `spans_of`."""
+    try:
+        found: list[str] = compiled(expression).findall(text, timeout=_SECONDS)
+    except TimeoutError as error:
+        raise _given_up(expression, text) from error
+    return found
+
+
+def _given_up(expression: str, text: str) -> UserError:
+    return UserError(
+        f"the pattern {expression[:80]!r} was given up after {_SECONDS:.0f} s on a text of "
+        f"{len(text)} characters: it tries too many ways to match"
+    )

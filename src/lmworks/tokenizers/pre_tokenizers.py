@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from lmworks.core.errors import UserError
 from lmworks.tokenizers.aligned import AlignedText, Span
-from lmworks.tokenizers.patterns import PATTERNS, compiled, spans_of
+from lmworks.tokenizers.patterns import PATTERNS, compiled, matches_of, spans_of
 from lmworks.tokenizers.unicode_data import character_class, unassigned
 from lmworks.tokenizers.vocabulary import Step
 
@@ -128,9 +128,9 @@ class PreTokenizer:
         known = text.isascii() or not unassigned().search(text)
         one = len(self.cuts) == 1 and self.cuts[0].behavior == "Isolated"
         if known and one and len(text) < _AT_ONCE:
-            expression = compiled(self.cuts[0].expression)
-            if expression.groups == 0:  # findall gives whole matches, and is the fastest way
-                words: list[str] = expression.findall(text)
+            expression = self.cuts[0].expression
+            if compiled(expression).groups == 0:  # whole matches at once are the fastest way
+                words = matches_of(expression, text)
                 if sum(map(len, words)) == len(text):
                     return filter(None, words)
         return (text[start:end] for start, end in self.pieces(text))

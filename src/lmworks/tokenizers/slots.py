@@ -41,6 +41,8 @@ MAP_NEIGHBOURS, MAP_FULL = -(1 << 40), -(1 << 41)  # what stops it, beside a mis
     COUNT_TIMES, MORE_WORDS, WORDS_ENDS, WORDS_TIMES, WORDS_IN, PART, PART_MASK, COUNT_SLOTS,
 ) = range(ENCODE_SLOTS, ENCODE_SLOTS + 15)  # fmt: skip
 
+MOST_BYTES = 4096  # of a word; a longer piece is counted in parts, or a merge would take its time
+
 # learn_merges
 (
     SYM, WORD_STARTS, WORD_SIZES, WORD_COUNTS, NUM_WORDS, PAIR_KEYS, PAIR_COUNTS, PAIR_HEADS,
@@ -48,5 +50,6 @@ MAP_NEIGHBOURS, MAP_FULL = -(1 << 40), -(1 << 41)  # what stops it, beside a mis
     HEAP_KEYS, HEAP_ROOM, HEAP_SIZE, RAISED, RAISED_ROOM, NUM_RAISED, OUT_LEFT, OUT_RIGHT,
     OUT_ROOM_MERGES, WANTED, DONE, LEAST, BATCH, STARTED, MORE, TOKEN_TABLE, TOKEN_MASK, TOKEN_ENDS,
     TOKEN_ARENA, TOKEN_ARENA_ROOM, NUM_TOKENS_MADE, PROTECTED, PREFIX, PREFIX_SIZE, MOST_CHARACTERS,
-    LEARN_SLOTS,
-) = range(42)  # fmt: skip
+    MODE, LEFT, RIGHT, MERGED, NUM_SYMBOLS, LEARN_SLOTS,
+) = range(47)  # fmt: skip
+LEARN, LOOK, MERGE, DROP = range(4)  # what MODE says

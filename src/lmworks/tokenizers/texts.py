@@ -21,7 +21,8 @@ Placed = tuple[str, int]  # a text, and where its file goes on
 
 _PART = 1 << 23  # bytes of a text file read at once
 _LONGEST_PART = 1 << 24  # bytes of one line that are given as one text
-_LINE = re.compile(rb"\n(?=\S)")
+# A line break that no white space touches stands alone under every pattern.
+_ONE_LINE, _LINE = re.compile(rb"(?<=\S)\n(?=\S)"), re.compile(rb"\n(?=\S)")
 _MOST_LANGUAGES = 64  # files of one folder that are taken for languages
 
 
@@ -64,25 +65,35 @@ def _text_of(line: str, where: str) -> str:
 
 
 def _parts(path: Path, start: int) -> Iterator[Placed]:
-    """A text file in parts of some megabytes that begin where a line does, never with a space."""
+    """A text file in parts of some megabytes that begin where a line does, never with a space.
+
+    Where a part ends depends on where it begins, and on nothing before.
+    """
     kept, at = b"", start
     with open(path, "rb") as file:
         file.seek(start)
-        while part := file.read(_PART):
-            kept += part
-            end = _end_of_part(kept)
-            if end:
-                yield _decoded(kept[:end], path, at), at + end
-                kept, at = kept[end:], at + end
+        while True:
+            size = end = 0
+            while not end:
+                size += _PART
+                kept += file.read(max(0, size - len(kept)))
+                if len(kept) < size:
+                    break
+                end = _end_of_part(kept[:size])
+            if not end:
+                break
+            yield _decoded(kept[:end], path, at), at + end
+            kept, at = kept[end:], at + end
     if kept:
         yield _decoded(kept, path, at), at + len(kept)
 
 
 def _end_of_part(data: bytes) -> int:
     """Where a part may end; 0: not yet. A line without end is parted at a space, or anywhere."""
-    place = _LINE.search(data, max(0, len(data) - _PART // 8)) or _LINE.search(data)
-    if place:
-        return place.end()
+    for line in (_ONE_LINE, _LINE):
+        place = line.search(data, max(0, len(data) - _PART // 8)) or line.search(data)
+        if place:
+            return place.end()
     if len(data) < _LONGEST_PART:
         return 0
     space = data.rfind(b" ", len(data) // 2, len(data) - 1)

@@ -55,6 +55,18 @@ def count_word(a, text, start, end, times):
     a[COUNT_WORDS] = number + 1
 
 
+@njit(**_OPTIONS)
+def count_piece(a, text, start, end, times):
+    """Add a piece: as one word, or in parts between characters where it is longer than any word."""
+    while end - start > MOST_BYTES:
+        stop = start + MOST_BYTES
+        while text[stop] & 0xC0 == 0x80:
+            stop -= 1
+        count_word(a, text, start, stop, times)
+        start = stop
+    count_word(a, text, start, end, times)
+
+
 def count_words(a):
     """Count the pieces of a text from AT on; 1 when there is no room, -2 as `encode` says."""
     text, last = u8p(a[TEXT]), a[NUM_LEVELS] - 1
@@ -95,7 +107,7 @@ def count_words(a):
             k += 1
             places[k], ends[k] = start, stop
         elif wanted:
-            count_word(a, text, start, stop, a[COUNT_TIMES])
+            count_piece(a, text, start, stop, a[COUNT_TIMES])
 
 
 def add_words(a):
@@ -210,8 +222,10 @@ def first_counts(a):
     """Count the pairs of all words and put them on the heap."""
     symbols, starts, sizes = i32p(a[SYM]), i64p(a[WORD_STARTS]), i32p(a[WORD_SIZES])
     times, totals, keys = i64p(a[WORD_COUNTS]), i64p(a[PAIR_COUNTS]), u64p(a[PAIR_KEYS])
+    a[NUM_SYMBOLS] = 0
     for number in range(a[NUM_WORDS]):
         begin = starts[number]
+        a[NUM_SYMBOLS] += sizes[number] * times[number]
         for i in range(begin, begin + sizes[number] - 1):
             slot = slot_of(a, symbols[i], symbols[i + 1])
             totals[slot] += times[number]
@@ -258,6 +272,7 @@ def merge_word(a, number, left, right, merged, step):
             at += 1
         kept += 1
     sizes[number] = np.int32(kept - begin)
+    a[NUM_SYMBOLS] -= times * (end - kept)
 
 
 @njit(**_OPTIONS)
@@ -312,69 +327,134 @@ def joined_token(a, left, right):
     return number
 
 
-def learn_merges(a):
-    """Merge the most frequent pair until there are enough merges or none is left.
+@njit(**_OPTIONS)
+def settle(a):
+    """Bring the pair to merge next to the top of the heap; False when no pair is frequent enough.
 
-    Writes pairs to OUT_LEFT and OUT_RIGHT. Returns 0 when done, 1 when it wants more room, 2 after
-    BATCH merges.
+    Counts in the heap may be out of date: they are put right when they come up.
+    """
+    counts, keys, totals = i64p(a[HEAP_COUNTS]), u64p(a[HEAP_KEYS]), i64p(a[PAIR_COUNTS])
+    while a[HEAP_SIZE] > 0:
+        key = keys[0]
+        slot = slot_of(a, key_left(key), key_right(key))
+        if totals[slot] == counts[0]:
+            return totals[slot] >= a[LEAST]
+        pop(a)
+        if totals[slot] > 0:
+            push(a, totals[slot], key)
+    return False
+
+
+@njit(**_OPTIONS)
+def key_left(key):
+    return np.int32((key - np.uint64(1)) >> np.uint64(32))
+
+
+@njit(**_OPTIONS)
+def key_right(key):
+    return np.int32((key - np.uint64(1)) & np.uint64(0xFFFFFFFF))
+
+
+@njit(**_OPTIONS)
+def has_room(a, slot):
+    """Whether a pair can be merged without more room; MORE says how much may be needed."""
+    heads, words, links = i32p(a[PAIR_HEADS]), i32p(a[NODE_WORDS]), i32p(a[NODE_LINKS])
+    sizes = i32p(a[WORD_SIZES])
+    # A merge makes at most two pairs per occurrence; the sizes of words are a bound for each.
+    bound = np.int64(8)
+    node = heads[slot]
+    while node != 0:
+        bound += 2 * sizes[words[node]]
+        node = links[node]
+    a[MORE] = bound
+    return (
+        a[NODES_USED] + bound <= a[NODES_ROOM]
+        and 3 * (a[PAIRS_USED] + bound) <= 2 * a[PAIR_MASK]
+        and a[HEAP_SIZE] + bound <= a[HEAP_ROOM]
+        and bound <= a[RAISED_ROOM]
+    )
+
+
+@njit(**_OPTIONS)
+def merge_pair(a, slot, left, right, merged):
+    """Merge a pair in all words that have it; there is room."""
+    heads, words, links = i32p(a[PAIR_HEADS]), i32p(a[NODE_WORDS]), i32p(a[NODE_LINKS])
+    totals, raised, keys = i64p(a[PAIR_COUNTS]), i64p(a[RAISED]), u64p(a[PAIR_KEYS])
+    a[NUM_RAISED] = 0
+    a[DONE] += 1
+    node = heads[slot]
+    heads[slot] = 0
+    while node != 0:
+        merge_word(a, words[node], left, right, merged, np.int32(a[DONE]))
+        node = links[node]
+    totals[slot] = 0
+    for i in range(a[NUM_RAISED]):
+        if totals[raised[i]] > 0:
+            push(a, totals[raised[i]], keys[raised[i]])
+
+
+@njit(**_OPTIONS)
+def learn_next(a):
+    """Merge the most frequent pair; 0 done, 1 no room, 2 merged, 3 passed over."""
+    if not settle(a):
+        return 0
+    key = u64p(a[HEAP_KEYS])[0]
+    left, right = key_left(key), key_right(key)
+    slot = slot_of(a, left, right)
+    size = i64p(a[TOKEN_ENDS])[a[NUM_TOKENS_MADE] - 1]
+    if (
+        not has_room(a, slot)
+        or a[DONE] + 1 > a[OUT_ROOM_MERGES]
+        or 2 * size + 2 > a[TOKEN_ARENA_ROOM]
+    ):
+        return 1
+    merged = np.int32(joined_token(a, left, right))
+    if merged < 0:
+        i64p(a[PAIR_COUNTS])[slot] = 0
+        return 3
+    i32p(a[OUT_LEFT])[a[DONE]], i32p(a[OUT_RIGHT])[a[DONE]] = left, right
+    merge_pair(a, slot, left, right, merged)
+    return 2
+
+
+def learn_merges(a):
+    """What MODE says of the words' pairs.
+
+    LEARN: merge the most frequent pair until there are WANTED tokens or none is left, and write
+    pairs to OUT_LEFT and OUT_RIGHT. Returns 0 when done, 1 when it wants more room, 2 after BATCH
+    merges.
+    LOOK: LEFT and RIGHT become the most frequent pair; 0 when there is none, else 2.
+    MERGE: LEFT and RIGHT become MERGED in all words; 1 when it wants more room. DROP: never again.
     """
     if a[STARTED] == 0:
         first_counts(a)  # the first table of pairs has room for every pair of bytes
         a[STARTED] = 1
-    totals, heads = i64p(a[PAIR_COUNTS]), i32p(a[PAIR_HEADS])
-    words, links, raised = i32p(a[NODE_WORDS]), i32p(a[NODE_LINKS]), i64p(a[RAISED])
-    keys, left_out, right_out = u64p(a[PAIR_KEYS]), i32p(a[OUT_LEFT]), i32p(a[OUT_RIGHT])
+    if a[MODE] == LOOK:
+        if not settle(a):
+            return 0
+        key = u64p(a[HEAP_KEYS])[0]
+        a[LEFT], a[RIGHT] = key_left(key), key_right(key)
+        return 2
+    if a[MODE] == MERGE or a[MODE] == DROP:
+        left, right = np.int32(a[LEFT]), np.int32(a[RIGHT])
+        if 3 * (a[PAIRS_USED] + 1) > 2 * a[PAIR_MASK]:
+            a[MORE] = 1
+            return 1
+        slot = slot_of(a, left, right)
+        if a[MODE] == DROP:
+            i64p(a[PAIR_COUNTS])[slot] = 0
+            return 0
+        if not has_room(a, slot):
+            return 1
+        merge_pair(a, slot, left, right, np.int32(a[MERGED]))
+        return 0
     todo = a[BATCH]
-    ends = i64p(a[TOKEN_ENDS])
     while a[NUM_TOKENS_MADE] < a[WANTED]:
         if todo == 0:
             return 2
-        if a[HEAP_SIZE] == 0:
-            return 0
-        count, key = pop(a)
-        left = np.int32((key - np.uint64(1)) >> np.uint64(32))
-        right = np.int32((key - np.uint64(1)) & np.uint64(0xFFFFFFFF))
-        slot = slot_of(a, left, right)
-        if totals[slot] != count:
-            if totals[slot] > 0:
-                push(a, totals[slot], key)
-            continue
-        if count < a[LEAST]:
-            return 0
-        # A merge makes at most two pairs per occurrence; the count of words is a bound for each.
-        bound = np.int64(8)
-        node = heads[slot]
-        while node != 0:
-            bound += 2 * i32p(a[WORD_SIZES])[words[node]]
-            node = links[node]
-        if (
-            a[NODES_USED] + bound > a[NODES_ROOM]
-            or 3 * (a[PAIRS_USED] + bound) > 2 * a[PAIR_MASK]
-            or a[HEAP_SIZE] + bound > a[HEAP_ROOM]
-            or bound > a[RAISED_ROOM]
-            or a[DONE] + 1 > a[OUT_ROOM_MERGES]
-            or 2 * ends[a[NUM_TOKENS_MADE] - 1] + 2 > a[TOKEN_ARENA_ROOM]
-        ):
-            push(a, count, key)
-            a[MORE] = bound
-            return 1
-        done = a[DONE]
-        merged = np.int32(joined_token(a, left, right))
-        if merged < 0:
-            totals[slot] = 0
-            continue
-        a[NUM_RAISED] = 0
-        node = heads[slot]
-        heads[slot] = 0
-        while node != 0:
-            merge_word(a, words[node], left, right, merged, np.int32(done + 1))
-            node = links[node]
-        totals[slot] = 0
-        for i in range(a[NUM_RAISED]):
-            if totals[raised[i]] > 0:
-                push(a, totals[raised[i]], keys[raised[i]])
-        left_out[done], right_out[done] = left, right
-        a[DONE] = done + 1
+        status = learn_next(a)
+        if status < 2:
+            return status
         todo -= 1
     return 0
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lmworks.core.errors import UserError
+from lmworks.core.files import atomic_open
 from lmworks.core.progress import say
 from lmworks.tokenizers import slots
 from lmworks.tokenizers.calls import call, kernel
@@ -53,8 +54,20 @@ class WordCounter:
     Raises: Unsupported for cuts that are no automata.
     """
 
-    def __init__(self, cuts: Sequence[Cut], *, budget: int = 1 << 29) -> None:
-        """`budget`: bytes for words in memory before they go to disk."""
+    def __init__(
+        self,
+        cuts: Sequence[Cut],
+        *,
+        budget: int = 1 << 29,
+        folder: Path | None = None,
+        runs: int = 0,
+    ) -> None:
+        """
+        Args:
+            budget: bytes for words in memory before they go to disk.
+            folder: where they go; a temporary one otherwise.
+            runs: how many of the files there are counted already, and are gone on with.
+        """
         self._slots = np.zeros(slots.COUNT_SLOTS, dtype=np.int64)
         self._kept = cut_levels(self._slots, cuts)
         self._budget = budget
@@ -63,8 +76,9 @@ class WordCounter:
         self._slots[slots.ENDS] = self._ends_of_levels.ctypes.data
         self._count = kernel("count_words", training=True)
         self._add = kernel("add_words", training=True)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._runs: list[Path] = []
+        self._folder = folder
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._runs = [self._run_file(number) for number in range(runs)]
         self._begin()
 
     def _begin(self) -> None:
@@ -130,15 +144,23 @@ class WordCounter:
         used = int(self._ends[words - 1]) if words else 0
         return WordCounts(self._arena[:used], self._ends[:words], self._counts[:words])
 
-    def _spill(self) -> None:
+    def _run_file(self, number: int) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="lmworks-words-")
+            self._temporary = tempfile.TemporaryDirectory(prefix="lmworks-words-")
+            self._folder = Path(self._temporary.name)
             say("more words than memory is given for: counting goes on over the disk")
-        path = Path(self._folder.name) / f"run-{len(self._runs)}.npz"
+        return self._folder / f"run-{number}.npz"
+
+    def checkpoint(self) -> int:
+        """Write down all that is counted; returns how many files that makes in all."""
+        if self._slots[slots.COUNT_WORDS]:
+            self._spill()
+        return len(self._runs)
+
+    def _spill(self) -> None:
+        path = self._run_file(len(self._runs))
         here = self._here()
-        with open(path, "wb") as file:
-            for array in (here.data, here.ends, here.counts):
-                np.save(file, array)
+        save_counts(here, path)
         self._runs.append(path)
         self._begin()
 
@@ -146,11 +168,11 @@ class WordCounter:
         """What was counted; the rarest words left out when there are more than `most` bytes."""
         if not self._runs:
             return _most_frequent([self._here()], most)
-        self._spill()
-        assert self._folder is not None
+        self.checkpoint()
         least, left_out = self._least(most)
         found = [_at_least(part, least) for part in self._parts()]
-        self._folder.cleanup()
+        if self._temporary is not None:
+            self._temporary.cleanup()
         if left_out:
             say(f"words seen less than {least} times ({left_out} occurrences) left out")
         return dataclasses.replace(joined(found), left_out=left_out)
@@ -180,13 +202,30 @@ class WordCounter:
 
     def _add_run(self, path: Path) -> None:
         a = self._slots
-        with open(path, "rb") as file:
-            data, ends, counts = np.load(file), np.load(file), np.load(file)
+        words = load_counts(path)
+        data, ends, counts = words.data, words.ends, words.counts
         a[slots.TEXT], a[slots.TEXT_SIZE], a[slots.AT] = data.ctypes.data, len(data), 0
         a[slots.WORDS_ENDS], a[slots.WORDS_TIMES] = ends.ctypes.data, counts.ctypes.data
         a[slots.WORDS_IN] = len(ends)
         while self._add(int(a.ctypes.data)):
             self._grow(int(a[slots.MORE_WORDS]), spill=False)
+
+
+def save_counts(words: WordCounts, path: Path) -> None:
+    """Write counted words, whole or not at all."""
+    with atomic_open(path) as file:
+        for array in (words.data, words.ends, words.counts, np.array(words.left_out)):
+            np.save(file, array)
+
+
+def load_counts(path: Path) -> WordCounts:
+    """Read what `save_counts` wrote. Raises: UserError for a damaged file."""
+    try:
+        with open(path, "rb") as file:
+            data, ends, counts, left_out = (np.load(file) for _ in range(4))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged: remove its folder and run again") from error
+    return WordCounts(data, ends, counts, int(left_out))
 
 
 def joined(parts: list[WordCounts]) -> WordCounts:

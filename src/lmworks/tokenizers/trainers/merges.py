@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from lmworks.tokenizers import compiled_trainer
 from lmworks.tokenizers.trainers.base import Counts, Wanted
+from lmworks.tokenizers.trainers.fair import learn_fairly
 from lmworks.tokenizers.word_counts import WordCounts
 
 Pair = tuple[int, int]
@@ -30,12 +32,18 @@ def learn_merges(
         longest: characters of a token at most; 0: as many as there are.
         symbols: turns words into first symbols, where these are not bytes.
     """
-    return compiled_trainer.learn_merges(
-        symbols(counts.words),
-        tokens,
-        vocab_size=wanted.vocab_size,
-        min_frequency=wanted.min_frequency,
-        protected=protected,
-        prefix=prefix,
-        longest=longest,
-    )
+    options: dict[str, Any] = {
+        "vocab_size": wanted.vocab_size,
+        "min_frequency": wanted.min_frequency,
+        "protected": protected,
+        "prefix": prefix,
+        "longest": longest,
+    }
+    if counts.measured is None:
+        return compiled_trainer.learn_merges(symbols(counts.words), tokens, **options)
+    languages = {name: symbols(words) for name, words in counts.languages.items()}
+    measured = [
+        (languages[name] if words is counts.languages[name] else symbols(words), units)
+        for name, (words, units) in counts.measured.items()
+    ]
+    return learn_fairly(list(languages.values()), measured, tokens, **options)
