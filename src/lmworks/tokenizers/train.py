@@ -39,7 +39,7 @@ class TrainTokenizerConfig:
     )
     vocab_size: int = option(4096, help="entries, special tokens and the 256 bytes included")
     pattern: str = option("", help="how text is cut: gpt2, o200k, bert-cased, regex:..., ...")
-    min_frequency: int = option(2, help="BPE, WordPiece: a pair seen less often is not merged")
+    min_frequency: int = option(2, help="what is seen less often becomes no token")
     special_tokens: list[str] = option(
         [], help="special token, in place of the kind's own", repeat="--special-token"
     )

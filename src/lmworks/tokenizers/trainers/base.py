@@ -33,7 +33,7 @@ class Wanted:
     """What a vocabulary is to hold. Raises: UserError for numbers below 0."""
 
     vocab_size: int
-    min_frequency: int = 2  # a pair seen less often is not merged
+    min_frequency: int = 2  # a pair seen less often is not merged; Unigram: no seed
     pattern: str = ""  # how text is cut; "" is the trainer's own way
     special_tokens: tuple[str, ...] | None = None  # None: the trainer's own
     keep: tuple[str, ...] = ()  # found whole in any text

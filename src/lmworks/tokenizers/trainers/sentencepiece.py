@@ -137,6 +137,7 @@ class UnigramTrainer(SentencePieceTrainer):
             characters.only(kept),
             vocab_size=self.wanted.vocab_size - len(leading),
             required=sorted({*kept, *also}),
+            min_frequency=self.wanted.min_frequency,
             max_piece_length=LONGEST_PIECE,
         )
         known = set(leading)
