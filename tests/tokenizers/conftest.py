@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Callable
+from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 
+from lmworks.core.gguf import write_gguf
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import SPECIAL_TOKENS, train_bpe
 
@@ -71,3 +75,35 @@ def small() -> PipelineTokenizer:
 def hard() -> list[str]:
     """10,000 strings on which tokenizers like to differ."""
     return hard_strings(10_000)
+
+
+# What llama.cpp wants to know of a model before it looks at the vocabulary.
+LLAMA = {
+    "general.architecture": "llama",
+    "llama.block_count": 1,
+    "llama.context_length": 64,
+    "llama.embedding_length": 8,
+    "llama.feed_forward_length": 8,
+    "llama.attention.head_count": 1,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+
+
+@pytest.fixture
+def llama_cpp(tmp_path: Path) -> Callable[[dict[str, Any]], Any]:
+    """llama.cpp with the vocabulary in these keys; the test is skipped where there is none."""
+    path = Path(__file__).parents[2] / "bench" / "llama_vocab.py"
+    spec = importlib.util.spec_from_file_location("llama_vocab", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        module.library()
+    except (ImportError, OSError) as error:
+        pytest.skip(str(error))
+
+    def loaded(metadata: dict[str, Any]) -> Any:
+        write_gguf(tmp_path / "vocabulary.gguf", LLAMA | metadata, {})
+        return module.LlamaVocabulary(tmp_path / "vocabulary.gguf")
+
+    return loaded

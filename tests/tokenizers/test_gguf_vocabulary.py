@@ -91,7 +91,7 @@ def test_what_gguf_can_not_hold_is_refused(
     ("key", "value", "message"),
     [
         ("model", None, "holds no vocabulary"),
-        ("model", "llama", "vocabularies of kind 'llama' can't be read; known: gpt2"),
+        ("model", "rwkv", "vocabularies of kind 'rwkv' can't be read; known: gpt2, llama, t5"),
         ("pre", "qwen3000", "unknown pre-tokenizer .* 'qwen3000'"),
         ("tokens", None, "tokenizer.ggml.tokens is no list of strings"),
         ("tokens", ["a", 3], "tokenizer.ggml.tokens is no list of strings"),

@@ -55,7 +55,7 @@ _SCALARS = {
     12: ("d", "<f8"),
 }
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-_U32, _I32, _F32, _U64, _I64 = 4, 5, 6, 10, 11
+_U8, _U32, _I32, _F32, _U64, _I64 = 0, 4, 5, 6, 10, 11
 # Integer types in the order they are tried; llama.cpp reads its sizes as unsigned 32-bit.
 _RANGES = {
     _U32: range(0, 1 << 32),
@@ -248,7 +248,8 @@ def write_gguf(
     """Write a version 3 file, whole or not at all. Same content, same bytes.
 
     Args:
-        metadata: values may be bool, int, float, str, and lists of one of these.
+        metadata: values may be bool, int, float, str, lists of one of these, and bytes, which
+            become a list of uint8.
             `general.alignment` is kept to.
         tensors: by name; `data` must hold exactly the bytes that type and shape ask for.
     """
@@ -281,6 +282,9 @@ def _packed_string(text: str) -> bytes:
 
 
 def _write_value(file: IO[bytes], value: Any) -> None:
+    if isinstance(value, bytes):
+        file.write(struct.pack("<IIQ", _ARRAY, _U8, len(value)) + value)
+        return
     if not isinstance(value, list | tuple):
         kind = _kind_of([value])
         file.write(struct.pack("<I", kind) + _packed(value, kind))

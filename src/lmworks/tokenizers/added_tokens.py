@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lmworks.tokenizers.aligned import AlignedText
-from lmworks.tokenizers.normalizers import Normalizer
+from lmworks.tokenizers.normalizers import Normalizer, SentencePiece
 from lmworks.tokenizers.vocabulary import AddedToken
 
 Found = tuple[int, int, int | None]  # start, end, and the id if it is an added token
@@ -27,7 +27,8 @@ class AddedTokenFinder:
         self.normalizer = normalizer
         self._raw = _Texts({token.text: token for token in tokens})
         self._before = _Texts({token.text: token for token in tokens if not token.normalized})
-        clean = normalizer.normalize
+        # SentencePiece knows its symbols as they stand in changed text.
+        clean = str if isinstance(normalizer, SentencePiece) else normalizer.normalize
         self._after = _Texts({clean(token.text): token for token in tokens if token.normalized})
 
     def split_raw(self, text: str) -> Iterator[tuple[str, int | None]]:

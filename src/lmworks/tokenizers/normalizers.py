@@ -281,13 +281,17 @@ class SentencePiece(_Changes):
         self.prefix = bool(step.get("add_dummy_prefix", True))
         self.space = "▁" if step.get("escape_whitespaces", True) else " "
         self.symbols = tuple(sorted(step.get("user_defined_symbols", ()), key=len, reverse=True))
+        self._beginning: dict[str, list[str]] = {}  # symbols by their first character
+        for symbol in self.symbols:
+            self._beginning.setdefault(symbol[:1], []).append(symbol)
         self.suffix = bool(step.get("treat_whitespace_as_suffix", False))
 
     def _parts(self, text: str) -> Iterator[tuple[str, str]]:
         """(what goes, what comes) from left to right."""
         at = 0
         while at < len(text):
-            symbol = next((s for s in self.symbols if text.startswith(s, at)), "")
+            known = self._beginning.get(text[at], ())
+            symbol = next((s for s in known if text.startswith(s, at)), "")
             found = (
                 None if symbol or self.map is None else self.map.longest_prefix(text[at : at + 32])
             )

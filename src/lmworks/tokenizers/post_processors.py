@@ -149,23 +149,41 @@ def num_special(step: Step | None, *, pair: bool) -> int:
     return sum(map(len, build(step)(texts, True)))
 
 
-def adds_bos(step: Step | None, bos_token: str | None) -> bool:
-    """Whether a post-processor puts `bos_token` before a text."""
+def ends(step: Step | None) -> tuple[list[str], list[str]]:
+    """The special tokens that are put before a text and after it."""
     added = build(step)([Encoding.of([-1], [(0, 0)], [""])], True)
     tokens = [token for part in added for token in part.tokens]
-    return bos_token is not None and tokens[:1] == [bos_token]
+    text = [i for part in added for i in part.ids].index(-1)
+    return tokens[:text], tokens[text + 1 :]
+
+
+def adds_bos(step: Step | None, bos_token: str | None) -> bool:
+    """Whether a post-processor puts `bos_token` before a text."""
+    return bos_token is not None and ends(step)[0] == [bos_token]
+
+
+def around(before: list[tuple[str, int]], after: list[tuple[str, int]]) -> dict[str, Any]:
+    """The post-processor that puts tokens (text, id) before all and after each text."""
+
+    def specials(tokens: list[tuple[str, int]], type_id: int) -> list[Any]:
+        return [{"SpecialToken": {"id": text, "type_id": type_id}} for text, _ in tokens]
+
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    single = [*specials(before, 0), first, *specials(after, 0)]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, second, *specials(after, 1)],
+        "special_tokens": {
+            text: {"id": text, "ids": [token_id], "tokens": [text]}
+            for text, token_id in [*before, *after]
+        },
+    }
 
 
 def bos_first(bos_token: str, token_id: int) -> dict[str, Any]:
     """The post-processor that puts `bos_token` before a text."""
-    bos = {"SpecialToken": {"id": bos_token, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    return {
-        "type": "TemplateProcessing",
-        "single": [bos, first],
-        "pair": [bos, first, second],
-        "special_tokens": {bos_token: {"id": bos_token, "ids": [token_id], "tokens": [bos_token]}},
-    }
+    return around([(bos_token, token_id)], [])
 
 
 def checked(step: Step | None) -> Mapping[str, Any] | None:

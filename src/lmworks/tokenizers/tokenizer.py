@@ -265,7 +265,7 @@ class PipelineTokenizer:
 
     def _bytes_in_text(self, token_id: int) -> bytes:
         token = self.vocabulary.tokens[check_id(token_id, self.vocab_size)]
-        if self.byte_level or token_id in self._added_by_id:
+        if self.byte_level or token_id in self._special_ids:
             return token
         text = token.decode("utf-8", "replace")
         byte = decoders.byte_of(text)
@@ -275,8 +275,8 @@ class PipelineTokenizer:
         return "".join(anchor).removeprefix("a").encode()
 
     @functools.cached_property
-    def _added_by_id(self) -> dict[int, str]:
-        return {token.id: token.text for token in self.vocabulary.added_tokens}
+    def _special_ids(self) -> set[int]:
+        return set(self.special_tokens.values())
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that the ids add to a text. Raises: UserError for an id out of range."""
