@@ -14,7 +14,8 @@ import pytest
 from lmworks.core import packages
 from lmworks.core.errors import UserError
 from lmworks.core.files import hash_file
-from lmworks.core.packages import fetch_package
+from lmworks.core.packages import fetch_files, fetch_package
+from lmworks.core.references import resolve
 
 Put = Callable[..., list[list[str]]]
 MODEL = {
@@ -203,3 +204,52 @@ def test_pip_that_hangs_is_said(put: Put, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(packages.subprocess, "run", run)
     with pytest.raises(UserError, match="took over"):
         fetch_package("pkg")
+
+
+DATA = {
+    "pkg/data/de/a.po": b"a",
+    "pkg/data/de/b.LICENSE": b"b",
+    "pkg/data/files.json": b"{}",
+    "pkg/data/.files.json": b"evil",
+    "pkg/__init__.py": b"raise SystemExit",
+    "../evil.txt": b"evil",
+}
+
+
+def test_a_folder_of_a_package_is_copied_whole(put: Put, tmp_path: Path) -> None:
+    commands = put(DATA)
+    folder = fetch_files("pkg==1.0", "pkg/data")
+    assert files(folder) == [".files.json", "de/a.po", "de/b.LICENSE", "files.json"]
+    assert "a.po" in (folder / ".files.json").read_text()
+    assert fetch_files("pkg==1.0", "pkg/data/") == folder and len(commands) == 1
+    assert "--only-binary=:all:" in commands[0] and not list(tmp_path.rglob("evil.txt"))
+    everything = fetch_files("pkg==1.0", ".")
+    assert (everything / "pkg/__init__.py").exists() and everything != folder
+
+
+def test_one_file_of_a_package(put: Put) -> None:
+    commands = put(DATA)
+    path = fetch_files("pkg", "pkg/data/de/a.po")
+    assert path.name == "a.po" and path.read_bytes() == b"a"
+    assert fetch_files("pkg", "pkg/data/de/a.po") == path and len(commands) == 1
+    path.write_bytes(b"changed")
+    assert fetch_files("pkg", "pkg/data/de/a.po").read_bytes() == b"a" and len(commands) == 2
+    assert resolve("pypi:pkg#pkg/data/de").path is not None
+
+
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [("none", "has no none: at its top are pkg"), ("/etc", "from its top"), ("../x", "from its")],
+)
+def test_places_that_a_package_does_not_have(put: Put, inside: str, message: str) -> None:
+    put(DATA)
+    with pytest.raises(UserError, match=message):
+        fetch_files("pkg", inside)
+
+
+def test_a_package_that_would_burst_is_refused(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    put({"pkg/big.txt": bytes(100_000), "pkg/small.txt": b"x"})
+    monkeypatch.setattr(packages, "_MOST_BYTES", 50_000)
+    with pytest.raises(UserError, match=r"2 files of 100,001 bytes: too many; name a folder"):
+        fetch_files("pkg", "pkg")
+    assert fetch_files("pkg", "pkg/small.txt").read_bytes() == b"x"

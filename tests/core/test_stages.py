@@ -362,3 +362,31 @@ def test_a_lock_that_was_taken_off_while_waiting_is_not_held(tmp_path: Path) -> 
 def test_the_time_is_of_the_work(tmp_path: Path) -> None:
     before_end.append(lambda run: time.sleep(0.05))
     assert toy(ToyConfig(), tmp_path / "a").manifest["seconds"] >= 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeveralConfig:
+    """Several references in one field."""
+
+    named: dict[str, str] = option({}, role=REFERENCE, help="")
+    listed: list[str] = option([], role=REFERENCE, help="")
+
+
+@stage("several", makes="thing")
+def several(config: SeveralConfig, run: Run) -> dict[str, Any]:
+    return {name: path.read_text() for name, path in run.inputs.items()}
+
+
+def test_a_field_may_hold_several_references(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    config = SeveralConfig(
+        named={"x": str(tmp_path / "a"), "y": str(tmp_path / "b")}, listed=[str(tmp_path / "c")]
+    )
+    made = several(config, tmp_path / "out")
+    assert made.metrics == {"named.x": "a", "named.y": "b", "listed.0": "c"}
+    assert several(config, tmp_path / "out").cached
+    (tmp_path / "b").write_text("changed")
+    assert several(config, tmp_path / "out", replace=True).metrics["named.y"] == "changed"
+    renamed = dataclasses.replace(config, named={"x": str(tmp_path / "a")})
+    assert not several(renamed, tmp_path / "out", replace=True).cached

@@ -105,12 +105,13 @@ def test_references_inside_lists_and_texts_are_replaced() -> None:
 
 @pytest.mark.parametrize("name", [p.stem for p in sorted(recipes._PACKAGED.glob("*.yaml"))])
 def test_packaged_recipes_dry_run(name: str) -> None:
-    result = CliRunner().invoke(command, [name, "--dry-run", "--set", "base.depth=6"])
-    assert result.exit_code == 0, result.exception
     recipe = load_recipe(name)
+    changed = f"{recipe.steps[0].name}.seed=6"
+    result = CliRunner().invoke(command, [name, "--dry-run", "--set", changed])
+    assert result.exit_code == 0, result.exception
     for step in recipe.steps:
         assert f"{step.name} ({step.stage}) -> {recipe.folder_of(step)}\n" in result.stderr
-    assert "depth = 6" in result.stderr
+    assert "seed = 6" in result.stderr
     assert [p.name for p in Path.cwd().iterdir()] == []
 
 

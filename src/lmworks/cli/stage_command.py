@@ -20,7 +20,7 @@ from lmworks.core.config import (
     type_name,
 )
 from lmworks.core.errors import UserError
-from lmworks.core.stages import Stage
+from lmworks.core.stages import Stage, references
 
 
 def stage_command(name: str, stage: Stage[Any], line: str) -> click.Command:
@@ -160,10 +160,8 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 def _check_references(config: Any) -> None:
     from lmworks.core.references import resolve
 
-    for item in options(type(config)):
-        value = getattr(config, item.name)
-        if item.role == REFERENCE and value:
-            click.echo(f"  {item.name}: {resolve(value).path}", err=True)
+    for name, reference in references(config):
+        click.echo(f"  {name}: {resolve(reference).path}", err=True)
 
 
 def help_text(config_type: type) -> str:

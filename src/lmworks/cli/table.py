@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.data.corpus:build_corpus",
         "A corpus from a folder: read, filter, deduplicate, split.",
     ),
+    "data parallel": (
+        "stage:lmworks.data.parallel:build_parallel",
+        "Sentence pairs by language out of catalogues of translations.",
+    ),
     "data questions": (
         "stage:lmworks.data.questions:draw_questions",
         "Question and answer pairs drawn from a corpus.",
@@ -59,6 +63,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval bits-per-byte": (
         "stage:lmworks.evaluation.bits_per_byte:evaluate",
         "Compare models on held-out text, with intervals.",
+    ),
+    "eval tokenizers": (
+        "stage:lmworks.evaluation.compare_tokenizers:compare_tokenizers",
+        "Tokenizers side by side on held-out text, as a report.",
     ),
     "eval transplant": (
         "stage:lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",

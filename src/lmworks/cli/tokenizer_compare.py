@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from lmworks.evaluation.tokenizer_comparison import ChangedWord, Comparison
+    from lmworks.evaluation.tokenizer_fairness import FairnessRow
 
 
 @click.command()
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     "path",
     required=True,
     type=click.Path(exists=True, path_type=Path),
-    help="A text file, or a folder; its sub-folders (or files) are taken for languages.",
+    help="A corpus, parallel text, a file, or a folder whose sub-folders (or files) are languages.",
 )
 @click.option("--context", type=click.IntRange(min=1), help="Tokens of a context window.")
 @click.option("--price", type=click.FloatRange(min=0), help="Price of a million tokens.")
@@ -45,25 +46,30 @@ def command(
       lmworks tokenizer compare A B --text manuals/ --price 2.50 --context 8192 --html compare.html
     """
     from lmworks.core.files import write_text
-    from lmworks.evaluation import tokenizer_comparison, tokenizer_page
+    from lmworks.evaluation import tokenizer_comparison, tokenizer_fairness, tokenizer_page
     from lmworks.tokenizers.load import load_tokenizer
 
     names = _short_names(references)
     tokenizers = {name: load_tokenizer(ref) for name, ref in zip(names, references)}
     passages = tokenizer_comparison.read_passages(path)
     found = tokenizer_comparison.compare(tokenizers, passages, context=context, price=price)
+    parallel = tokenizer_fairness.read_parallel_text(path)
+    fair = tokenizer_fairness.fairness(tokenizers, parallel) if parallel else []
     changed: list[ChangedWord] = []
     if len(tokenizers) == 2:
         texts = (passage.text for passage in passages)
         before, after = tokenizers.values()
         changed = tokenizer_comparison.changed_words(before, after, texts)
     if html:
-        write_text(html, tokenizer_page.render(found, tokenizers, changed))
+        write_text(html, tokenizer_page.render(found, tokenizers, changed, fair))
     if as_json:
-        click.echo(json.dumps(_plain(found, changed), ensure_ascii=False, indent=1))
+        click.echo(json.dumps(_plain(found, fair, changed), ensure_ascii=False, indent=1))
         return
     _print_rows(found)
-    _print_languages(found)
+    if fair:
+        _print_fairness(fair)
+    else:
+        _print_languages(found)
     _print_changed(changed, words)
     if html:
         click.echo(f"\nwritten: {html}")
@@ -75,13 +81,13 @@ def _short_names(references: tuple[str, ...]) -> list[str]:
     return [name if last.count(name) == 1 else ref for name, ref in zip(last, references)]
 
 
-def _plain(found: Comparison, changed: list[ChangedWord]) -> dict[str, object]:
-    return {
-        "passages": len(found.passages),
-        "tokenizers": [dataclasses.asdict(row) for row in found.rows],
-        "languages": [dataclasses.asdict(row) for row in found.languages],
-        "changed_words": [dataclasses.asdict(word) | {"saved": word.saved} for word in changed],
-    }
+def _plain(
+    found: Comparison, fair: list[FairnessRow], changed: list[ChangedWord]
+) -> dict[str, object]:
+    from lmworks.evaluation.compare_tokenizers import plain
+
+    words = [dataclasses.asdict(word) | {"saved": word.saved} for word in changed]
+    return plain(found, fair) | {"changed_words": words}
 
 
 def _print_rows(found: Comparison) -> None:
@@ -140,6 +146,25 @@ def _print_languages(found: Comparison) -> None:
     for row in found.languages:
         figures = (f"{row.bytes_per_token:.2f}", f"{row.fertility:.2f}", f"{row.parity:.2f}")
         table.add_row(row.tokenizer, row.language, f"{row.tokens:,}", *figures)
+    Console(soft_wrap=True).print(table)
+
+
+def _print_fairness(rows: list[FairnessRow]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = "the same sentences; parity: tokens for each one of the first language"
+    table = Table(title=title, title_justify="left")
+    for name in ("tokenizer", "language", "tokens/sentence", "parity"):
+        table.add_column(name, justify="left" if name in ("tokenizer", "language") else "right")
+    for row in rows:
+        parity = "1"
+        if row.parity is not None:
+            parity = f"{row.parity.estimate:.3f}"
+            if row.parity.known:
+                parity += rf" \[{row.parity.low:.3f}, {row.parity.high:.3f}]"
+        sentence = f"{row.tokens_per_sentence.estimate:.2f}"
+        table.add_row(row.tokenizer, row.language, sentence, parity)
     Console(soft_wrap=True).print(table)
 
 

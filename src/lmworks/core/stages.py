@@ -29,7 +29,7 @@ import os
 import shutil
 import time
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -74,7 +74,7 @@ class Run:
 
     folder: Path  # put the artifact's files here
     work: Path  # checkpoints and other files that only a resume needs
-    inputs: dict[str, Path]  # reference fields of the config, resolved to local paths
+    inputs: dict[str, Path]  # reference fields resolved to paths; of several, `field.key`
 
 
 class Stage(Generic[C]):
@@ -103,7 +103,7 @@ class Stage(Generic[C]):
         Raises: UserError for everything a person can mend.
         """
         out = _named(Path(out))
-        inputs = {name: (ref, _resolve_input(ref)) for name, ref in _references(config)}
+        inputs = {name: (ref, _resolve_input(ref)) for name, ref in references(config)}
         lineage = {
             name: {"reference": ref, "sha256": self._hash_input(path)}
             for name, (ref, path) in inputs.items()
@@ -176,10 +176,17 @@ def stage(
 _STATE = ".state.json"
 
 
-def _references(config: Any) -> Iterator[tuple[str, str]]:
+def references(config: Any) -> Iterator[tuple[str, str]]:
+    """(name, reference) of each input; of a field with several, `field.key` or `field.number`."""
     for item in options(type(config)):
         value = getattr(config, item.name)
-        if item.role == REFERENCE and value:
+        if item.role != REFERENCE or not value:
+            continue
+        if isinstance(value, Mapping):
+            yield from ((f"{item.name}.{key}", str(inner)) for key, inner in value.items())
+        elif isinstance(value, list | tuple):
+            yield from ((f"{item.name}.{i}", str(inner)) for i, inner in enumerate(value))
+        else:
             yield item.name, str(value)
 
 

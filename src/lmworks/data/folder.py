@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,9 @@ class FolderConfig:
     """Which files of a folder are read."""
 
     max_file_megabytes: float = option(64.0, help="larger files are dropped")
+    group_by: str = option(
+        "", help="regular expression; files whose names match it alike are held out together"
+    )
 
 
 def read_folder(folder: Path, config: FolderConfig) -> Iterator[Document | Dropped]:
@@ -40,6 +44,10 @@ def read_folder(folder: Path, config: FolderConfig) -> Iterator[Document | Dropp
 
     Raises: UserError for a folder that may not be read, or something that is neither.
     """
+    try:
+        re.compile(config.group_by)
+    except re.error as error:
+        raise UserError(f"files.group_by = {config.group_by!r}: {error}") from error
     paths = list(_walk(folder))
     root = folder if folder.is_dir() else folder.parent
     with track("reading files", total=len(paths)) as bar:
@@ -107,7 +115,17 @@ def _read(path: Path, name: str, config: FolderConfig) -> Document | Dropped:
         reason = error.strerror or type(error).__name__
         return Dropped(id=number, source=shown, title=title, rule="unreadable", evidence=reason)
     title = " ".join(found.title.split())[:_MAX_TITLE_CHARACTERS] or title
-    return Document(id=number, group=shown, source=shown, title=title, text=found.text)
+    return Document(
+        id=number, group=_group(shown, config), source=shown, title=title, text=found.text
+    )
+
+
+def _group(name: str, config: FolderConfig) -> str:
+    """What the expression finds in a name, its first group if it has one; else the name."""
+    found = re.search(config.group_by, name) if config.group_by else None
+    if found is None:
+        return name
+    return found[found.re.groups and 1] or name
 
 
 def _opened(path: Path, config: FolderConfig) -> Read:

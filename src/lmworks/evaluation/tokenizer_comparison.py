@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lmworks.core.errors import UserError
 from lmworks.core.progress import track
+from lmworks.data.documents import read_documents
 from lmworks.evaluation.statistics import Interval, paired_interval, ratio_interval
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
@@ -89,10 +90,31 @@ class Comparison:
 
 
 def read_passages(path: Path) -> list[Passage]:
-    """Passages of a text file, or of all text files of a folder; sub-folders name languages.
+    """Passages of held-out text, of a text file, or of all text files of a folder.
+
+    Of a corpus and of parallel text, the held-out side is read. Sub-folders, or files, name
+    languages.
 
     Raises: UserError when there is no text.
     """
+    if path.suffix == ".jsonl" or (path / "heldout.jsonl").is_file():
+        found = _documents(path if path.is_file() else path / "heldout.jsonl")
+    else:
+        found = _files(path / "heldout" if (path / "heldout_groups.json").is_file() else path)
+    if not found:
+        raise UserError(f"{path} holds no UTF-8 text to compare tokenizers on")
+    return found
+
+
+def _documents(path: Path) -> list[Passage]:
+    return [
+        Passage(text=part, source=document.group, language="")
+        for document in read_documents(path)
+        for part in passages_of(document.text)
+    ]
+
+
+def _files(path: Path) -> list[Passage]:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     found = []
     for file in files:
@@ -105,8 +127,6 @@ def read_passages(path: Path) -> list[Passage]:
         found += [
             Passage(text=part, source=str(file), language=language) for part in passages_of(text)
         ]
-    if not found:
-        raise UserError(f"{path} holds no UTF-8 text to compare tokenizers on")
     return found
 
 

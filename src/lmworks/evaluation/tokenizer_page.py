@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmworks.evaluation.tokenizer_comparison import ChangedWord, Comparison
+from lmworks.evaluation.tokenizer_fairness import FairnessRow
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 _SHOWN_CHARACTERS = 1500
@@ -18,6 +19,7 @@ def render(
     comparison: Comparison,
     tokenizers: Mapping[str, PipelineTokenizer],
     changed: Sequence[ChangedWord] = (),
+    fairness: Sequence[FairnessRow] = (),
 ) -> str:
     """The page as text."""
     import jinja2
@@ -34,6 +36,7 @@ def render(
         comparison=comparison,
         samples=[(name, _coloured(tokenizer, text)) for name, tokenizer in tokenizers.items()],
         changed=changed[:60],
+        fairness=fairness,
         num_changed=len(changed),
     )
     return page

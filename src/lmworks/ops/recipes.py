@@ -29,9 +29,11 @@ from lmworks.core.tables import look_up
 
 STAGES: dict[str, str] = {
     "build_corpus": "lmworks.data.corpus:build_corpus",
+    "build_parallel": "lmworks.data.parallel:build_parallel",
     "draw_questions": "lmworks.data.questions:draw_questions",
     "train_tokenizer": "lmworks.tokenizers.train:train_tokenizer",
     "extend_tokenizer": "lmworks.tokenizers.extend:extend_tokenizer",
+    "compare_tokenizers": "lmworks.evaluation.compare_tokenizers:compare_tokenizers",
     "transplant": "lmworks.models.transplant.stage:transplant_stage",
     "transplant_leaderboard": "lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",
     "pretrain": "lmworks.training.pretrain:pretrain",

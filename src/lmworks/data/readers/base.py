@@ -17,6 +17,8 @@ _SOURCE = "lmworks.data.readers.source:read_source"
 _MARKDOWN = "lmworks.data.readers.markdown:read_markdown"
 _HTML = "lmworks.data.readers.html:read_html"
 _PDF = "lmworks.data.readers.pdf:read_pdf"
+_PO = "lmworks.data.readers.po:read_po"
+_JSON = "lmworks.data.readers.json_texts:read_json"
 
 # Endings of program text. What is judged as code, and read by `readers/source.py`.
 _SOURCE_ENDINGS = (
@@ -34,6 +36,9 @@ READERS: dict[str, str] = {
     **dict.fromkeys((".md", ".markdown", ".mdown", ".mdx", ".rmd", ".qmd"), _MARKDOWN),
     **dict.fromkeys((".html", ".htm", ".xhtml"), _HTML),
     ".pdf": _PDF,
+    ".po": _PO,
+    ".json": _JSON,
+    ".license": _MARKDOWN,  # a licence's text under front matter, as ScanCode keeps them
 }
 
 
