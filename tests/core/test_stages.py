@@ -388,5 +388,7 @@ def test_a_field_may_hold_several_references(tmp_path: Path) -> None:
     assert several(config, tmp_path / "out").cached
     (tmp_path / "b").write_text("changed")
     assert several(config, tmp_path / "out", replace=True).metrics["named.y"] == "changed"
+    turned = dataclasses.replace(config, named=dict(reversed(config.named.items())))
+    assert not several(turned, tmp_path / "out", replace=True).cached
     renamed = dataclasses.replace(config, named={"x": str(tmp_path / "a")})
     assert not several(renamed, tmp_path / "out", replace=True).cached

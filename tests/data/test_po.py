@@ -173,12 +173,25 @@ def test_files_agree_line_by_line(catalogues: Path, tmp_path: Path) -> None:
     assert lines(again / "heldout/de.txt") == lines(made / "heldout/de.txt")
 
 
+def test_a_language_can_be_made_scarce(catalogues: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for share in (0.2, 0.5, 1.0):
+        config = ParallelConfig(source=str(catalogues / "de.po"), train_share={"de": share})
+        made = build_parallel(config, tmp_path / str(share)).path
+        german, english = (lines(made / "train" / f"{name}.txt") for name in ("de", "en"))
+        sizes[share] = (set(german), len(english), lines(made / "heldout" / "de.txt"))
+    assert sizes[0.2][0] < sizes[0.5][0] < sizes[1.0][0] and sizes[0.2][1:] == sizes[1.0][1:]
+    assert len(sizes[1.0][0]) == sizes[1.0][1] and 15 < len(sizes[0.2][0]) < 55
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"languages": ["it"]}, "has no it.po"),
         ({"group_by": "("}, "group_by = "),
         ({"heldout_share": 1.0}, "a share between"),
+        ({"train_share": {"de": 0.0}}, "train_share.de = 0.0: a share above 0"),
+        ({"train_share": {"ed": 0.5}}, "unknown language in train_share 'ed': did you mean"),
     ],
 )
 def test_bad_settings(

@@ -64,7 +64,7 @@ def test_the_report(folder: Path, tmp_path: Path) -> None:
     report = json.loads((made.path / "report.json").read_text())
     assert [row["name"] for row in report["tokenizers"]] == ["english", "german"]
     assert [row["language"] for row in report["fairness"]] == ["en", "de"] * 2
-    assert report["bytes"] == sum(len(line) + 1 for line in ENGLISH + GERMAN)
+    assert report["bytes"] == sum(len(line) for line in ENGLISH + GERMAN)
     page = (made.path / "report.html").read_text()
     assert "The same sentences in each language" in page and "Tokens per sentence" in page
     assert made.metrics["tokens"]["english"] == report["tokenizers"][0]["tokens"]

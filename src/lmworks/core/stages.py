@@ -150,7 +150,9 @@ class Stage(Generic[C]):
         values = to_mapping(config)
         for item in options(type(config)):
             if item.role in (COSMETIC, REFERENCE):
-                values.pop(item.name)
+                value = values.pop(item.name)
+                if isinstance(value, Mapping):  # names and their order are the caller's choice
+                    values[item.name] = list(value)
         return hash_json(
             {
                 "stage": [self.name, self.version],

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from lmworks.core.config import REFERENCE, option
-from lmworks.core.errors import UserError
+from lmworks.core.errors import UserError, unknown_name
 from lmworks.core.files import write_json, write_text
 from lmworks.core.stages import Run, stage
 from lmworks.data.deduplicate import text_digest
+from lmworks.data.documents import stable_share
 from lmworks.data.readers.base import Unreadable
 from lmworks.data.readers.po import parse_po
 from lmworks.data.readers.text import decode
@@ -42,6 +43,9 @@ class ParallelConfig:
     languages: list[str] = option([], help="languages to take; empty takes all that there are")
     group_by: str = option("", help="regular expression for what of an entry's context groups it")
     heldout_share: float = option(0.15, help="share of the groups to hold out for measuring")
+    train_share: dict[str, float] = option(
+        {}, help="by language, share of the training lines that is kept: makes it a scarce one"
+    )
     seed: int = option(0, help="which groups are held out")
 
 
@@ -56,8 +60,7 @@ class Sentence:
 @stage("build_parallel", makes="parallel")
 def build_parallel(config: ParallelConfig, run: Run) -> dict[str, Any]:
     """Read, align, split, write; see ParallelConfig."""
-    if not 0 < config.heldout_share < 1:
-        raise UserError(f"heldout_share = {config.heldout_share}: a share between 0 and 1")
+    _check(config)
     sentences = list(read_parallel(run.inputs["source"], config))
     sizes: dict[str, int] = {}
     for sentence in sentences:
@@ -68,15 +71,28 @@ def build_parallel(config: ParallelConfig, run: Run) -> dict[str, Any]:
     train = [sentence for sentence in sentences if sentence.group not in chosen]
     if not train or not heldout:
         raise UserError(f"{config.source} has too few groups to hold any out: {len(sizes)}")
-    _write(run.folder / "train", train)
-    _write(run.folder / "heldout", heldout)
+    languages = list(sentences[0].texts)
+    for name in config.train_share:
+        if name not in languages:
+            raise unknown_name("language in train_share", name, languages)
+    for name in languages:
+        _write(run.folder / "train", name, _kept(train, name, config))
+        _write(run.folder / "heldout", name, heldout)
     write_json(run.folder / "heldout_groups.json", [sentence.group for sentence in heldout])
     return {
-        "languages": list(sentences[0].texts),
+        "languages": languages,
         "num_train": len(train),
         "num_heldout": len(heldout),
         "num_groups": len(sizes),
     }
+
+
+def _check(config: ParallelConfig) -> None:
+    if not 0 < config.heldout_share < 1:
+        raise UserError(f"heldout_share = {config.heldout_share}: a share between 0 and 1")
+    for name, share in config.train_share.items():
+        if not 0 < share <= 1:
+            raise UserError(f"train_share.{name} = {share}: a share above 0, up to 1")
 
 
 def read_parallel(path: Path, config: ParallelConfig) -> Iterator[Sentence]:
@@ -142,7 +158,13 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _write(folder: Path, sentences: list[Sentence]) -> None:
-    for language in sentences[0].texts:
-        lines = (sentence.texts[language] for sentence in sentences)
-        write_text(folder / f"{language}.txt", "".join(line + "\n" for line in lines))
+def _kept(train: list[Sentence], language: str, config: ParallelConfig) -> list[Sentence]:
+    """By lot, the same for the same seed; a larger share holds the smaller one."""
+    share, seed = config.train_share.get(language, 1.0), str(config.seed)
+    coins = (stable_share(seed, language, s.group, s.texts[language]) for s in train)
+    return [sentence for sentence, coin in zip(train, coins) if coin < share]
+
+
+def _write(folder: Path, language: str, sentences: list[Sentence]) -> None:
+    lines = (sentence.texts[language] + "\n" for sentence in sentences)
+    write_text(folder / f"{language}.txt", "".join(lines))

@@ -49,7 +49,7 @@ def compare_tokenizers(config: CompareTokenizersConfig, run: Run) -> dict[str, A
     tokenizers = {name: load_tokenizer(path) for name, path in paths.items()}
     text = run.inputs["text"]
     parallel = read_parallel_text(text, config.yardstick)
-    passages = read_passages(text)
+    passages = read_passages(text, config.yardstick)
     found = compare(
         tokenizers, passages, context=config.context or None, price=config.price or None
     )

@@ -21,6 +21,7 @@ from lmworks.core.errors import UserError
 from lmworks.core.progress import track
 from lmworks.data.documents import read_documents
 from lmworks.evaluation.statistics import Interval, paired_interval, ratio_interval
+from lmworks.evaluation.tokenizer_fairness import read_parallel_text
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 _PASSAGE = 2000  # characters
@@ -89,18 +90,26 @@ class Comparison:
     languages: tuple[LanguageRow, ...]
 
 
-def read_passages(path: Path) -> list[Passage]:
+def read_passages(path: Path, yardstick: str = "") -> list[Passage]:
     """Passages of held-out text, of a text file, or of all text files of a folder.
 
-    Of a corpus and of parallel text, the held-out side is read. Sub-folders, or files, name
-    languages.
+    Of a corpus and of parallel text, the held-out side is read, the latter sentence by sentence.
+    Sub-folders, or files, name languages.
 
+    Args:
+        yardstick: of parallel text, the language that comes first.
     Raises: UserError when there is no text.
     """
     if path.suffix == ".jsonl" or (path / "heldout.jsonl").is_file():
         found = _documents(path if path.is_file() else path / "heldout.jsonl")
+    elif parallel := read_parallel_text(path, yardstick):
+        found = [
+            Passage(text=text, source=group, language=language)
+            for language, lines in parallel.sentences.items()
+            for text, group in zip(lines, parallel.groups)
+        ]
     else:
-        found = _files(path / "heldout" if (path / "heldout_groups.json").is_file() else path)
+        found = _files(path)
     if not found:
         raise UserError(f"{path} holds no UTF-8 text to compare tokenizers on")
     return found

@@ -31,7 +31,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = comparison.passages[0].text[:_SHOWN_CHARACTERS]
+    text = _beginning(comparison)
     page: str = environment.get_template("tokenizers.html.jinja").render(
         comparison=comparison,
         samples=[(name, _coloured(tokenizer, text)) for name, tokenizer in tokenizers.items()],
@@ -40,6 +40,16 @@ def render(
         num_changed=len(changed),
     )
     return page
+
+
+def _beginning(comparison: Comparison) -> str:
+    """The first passage, and more where passages are short."""
+    text = ""
+    for passage in comparison.passages:
+        text += passage.text if not text or text.endswith("\n") else "\n" + passage.text
+        if len(text) >= _SHOWN_CHARACTERS:
+            break
+    return text[:_SHOWN_CHARACTERS]
 
 
 def _coloured(tokenizer: PipelineTokenizer, text: str) -> list[dict[str, Any]]:
