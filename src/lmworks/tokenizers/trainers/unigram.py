@@ -138,8 +138,9 @@ def learn_from(
     """`learn_unigram` over given lattices."""
     desired = int(_ROOM * vocab_size)
     needed = set(required)
-    protected = np.array([text in needed for text in lattices.texts()], dtype=bool)
-    protected[: lattices.num_characters] = True
+    protected = np.arange(len(lattices.weights)) < lattices.num_characters
+    if any(len(text) > 1 for text in needed):
+        protected |= np.array([text in needed for text in lattices.texts()], dtype=bool)
     scores = np.log(lattices.weights) - math.log(lattices.weights.sum())
     rounds = math.log(max(len(scores) / desired, 1)) / -math.log(shrinking_factor) + 1
     with track("learning pieces", total=math.ceil(rounds)) as bar:
