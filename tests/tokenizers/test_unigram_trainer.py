@@ -72,6 +72,9 @@ def same_lattices(
         np.testing.assert_allclose(
             ours.losses(scores, counts), oracle.losses(scores, counts), rtol=1e-12
         )
+        # All cuts alike: which of equals is best shows.
+        alike = -0.5 * ours.lengths
+        assert ours.best_counts(alike).tolist() == oracle.best_counts(alike).tolist()
         kept = draw.random(len(scores)) < 0.6
         kept[: ours.num_characters] = True
         ours.keep(kept)

@@ -76,15 +76,16 @@ class BPE:
 
     def encode_piece(self, piece: str) -> list[int]:
         """Ids of one piece, as the pre-tokenizer cut it."""
-        data = utf8(piece)
-        whole = self.ids.get(data) if self.ignore_merges else None
+        whole = self.ids.get(utf8(piece)) if self.ignore_merges else None
         if whole is not None:
             return [whole]
+        return merge(self.first_symbols(piece), self.ranked)
+
+    def first_symbols(self, piece: str) -> list[int]:
+        """Ids of the bytes or characters that merging begins with."""
         if self.byte_level and not self.end_of_word_suffix and self.unk_id is None:
-            symbols = [i for byte in data if (i := self.byte_ids[byte]) is not None]
-        else:
-            symbols = [token.id for token in self._first_symbols(piece)]
-        return merge(symbols, self.ranked)
+            return [i for byte in utf8(piece) if (i := self.byte_ids[byte]) is not None]
+        return [token.id for token in self._first_symbols(piece)]
 
     def encode_spans(self, piece: str) -> list[Token]:
         """As `encode_piece`, with the characters that each id stands for."""

@@ -38,9 +38,13 @@ class Cut:
     behavior: Behavior = "Isolated"
     invert: bool = False
 
-    def pieces(self, text: str) -> Iterator[Span]:
-        """Start and end of every piece, in order, none empty."""
-        if not text.isascii() and unassigned().search(text):
+    def pieces(self, text: str, *, known: bool = False) -> Iterator[Span]:
+        """Start and end of every piece, in order, none empty.
+
+        Args:
+            known: no character is newer than our tables.
+        """
+        if not known and not _all_known(text):
             matches = self._by_automaton(text)
         else:
             matches = spans_of(self.expression, text)
@@ -62,6 +66,10 @@ class Cut:
             return automaton(self.expression).matches(text)
         except Unsupported:
             return spans_of(self.expression, text)
+
+
+def _all_known(text: str) -> bool:
+    return text.isascii() or not unassigned().search(text)
 
 
 def _covered(matches: Iterator[Span], length: int) -> Iterator[Span]:
@@ -125,7 +133,7 @@ class PreTokenizer:
 
     def words(self, text: str) -> Iterator[str]:
         """The pieces of a text that was changed already."""
-        known = text.isascii() or not unassigned().search(text)
+        known = _all_known(text)
         one = len(self.cuts) == 1 and self.cuts[0].behavior == "Isolated"
         if known and one and len(text) < _AT_ONCE:
             expression = self.cuts[0].expression
@@ -137,18 +145,18 @@ class PreTokenizer:
 
     def pieces(self, text: str) -> Iterator[Span]:
         """Start and end of the pieces, in order, none empty."""
-        return _cut(text, 0, len(text), self.cuts) if text else iter(())
+        return _cut(text, 0, len(text), self.cuts, _all_known(text)) if text else iter(())
 
 
-def _cut(text: str, start: int, end: int, cuts: tuple[Cut, ...]) -> Iterator[Span]:
+def _cut(text: str, start: int, end: int, cuts: tuple[Cut, ...], known: bool) -> Iterator[Span]:
     if not cuts:
         yield start, end
         return
-    for first, last in cuts[0].pieces(text[start:end]):
+    for first, last in cuts[0].pieces(text[start:end], known=known):
         if len(cuts) == 1:
             yield start + first, start + last
         else:
-            yield from _cut(text, start + first, start + last, cuts[1:])
+            yield from _cut(text, start + first, start + last, cuts[1:], known)
 
 
 def _byte_level(step: Step) -> PreTokenizer:

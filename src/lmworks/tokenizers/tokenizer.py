@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,14 +83,38 @@ class PipelineTokenizer:
 
     def encode_readable(self, text: str | bytes, *, allow_special: bool = False) -> list[int]:
         """`encode` in plain Python: the oracle of the kernels, and the way to read."""
-        text = _text_of(text)
         ids: list[int] = []
-        for piece, token_id, begins in self.added_tokens.split(text, allow_special=allow_special):
+        for piece, token_id, begins in self.pieces(text, allow_special=allow_special):
             if token_id is None:
                 self._pieces_to_ids(ids, self.pre_tokenizer.change(piece, at_start=begins))
             else:
                 ids.append(token_id)
         return ids
+
+    def pieces(
+        self, text: str | bytes, *, allow_special: bool = False
+    ) -> Iterator[tuple[str, int | None, bool]]:
+        """Added tokens and the normalised text between them, as `AddedTokenFinder.split`."""
+        return self.added_tokens.split(_text_of(text), allow_special=allow_special)
+
+    def encode_sampled(
+        self,
+        text: str | bytes,
+        *,
+        seed: int,
+        alpha: float | None = None,
+        dropout: float | None = None,
+        allow_special: bool = False,
+    ) -> list[int]:
+        """Ids of a cut drawn at random, the same for the same seed; for many texts, make a
+        `SubwordSampler` (subword_regularization.py, which says what the settings mean).
+
+        Raises: UserError for a setting that the model does not have.
+        """
+        from lmworks.tokenizers.subword_regularization import SubwordSampler
+
+        sampler = SubwordSampler(self, alpha=alpha, dropout=dropout)
+        return sampler.encode(text, seed=seed, allow_special=allow_special)
 
     def _pieces_to_ids(self, ids: list[int], text: str) -> None:
         known = self._words

@@ -11,11 +11,15 @@ Source: Kudo 2018, arXiv 1804.10959 (sections 3.1 and 3.2: sampling).
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
+import heapq
+import itertools
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 from lmworks.tokenizers.bpe import Token, utf8
 
@@ -71,30 +75,56 @@ class Unigram:
 
         Forward filtering, backward sampling: exact, over all cuts (l = infinity in the paper).
         """
+        return self.drawn(piece, self.endings(piece, alpha=alpha), draw)
+
+    def endings(self, piece: str, *, alpha: float) -> list[tuple[list[Token], list[float]]]:
+        """For each end in the piece, the tokens that end there and their weights, added up."""
         total = [0.0] + [-math.inf] * len(piece)
+        found: list[list[tuple[Token, float]]] = [[] for _ in total]
         for start in range(len(piece)):
-            for _, end, score in self._from(piece, start):
-                total[end] = _log_add(total[end], total[start] + alpha * score)
+            for token_id, end, score in self._from(piece, start):
+                path = total[start] + alpha * score
+                total[end] = _log_add(total[end], path)
+                found[end].append((Token(token_id, start, end), path))
         return [
-            token.id for token in self._with_bytes(piece, self._drawn(piece, total, alpha, draw))
+            (
+                [token for token, _ in paths],
+                list(itertools.accumulate(math.exp(path - total[end]) for _, path in paths)),
+            )
+            for end, paths in enumerate(found)
         ]
 
-    def _drawn(
-        self, piece: str, total: list[float], alpha: float, draw: random.Random
-    ) -> list[Token]:
-        ending: list[list[Token]] = [[] for _ in range(len(piece) + 1)]
-        for start in range(len(piece)):
-            for token_id, end, _ in self._from(piece, start):
-                ending[end].append(Token(token_id, start, end))
+    def drawn(
+        self, piece: str, endings: list[tuple[list[Token], list[float]]], draw: random.Random
+    ) -> list[int]:
+        """Ids of a cut drawn from `endings`."""
         path, end = [], len(piece)
         while end > 0:
-            weights = [
-                math.exp(total[t.start] + alpha * self._score(t.id) - total[end])
-                for t in ending[end]
-            ]
-            path.append(draw.choices(ending[end], weights)[0])
+            tokens, weights = endings[end]
+            last = len(tokens) - 1
+            at = bisect.bisect(weights, draw.random() * weights[last], 0, last) if last else 0
+            path.append(tokens[at])
             end = path[-1].start
-        return path[::-1]
+        return [token.id for token in self._with_bytes(piece, path[::-1])]
+
+    def best_cuts(self, piece: str, number: int) -> list[tuple[float, list[int]]]:
+        """The most probable cuts, the best first: log-probability (nats) and ids.
+
+        Each end keeps its best paths, as many as are wanted. Of equals, the one whose last token
+        is longer comes first. Scores are added in 64 bits.
+        """
+        best: list[list[tuple[float, Any]]] = [[] for _ in range(len(piece) + 1)]
+        best[0] = [(0.0, None)]
+        for start in range(len(piece)):
+            best[start] = heapq.nlargest(number, best[start], key=lambda path: path[0])
+            for token_id, end, score in self._from(piece, start):
+                token = Token(token_id, start, end)
+                best[end] += [(before + score, (path, token)) for before, path in best[start]]
+        ranked = heapq.nlargest(number, best[-1], key=lambda path: path[0])
+        return [
+            (score, [token.id for token in self._with_bytes(piece, _unrolled(path))])
+            for score, path in ranked
+        ]
 
     def _score(self, token_id: int) -> float:
         return self.unknown_score if token_id == self.unk_id else self.scores[token_id]
@@ -133,6 +163,8 @@ class Unigram:
 
     def _with_bytes(self, piece: str, path: list[Token]) -> list[Token]:
         """Unknown neighbours joined, then written as bytes where there are tokens for them."""
+        if not any(token.id in (self.unk_id, -1) for token in path):
+            return path
         found: list[Token] = []
         for token in path:
             if token.id in (self.unk_id, -1):
@@ -153,6 +185,15 @@ class Unigram:
         if None in ids:
             return [token]
         return [token._replace(id=i) for i in ids if i is not None]
+
+
+def _unrolled(path: Any) -> list[Token]:
+    """Tokens of (((None, first), second), third)."""
+    tokens: list[Token] = []
+    while path is not None:
+        path, token = path
+        tokens.append(token)
+    return tokens[::-1]
 
 
 def _log_add(a: float, b: float) -> float:
