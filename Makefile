@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help quickstart test test-all check bench studio docs clean
+.PHONY: help quickstart test test-all check bench studio chat docs clean
 
 help:
 	@echo "make quickstart   raw text to a served model (ARGS='~/notes --budget 15m')"
 	@echo "make test         the tests but the slow ones; make test-all: all of them"
 	@echo "make check        format, lint, types, import layers, file sizes"
 	@echo "make bench        the benchmarks"
-	@echo "make studio       a chat page with SmolLM2-135M"
+	@echo "make studio       pages that show what tokenizers do (ARGS='smollm2-135m runs/tokenizer')"
+	@echo "make chat         a chat page with SmolLM2-135M"
 	@echo "make docs         the documentation, into site/"
 	@echo "make clean        remove what was built, and the virtual environment"
 
@@ -38,6 +39,9 @@ bench: $(VENV)/.installed-dev
 	  echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
 studio: $(VENV)/.installed
+	$(BIN)/lmworks studio --open $(ARGS)
+
+chat: $(VENV)/.installed
 	$(BIN)/lmworks serve smollm2-135m --open $(ARGS)
 
 docs: $(VENV)/.installed-dev

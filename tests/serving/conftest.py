@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +9,6 @@ import httpx
 import openai
 import pytest
 import torch
-import uvicorn
 
 from lmworks.inference.engine import Engine
 from lmworks.inference.local import LocalChat
@@ -19,7 +16,6 @@ from lmworks.models.config import AttentionConfig, ModelConfig, SwiGLUConfig
 from lmworks.models.decoder import Decoder
 from lmworks.serving.app import create_app
 from lmworks.serving.guard import LOOPBACK_HOSTS
-from lmworks.serving.run import bind
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import train_bpe
 
@@ -58,49 +54,26 @@ def chat(tiny_model: Decoder, tokenizer: PipelineTokenizer) -> Iterator[LocalCha
     engine.close()
 
 
-class LiveServer:
-    """An application on a free loopback port, in a thread of its own."""
-
-    def __init__(self, models: dict[str, Any], **options: Any) -> None:
-        self.app = create_app(models, **options)
-        self._socket = bind("127.0.0.1", 0)
-        self.port = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(self.app, log_level="warning", lifespan="off", ws="none")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
-
-    def __enter__(self) -> LiveServer:
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.005)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-        self._socket.close()
+@pytest.fixture(scope="session")
+def live_server(live_app: Any) -> Any:
+    """`live_server(models, **options)`: the application over models, live."""
+    return lambda models, **options: live_app(create_app(models, **options))
 
 
 @pytest.fixture(scope="session")
-def live_server() -> type[LiveServer]:
-    return LiveServer
-
-
-@pytest.fixture(scope="session")
-def server(chat: LocalChat) -> Iterator[LiveServer]:
-    with LiveServer({"tiny": chat}, allowed_hosts=LOOPBACK_HOSTS) as server:
+def server(chat: LocalChat, live_server: Any) -> Iterator[Any]:
+    with live_server({"tiny": chat}, allowed_hosts=LOOPBACK_HOSTS) as server:
         yield server
 
 
 @pytest.fixture
-def client(server: LiveServer) -> Iterator[openai.OpenAI]:
+def client(server: Any) -> Iterator[openai.OpenAI]:
     url = server.url + "/v1"
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=20) as client:
         yield client
 
 
 @pytest.fixture
-def raw(server: LiveServer) -> Iterator[httpx.Client]:
+def raw(server: Any) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=20) as client:
         yield client

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import threading
 
 import httpx
@@ -28,20 +27,6 @@ PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
-def browser():
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no chromium or google-chrome on this machine")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-    arguments.append("--disable-background-networking")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def site(live_server):
     models = {
         "quick": ScriptedChat([ANSWER]),
@@ -53,26 +38,11 @@ def site(live_server):
         yield server
 
 
-@pytest.fixture
-def page(browser, site):
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on(
-        "console",
-        lambda message: problems.append(message.text) if "Security" in message.text else None,
-    )
-    page.on("request", lambda request: problems.append(request.url) if foreign(request) else None)
-    open_page(page, site)
-    yield page
-    context.close()
-    assert problems == []
-
-
-def foreign(request):
-    return not request.url.startswith(("http://127.0.0.1:", "data:"))
+@pytest.fixture(autouse=True)
+def opened(request):
+    """Each test that takes `page` finds the chat in it."""
+    if "page" in request.fixturenames:
+        open_page(request.getfixturevalue("page"), request.getfixturevalue("site"))
 
 
 def open_page(page, site):

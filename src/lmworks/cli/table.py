@@ -14,6 +14,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("lmworks.cli.chat:command", "Talk to a model in the terminal."),
     "generate": ("lmworks.cli.generate:command", "Continue a text with a model."),
     "serve": ("lmworks.cli.serve:command", "Serve models: OpenAI's API and a chat page."),
+    "studio": (
+        "lmworks.cli.studio:command",
+        "Pages that show what tokenizers do on your text.",
+    ),
     "run": ("lmworks.cli.run:command", "Run a recipe: several stages from one YAML file."),
     "show": ("lmworks.cli.show:command", "What made an artifact, from what, with which figures."),
     "systems": ("lmworks.cli.systems:command", "The 88 systems and how far each one is."),

@@ -11,14 +11,17 @@ All of it goes to standard error, so that standard output can be piped.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 Mode = Literal["auto", "bar", "lines", "quiet"]
 _LINE_EVERY_S = 15.0
 _mode: Mode = "auto"
+_listener: contextvars.ContextVar[Callable[[str], None] | None]
+_listener = contextvars.ContextVar("listener", default=None)
 
 
 def set_mode(mode: Mode) -> None:
@@ -29,8 +32,20 @@ def set_mode(mode: Mode) -> None:
 
 def say(message: str) -> None:
     """One line for the person who watches, unless quiet."""
+    if listener := _listener.get():
+        listener(message.strip())
     if _mode != "quiet" and (_mode != "auto" or sys.stderr.isatty()):
         _console().print(message, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def heard_by(listener: Callable[[str], None]) -> Iterator[None]:
+    """Let `listener` have every line that is said in this thread, for a page that shows it."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lmworks.core.errors import UserError
@@ -163,20 +163,39 @@ def compare(
     Args:
         context: tokens of a context window.
         price: of a million tokens.
+    Raises: UserError when there is nothing to compare.
+    """
+    if not passages or not tokenizers:
+        raise UserError("comparing takes a text and a tokenizer at least")
+    rows, languages = [], list[LanguageRow]()
+    with track("encoding", total=len(tokenizers)) as bar:
+        for row, own in compared(tokenizers, passages, context=context, price=price):
+            rows.append(row)
+            languages += own
+            bar.advance()
+    return Comparison(passages=tuple(passages), rows=tuple(rows), languages=tuple(languages))
+
+
+def compared(
+    tokenizers: Mapping[str, PipelineTokenizer],
+    passages: Sequence[Passage],
+    *,
+    context: int | None = None,
+    price: float | None = None,
+    allow_special: bool = False,
+) -> Iterator[tuple[TokenizerRow, list[LanguageRow]]]:
+    """`compare`, one tokenizer after the other, for those who show each when it is done.
+
+    Args:
+        allow_special: read the text of special tokens as those tokens.
     """
     texts = [passage.text for passage in passages]
-    encoded = {}
-    with track("encoding", total=len(tokenizers)) as bar:
-        for name, tokenizer in tokenizers.items():
-            encoded[name] = tokenizer.encode_batch(texts)
-            bar.advance()
-    first = next(iter(encoded.values()))
-    rows = [
-        _row(name, tokenizers[name], passages, ids, first, context, price)
-        for name, ids in encoded.items()
-    ]
-    languages = [row for name, ids in encoded.items() for row in _languages(name, passages, ids)]
-    return Comparison(passages=tuple(passages), rows=tuple(rows), languages=tuple(languages))
+    first: list[int] | None = None
+    for name, tokenizer in tokenizers.items():
+        ids = tokenizer.encode_batch(texts, allow_special=allow_special)
+        row = _row(name, tokenizer, passages, ids, first, context, price)
+        first = first or [len(some) for some in ids]
+        yield row, _languages(name, passages, ids)
 
 
 def _row(
@@ -184,7 +203,7 @@ def _row(
     tokenizer: PipelineTokenizer,
     passages: Sequence[Passage],
     ids: list[list[int]],
-    first: list[list[int]],
+    first: list[int] | None,
     context: int | None,
     price: float | None,
 ) -> TokenizerRow:
@@ -193,15 +212,18 @@ def _row(
     sizes = [len(passage.text.encode()) for passage in passages]
     failures = [p.text for p, some in zip(passages, ids) if tokenizer.decode(some) != p.text]
     saved = None
-    if ids is not first:
-        base = [float(len(some)) for some in first]
+    if first is not None:
+        base = [float(max(1, count)) for count in first]
         saved = paired_interval(base, [float(c) for c in counts], base, sources)
     return TokenizerRow(
         name=name,
         vocab_size=tokenizer.vocab_size,
         tokens=total,
         bytes_per_token=ratio_interval(
-            [float(s) for s in sizes], [float(c) for c in counts], sources
+            # A passage of nothing but bytes that are dropped counts as one token.
+            [float(s) for s in sizes],
+            [float(max(1, c)) for c in counts],
+            sources,
         ),
         fertility=total / max(1, sum(len(_WORD.findall(p.text)) for p in passages)),
         used=len({i for some in ids for i in some}) / max(1, tokenizer.vocab_size),

@@ -8,6 +8,7 @@ from typing import Any
 
 from lmworks.evaluation.tokenizer_comparison import ChangedWord, Comparison
 from lmworks.evaluation.tokenizer_fairness import FairnessRow
+from lmworks.tokenizers.token_spans import units_of
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 _SHOWN_CHARACTERS = 1500
@@ -55,18 +56,11 @@ def _beginning(comparison: Comparison) -> str:
 def _coloured(tokenizer: PipelineTokenizer, text: str) -> list[dict[str, Any]]:
     """Tokens with their colour; those that share a character are shown once, together."""
     ids, spans = tokenizer.encode_offsets(text)
-    shown: list[dict[str, Any]] = []
-    last = 0
-    for token_id, (start, end) in zip(ids, spans):
-        if end <= last and shown:
-            shown[-1]["ids"].append(token_id)
-            continue
-        start = max(start, last)
-        if start > last:
-            shown.append({"text": text[last:start].translate(_VISIBLE), "ids": [], "colour": -1})
-        colour = len(shown) % _COLOURS
-        shown.append(
-            {"text": text[start:end].translate(_VISIBLE), "ids": [token_id], "colour": colour}
-        )
-        last = end
-    return shown
+    return [
+        {
+            "text": text[unit.start : unit.end].translate(_VISIBLE),
+            "ids": unit.ids,
+            "colour": number % _COLOURS if unit.ids else -1,
+        }
+        for number, unit in enumerate(units_of(ids, spans, 0, len(text)))
+    ]

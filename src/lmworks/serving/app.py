@@ -159,7 +159,8 @@ def _counted(request: GenerationRequest, usages: list[Usage]) -> Usage:
     return Usage(prompt_tokens=prompt_tokens, completion_tokens=total.completion_tokens)
 
 
-async def _read_json(http: Request, limit: int) -> Any:
+async def read_body(http: Request, limit: int) -> bytes:
+    """The body. Raises: ApiError (413) for one over `limit` bytes, before it is in memory."""
     body = bytearray()
     too_large = ApiError(413, f"the body is over {limit} bytes", code="body_too_large")
     if int(http.headers.get("content-length") or 0) > limit:
@@ -168,8 +169,14 @@ async def _read_json(http: Request, limit: int) -> Any:
         body += chunk
         if len(body) > limit:
             raise too_large
+    return bytes(body)
+
+
+async def read_json(http: Request, limit: int) -> Any:
+    """The JSON of the body. Raises: ApiError (413, 400)."""
+    body = await read_body(http, limit)
     try:
-        return json.loads(bytes(body))
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ApiError(400, f"the body is not JSON: {reason}", code="invalid_json") from None
@@ -201,12 +208,12 @@ def create_app(
 def _add_generation_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(http: Request) -> Response:
-        values = await _read_json(http, service.max_body_bytes)
+        values = await read_json(http, service.max_body_bytes)
         return await service.generate(http, parse(ChatCompletionRequest, values))
 
     @app.post("/v1/completions")
     async def completions(http: Request) -> Response:
-        values = await _read_json(http, service.max_body_bytes)
+        values = await read_json(http, service.max_body_bytes)
         return await service.generate(http, parse(CompletionRequest, values))
 
 
@@ -233,4 +240,4 @@ def _add_watching_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/")
     async def page() -> HTMLResponse:
-        return HTMLResponse(chat_page(), headers=page_headers())
+        return HTMLResponse(chat_page(), headers=page_headers(chat_page()))

@@ -20,7 +20,7 @@ from lmworks.serving.errors import ApiError
 MAX_CHOICES = 32
 _SETTINGS = ("temperature", "top_p", "top_k", "min_p", "logit_bias", "seed", "stop")
 _PENALTIES = ("frequency_penalty", "presence_penalty")
-R = TypeVar("R", bound="GenerationRequest")
+R = TypeVar("R", bound=pydantic.BaseModel)
 
 
 def _valid_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The chat page, and the headers that hold it to its own server.
+"""The chat page, and the headers that hold any page to its own server.
 
 The policy names the one script and the one style sheet by their hashes: whatever a model writes,
 nothing else can run or load.
@@ -20,9 +20,8 @@ def chat_page() -> str:
 
 
 @functools.cache
-def page_headers() -> dict[str, str]:
-    """Content-Security-Policy and its neighbours."""
-    html = chat_page()
+def page_headers(html: str) -> dict[str, str]:
+    """Content-Security-Policy and its neighbours, for a page whose script and style are inline."""
     policy = (
         f"default-src 'none'; script-src {_hashes(html, 'script')}; "
         f"style-src {_hashes(html, 'style')}; img-src data:; connect-src 'self'; "

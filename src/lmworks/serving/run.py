@@ -1,17 +1,19 @@
-"""`serve`: the application on a port, until Ctrl-C."""
+"""An application on a port of this machine until Ctrl-C; `serve`: the one over models."""
 
 from __future__ import annotations
 
 import errno
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from lmworks.inference.base import ChatModel
 
 DEFAULT_PORT = 8000
@@ -33,15 +35,43 @@ def serve(
         open_page: open the chat page in the browser.
     Raises: UserError when the port is in use or can't be had.
     """
-    import uvicorn
-
     from lmworks.serving.app import create_app
     from lmworks.serving.guard import LOOPBACK_HOSTS
 
     listener = bind(host, port)
-    url = page_url(host, listener.getsockname()[1])
     is_loopback = host in LOOPBACK_HOSTS
     app = create_app(models, allowed_hosts=LOOPBACK_HOSTS if is_loopback else None)
+    url = page_url(host, listener.getsockname()[1])
+    lines = [
+        f"chat page   {url}",
+        f"OpenAI API  {url}/v1",
+        f"models      {', '.join(models)}",
+    ]
+    if not is_loopback:
+        lines.append("Anyone who reaches this port can use it: there is no password.")
+    try:
+        run_app(app, listener, lines, url if open_page else "", app.state.service.cancel_all)
+    finally:
+        for model in models.values():
+            _close(model)
+
+
+def run_app(
+    app: ASGIApp,
+    listener: socket.socket,
+    lines: Sequence[str],
+    open_url: str = "",
+    on_shutdown: Callable[[], None] = lambda: None,
+) -> None:
+    """Run `app` on a bound socket until Ctrl-C (or SIGTERM), then close the socket.
+
+    Args:
+        lines: what to print once it answers.
+        open_url: what to open in the browser then, if anything.
+        on_shutdown: called on the loop before open connections are waited for.
+    """
+    import uvicorn
+
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -54,9 +84,9 @@ def serve(
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            _announce(url, models, is_loopback)
-            if open_page:
-                threading.Thread(target=_open, args=(url,), daemon=True).start()
+            print("\n".join(f"  {line}" for line in [*lines, "Ctrl-C ends it."]), flush=True)
+            if open_url:
+                threading.Thread(target=_open, args=(open_url,), daemon=True).start()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             # Not the parent's way, which raises the signal anew when all is over: Ctrl-C is how a
@@ -65,15 +95,13 @@ def serve(
             self.should_exit = True
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.state.service.cancel_all()
+            on_shutdown()
             await super().shutdown(sockets)
 
     try:
         Server(config).run(sockets=[listener])
     finally:
         listener.close()
-        for model in models.values():
-            _close(model)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -109,17 +137,6 @@ def page_url(host: str, port: int) -> str:
     """Where a browser on this machine finds the page."""
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{name}:{port}"
-
-
-def _announce(url: str, models: Mapping[str, Any], is_loopback: bool) -> None:
-    lines = [
-        f"  chat page   {url}",
-        f"  OpenAI API  {url}/v1",
-        f"  models      {', '.join(models)}",
-    ]
-    if not is_loopback:
-        lines.append("  Anyone who reaches this port can use it: there is no password.")
-    print("\n".join([*lines, "  Ctrl-C ends it."]), flush=True)
 
 
 def _open(url: str) -> None:

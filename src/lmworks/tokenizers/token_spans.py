@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ import numpy as np
 
 from lmworks.tokenizers.aligned import Span
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
+from lmworks.tokenizers.wordpiece import WordPiece
 
 _SECTION = 4096  # characters; read in some ten milliseconds
 _KEPT_SECTIONS = 64
@@ -71,10 +73,13 @@ class IndexedText:
 class TokenizedText:
     """The ids of a text, and the characters of any part of them."""
 
-    def __init__(self, tokenizer: PipelineTokenizer, text: IndexedText) -> None:
+    def __init__(
+        self, tokenizer: PipelineTokenizer, text: IndexedText, *, allow_special: bool = False
+    ) -> None:
         self.tokenizer, self.source = tokenizer, text
-        self.ids = tokenizer.encode_array(text.text)  # int32 [tokens]
-        self._ends = self._byte_ends()
+        self._special = allow_special
+        self.ids = self._encode(text.text)  # int32 [tokens]
+        self._lock = threading.Lock()
         self._read: OrderedDict[int, tuple[list[int], list[Span]]] = OrderedDict()
 
     @property
@@ -87,25 +92,39 @@ class TokenizedText:
         end = min(end, len(self.source.text))
         if start >= end:
             return []
-        found = self._summed(start, end) if self.verbatim else self._aligned(start, end)
+        with self._lock:
+            found = list(self._summed(start, end) if self.verbatim else self._aligned(start, end))
         return [unit for unit in found if unit.end > start and unit.start < end]
+
+    def _encode(self, text: str) -> Any:
+        return self.tokenizer.encode_array(text, allow_special=self._special)
 
     # Where the bytes are the text.
 
-    def _byte_ends(self) -> Any | None:
+    @functools.cached_property
+    def _ends(self) -> Any | None:
         """int64 [tokens]: where each token's bytes end in the text; None where they are not it."""
-        ids = self.ids.tolist()
-        joined = self.tokenizer.decode_bytes(ids)
-        put_in = len(joined) - len(self.source.data)
-        if put_in not in (0, 1) or joined[put_in:] != self.source.data:
+        if isinstance(self.tokenizer.vocabulary.model, WordPiece):
+            return None  # its decoder puts spaces in that no token stands for
+        data = np.frombuffer(self.source.data, dtype=np.uint8)
+        known = np.flatnonzero(np.bincount(self.ids, minlength=1))
+        tokens = [self.tokenizer.decode_bytes([i]) for i in known.tolist()]
+        sizes = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
+        sizes[known] = [len(token) for token in tokens]
+        starts = np.cumsum(sizes) - sizes  # of each token in all of them joined
+        ends = np.cumsum(sizes[self.ids])
+        total = int(ends[-1]) if len(ends) else 0
+        put_in = total - len(data)
+        if put_in not in (0, 1):
             return None
-        known, place = np.unique(self.ids, return_inverse=True)
-        sizes = [len(self.tokenizer.decode_bytes([i])) for i in known.tolist()]
-        return np.cumsum(np.array(sizes, dtype=np.int64)[place.reshape(-1)]) - put_in
+        own = sizes[self.ids]
+        places = np.arange(total) + np.repeat(starts[self.ids] - ends + own, own)
+        joined = np.frombuffer(b"".join(tokens), dtype=np.uint8)[places]
+        return ends - put_in if np.array_equal(joined[put_in:], data) else None
 
     def _summed(self, start: int, end: int) -> Iterator[Unit]:
         text, ends = self.source, self._ends
-        first = int(np.searchsorted(ends, text.byte_at(start), side="right"))
+        first = int(np.searchsorted(ends, text.byte_at(start), side="right")) if start else 0
         while first > 0 and not text.begins_character(ends[first - 1]):
             first -= 1
         last = int(np.searchsorted(ends, text.byte_at(end), side="left")) + 1
@@ -133,7 +152,8 @@ class TokenizedText:
             self._read.move_to_end(number)
             return self._read[number]
         begin = section.start - section.context
-        ids, spans = self.tokenizer.encode_offsets(self.source.text[begin : section.end])
+        part = self.source.text[begin : section.end]
+        ids, spans = self.tokenizer.encode_offsets(part, allow_special=self._special)
         kept = ids[len(ids) - section.tokens :]
         moved = [(a + begin, b + begin) for a, b in spans[len(ids) - section.tokens :]]
         self._read[number] = kept, moved
@@ -174,9 +194,9 @@ class TokenizedText:
         # Within a word a context would prove nothing: one unknown token may stand for both sides.
         for context in (0, _CONTEXT) if start and _beside_space(text, start) else (0,):
             begin = max(0, start - context)
-            ids = self.tokenizer.encode_array(text[begin:end])
+            ids = self._encode(text[begin:end])
             if context:
-                before = self.tokenizer.encode_array(text[begin:start])
+                before = self._encode(text[begin:start])
                 if not np.array_equal(before, ids[: len(before)]):
                     continue
                 ids = ids[len(before) :]
@@ -206,7 +226,7 @@ def units_of(
     last = start
     for number, (token_id, (begin, stop)) in enumerate(zip(ids, spans), first):
         before = units[-1] if units else None
-        if before and before.ids and (stop <= last or before.start == before.end):
+        if before and before.ids and (stop <= last or begin <= before.start):
             last = max(last, stop)
             units[-1] = before._replace(end=last, ids=(*before.ids, token_id))
             continue
