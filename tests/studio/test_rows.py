@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from lmworks.studio.rows import Rows, _width
 
 TEXT = st.text(
-    st.one_of(
-        st.sampled_from(" \n\tab́あ🙂م"), st.characters(exclude_categories=["Cs"])
-    ),
+    st.one_of(st.sampled_from(" \n\tab́あ🙂م"), st.characters(exclude_categories=["Cs"])),
     max_size=300,
 )
 

@@ -10,7 +10,9 @@ import pytest
 pytestmark = pytest.mark.browser
 
 PHONE = {"width": 390, "height": 844}
-INJECTION = '<img src=x onerror="window.bad=1"><script>window.bad=1</script>&amp; "q" \u202ereversed'
+INJECTION = (
+    '<img src=x onerror="window.bad=1"><script>window.bad=1</script>&amp; "q" \u202ereversed'
+)
 IDLE = "#figures[aria-busy=false]"
 
 
@@ -50,7 +52,9 @@ def drawn(page, pane):
 
 
 def wide(page):
-    return page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+    return page.evaluate(
+        "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    )
 
 
 def test_the_colours_are_the_tokens(page, site, tokenizers):
@@ -60,7 +64,7 @@ def test_the_colours_are_the_tokens(page, site, tokenizers):
     page.wait_for_function("() => document.querySelectorAll('.cell span').length > 20")
     assert figures(page) == {n: str(len(t.encode(text))) for n, t in tokenizers.items()}
     for pane, name in enumerate(["small", "large"]):
-        ids, spans = tokenizers[name].encode_offsets(text)
+        _, spans = tokenizers[name].encode_offsets(text)
         whole = [text[a:b].replace("\n", "⏎") for a, b in dict.fromkeys(spans)]
         rows = drawn(page, pane)
         assert [piece for row in rows for piece, _ in row] == whole
@@ -178,7 +182,7 @@ def test_languages_and_changes(page, site):
     page.wait_for_timeout(300)
     page.select_option("#against", "large")
     page.wait_for_selector(IDLE)
-    assert [*figures(page)][0] == "large"
+    assert next(iter(figures(page))) == "large"
 
 
 def test_the_comparison_is_saved_as_a_page(page, site, tmp_path):
@@ -286,7 +290,9 @@ def test_five_megabytes_do_not_freeze_the_page(page, site, prose, tokenizers, re
     record_property("five_megabytes", found)
     print(found)
     assert max(found["tasks"], default=0) < 200 and sum(found["tasks"]) < 500
-    assert page.input_value("#typed") == "" and "5,000,000 characters" in page.inner_text("#document-size")
+    assert page.input_value("#typed") == "" and "5,000,000 characters" in page.inner_text(
+        "#document-size"
+    )
     text = (prose * (5_000_000 // len(prose) + 1))[:5_000_000]
     counted = {name: str(len(t.encode_array(text))) for name, t in tokenizers.items()}
     assert figures(page) == counted

@@ -8,6 +8,7 @@ draw some a little narrower, hardly ever wider.
 from __future__ import annotations
 
 import bisect
+import itertools
 import unicodedata
 from typing import Any
 
@@ -30,7 +31,7 @@ class Rows:
     def spans(self, first: int, count: int) -> list[tuple[int, int]]:
         """Start and end, in characters, of some rows."""
         bounds = self.starts[max(0, first) : max(0, first) + count + 1].tolist()
-        return list(zip(bounds, bounds[1:]))
+        return list(itertools.pairwise(bounds))
 
     def row_of(self, character: int) -> int:
         """The row that holds a character."""
@@ -59,7 +60,7 @@ def _starts(text: str, columns: int) -> Any:
 
 def _breaks(text: str, reach: Any, at: int, end: int, columns: int) -> list[int]:
     """Where a line is broken: behind the last space that fits, or else where it is full."""
-    places = []
+    places: list[int] = []
     if text[end - 1] == "\n":  # its mark may stand at the edge
         end -= 1
     while True:

@@ -16,7 +16,7 @@ _KEPT_TEXTS, _KEPT_ROWS = 16, 6
 _HEX_BYTES = 48  # of a token, shown
 
 # What a browser would not draw, or what would turn the text around it.
-_PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
+_PICTURES = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: chr(0x2421)}
 _PICTURES |= {ord("\n"): "⏎", ord("\t"): "⇥ "}
 _HIDDEN = (0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F))
 _HIDDEN += (*range(0x2028, 0x202A), *range(0x2060, 0x206A), *range(0x80, 0xA0))

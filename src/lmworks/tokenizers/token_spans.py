@@ -102,7 +102,7 @@ class TokenizedText:
     # Where the bytes are the text.
 
     @functools.cached_property
-    def _ends(self) -> Any | None:
+    def _ends(self) -> Any:
         """int64 [tokens]: where each token's bytes end in the text; None where they are not it."""
         if isinstance(self.tokenizer.vocabulary.model, WordPiece):
             return None  # its decoder puts spaces in that no token stands for
@@ -214,9 +214,7 @@ class _Section(NamedTuple):
     tokens: int
 
 
-def units_of(
-    ids: list[int], spans: list[Span], start: int, end: int, first: int = 0
-) -> list[Unit]:
+def units_of(ids: list[int], spans: list[Span], start: int, end: int, first: int = 0) -> list[Unit]:
     """Tokens and their spans as units that cover the text from `start` to `end`.
 
     Args:
