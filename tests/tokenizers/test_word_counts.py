@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pydoc_data.topics import topics
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lmworks.tokenizers import bpe_trainer, compiled_trainer
 from lmworks.tokenizers.patterns import PATTERNS
 from lmworks.tokenizers.pre_tokenizers import Cut, PreTokenizer
 from lmworks.tokenizers.vocabulary import alphabet_bytes
-from lmworks.tokenizers.word_counts import WordCounter, count_words
+from lmworks.tokenizers.word_counts import WordCounter, WordCounts, count_words
 
 TEXTS = [text for _, text in sorted(topics.items())]
 
@@ -69,6 +71,40 @@ def test_the_merges_of_the_readable_trainer(sizes: tuple[int, int]) -> None:
     counted = {word.decode(): count for word, count in words.items()}
     assert merges == bpe_trainer.learn_merges(counted, theirs, **options)
     assert ours == theirs
+
+
+@pytest.mark.parametrize("room", [1 << 4, 1 << 16])
+def test_random_words_give_the_merges_of_the_readable_trainer(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few letters, so that many merges lead to one token, and pairs too rare to be kept come up."""
+    monkeypatch.setattr(compiled_trainer, "_ROOM", room)
+    draw = random.Random(room)
+    for _ in range(150):
+        letters = draw.choice(["ab", "abc", "a"])
+        tokens = [b"<s>", b"##", *(c.encode() for c in letters), b"#a", b"#b"]
+        tokens += [b"ab" * 2, b"abb", b"aa"]
+        first = list(range(2, 4 + len(letters)))
+        words = [
+            ([draw.choice(first) for _ in range(draw.randrange(1, 30))], draw.randrange(1, 9))
+            for _ in range(draw.randrange(1, 60))
+        ]
+        options: dict[str, Any] = {
+            "vocab_size": len(tokens) + draw.randrange(60),
+            "min_frequency": draw.randrange(12),
+            "protected": draw.choice([0, 2, len(tokens) - 1]),
+            "prefix": draw.choice([b"", b"#"]),
+            "longest": draw.choice([0, 5]),
+        }
+        ours, theirs = list(tokens), list(tokens)
+        found = WordCounts(
+            np.array([i for word, _ in words for i in word], dtype=np.int32),
+            np.cumsum([len(word) for word, _ in words], dtype=np.int64),
+            np.array([count for _, count in words], dtype=np.int64),
+        )
+        merges = compiled_trainer.learn_merges(found, ours, **options)
+        assert merges == bpe_trainer.learn_merges(words, theirs, **options)
+        assert ours == theirs
 
 
 def test_runs_of_one_letter_and_tokens_that_are_there_already() -> None:

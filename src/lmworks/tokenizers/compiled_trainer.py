@@ -1,8 +1,9 @@
 """`bpe_trainer.learn_merges`, compiled: the same merges from flat arrays.
 
-Each word's symbols lie side by side and shrink in place. A pair has a slot in an open table with
-its count and a list of the words that have it, so a merge touches only those. The heap may hold
-counts that are no longer right: they are put right when they come up.
+Each word's symbols lie side by side and shrink in place. A pair has a place in an open table with
+its count and the words that have it, so a merge touches only those. Of pairs that are too rare to
+be merged only the count is kept: most pairs are, and it is they that would fill the memory. The
+heap may hold counts that are no longer right: they are put right when they come up.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lmworks.tokenizers.calls import call, kernel
 from lmworks.tokenizers.word_counts import WordCounts
 
 Pair = tuple[int, int]
+_ROOM = 1 << 16  # of everything, to begin with
 _BATCH = 2000  # merges between two looks at the progress bar
 
 
@@ -54,24 +56,27 @@ class MergeState:
     """
 
     def __init__(
-        self, words: WordCounts, tokens: list[bytes], vocab_size: int, min_frequency: int
+        self,
+        words: WordCounts,
+        tokens: list[bytes],
+        vocab_size: int,
+        min_frequency: int,
+        *,
+        chosen: bool = False,
     ) -> None:
+        """`chosen`: a caller chooses the merges, so that rare pairs may be merged as well."""
         self._slots = np.zeros(slots.LEARN_SLOTS, dtype=np.int64)
         self._arrays: dict[int, Any] = {}
         self._set_words(words, tokens)
         self._set_tokens(tokens, vocab_size)
-        symbols = len(words.data)
-        self._set_pairs(1 << max(16, (2 * min(symbols, 1 << 22)).bit_length()))
-        nodes = symbols + symbols // 2 + (1 << 16)  # a list entry per pair of a word, and new ones
-        self._set(slots.NODE_WORDS, np.empty(nodes, dtype=np.int32))
-        self._set(slots.NODE_LINKS, np.empty(nodes, dtype=np.int32))
-        self._slots[slots.NODES_ROOM] = nodes
-        self._slots[slots.NODES_USED] = 1  # 0 ends a list
-        self._heap_room(len(self._arrays[slots.PAIR_KEYS]) + (1 << 16))
-        self._set(slots.RAISED, np.empty(1 << 16, dtype=np.int64))
-        self._slots[slots.RAISED_ROOM] = 1 << 16
+        self._set_pairs(2 * _ROOM)
+        self._room_for(slots.NODES, slots.NODES_ROOM, _ROOM)
+        self._room_for(slots.PAIR_HEAP, slots.HEAP_ROOM, _ROOM)
+        self._room_for(slots.ADDED, slots.ADDED_ROOM, _ROOM)
         self._merge_room(2 * max(16, vocab_size - len(tokens)))
-        self._slots[slots.WANTED], self._slots[slots.LEAST] = vocab_size, max(1, min_frequency)
+        least = max(1, min_frequency)
+        self._slots[slots.WANTED], self._slots[slots.LEAST] = vocab_size, least
+        self._slots[slots.KEEP] = 1 if chosen else least
         self._slots[slots.BATCH] = _BATCH
         self._learn = kernel("learn_merges", training=True)
 
@@ -91,11 +96,12 @@ class MergeState:
             if len(token) == 1:
                 byte_ids[token[0]] = token_id
         starts = np.append(0, words.ends[:-1]).astype(np.int64)
-        symbols = byte_ids[words.data] if words.data.dtype == np.uint8 else words.data
-        self._set(slots.SYM, symbols.copy())  # shrinks in place
-        self._set(slots.WORD_STARTS, starts)
-        self._set(slots.WORD_SIZES, (words.ends - starts).astype(np.int32))
-        self._set(slots.WORD_COUNTS, np.ascontiguousarray(words.counts, dtype=np.int64))
+        symbols = byte_ids[words.data] if words.data.dtype == np.uint8 else words.data.copy()
+        self._set(slots.SYM, symbols)  # shrinks in place
+        learnt = np.empty((len(words), 2), dtype=np.int64)
+        learnt[:, 0] = starts << 24 | (words.ends - starts)
+        learnt[:, 1] = words.counts
+        self._set(slots.WORDS_LEARNT, learnt)
         self._slots[slots.NUM_WORDS] = len(words)
 
     def _set_tokens(self, tokens: list[bytes], vocab_size: int) -> None:
@@ -114,19 +120,20 @@ class MergeState:
         self._slots[slots.NUM_TOKENS_MADE] = len(tokens)
 
     def _set_pairs(self, size: int) -> None:
-        self._set(slots.PAIR_KEYS, np.zeros(size, dtype=np.uint64))
-        self._set(slots.PAIR_COUNTS, np.zeros(size, dtype=np.int64))
-        self._set(slots.PAIR_HEADS, np.zeros(size, dtype=np.int32))
-        self._set(slots.PAIR_STAMPS, np.zeros(size, dtype=np.int32))
+        self._set(slots.PAIRS, np.zeros((size, 3), dtype=np.int64))  # key, count, its words
         self._slots[slots.PAIR_MASK] = size - 1
 
-    def _heap_room(self, room: int) -> None:
-        for slot, kind in ((slots.HEAP_COUNTS, np.int64), (slots.HEAP_KEYS, np.uint64)):
-            array = np.empty(room, dtype=kind)
-            if slot in self._arrays:
-                array[: len(self._arrays[slot])] = self._arrays[slot]
-            self._set(slot, array)
-        self._slots[slots.HEAP_ROOM] = room
+    def _room_for(self, slot: int, room_slot: int, room: int) -> None:
+        """Let an array have so many entries; what is in it stays, but for what one merge adds."""
+        kind = np.int64 if slot == slots.PAIR_HEAP else np.int32
+        columns = 1 if slot == slots.NODES else 2
+        array = np.empty((room, columns), dtype=kind)
+        if slot == slots.ADDED:
+            self._set(slots.RAISED, np.empty((room, 4), dtype=np.int64))
+        elif slot in self._arrays:
+            array[: len(self._arrays[slot])] = self._arrays[slot]
+        self._set(slot, array)
+        self._slots[room_slot] = room
 
     def _merge_room(self, room: int) -> None:
         for slot in (slots.OUT_LEFT, slots.OUT_RIGHT):
@@ -175,36 +182,50 @@ class MergeState:
     def grow(self) -> None:
         """Give what was short twice the room, and as much as the next merge may need."""
         a, more = self._slots, int(self._slots[slots.MORE])
-        if a[slots.NODES_USED] + more > a[slots.NODES_ROOM]:
-            for slot in (slots.NODE_WORDS, slots.NODE_LINKS):
-                old = self._arrays[slot]
-                extra = np.empty(len(old) // 2 + more, dtype=np.int32)
-                self._set(slot, np.concatenate([old, extra]))
-            a[slots.NODES_ROOM] = len(self._arrays[slots.NODE_WORDS])
-        if a[slots.HEAP_SIZE] + more > a[slots.HEAP_ROOM]:
-            self._heap_room(2 * int(a[slots.HEAP_ROOM]) + more)
-        if more > a[slots.RAISED_ROOM]:
-            self._set(slots.RAISED, np.empty(2 * more, dtype=np.int64))
-            a[slots.RAISED_ROOM] = 2 * more
-        if a[slots.DONE] + 1 > a[slots.OUT_ROOM_MERGES]:
-            self._merge_room(2 * int(a[slots.OUT_ROOM_MERGES]))
+        if a[slots.STARTED] == 1:  # all words are to be listed, and all pairs put on the heap
+            self._room_for(slots.NODES, slots.NODES_ROOM, _ROOM + more + more // 4)
+            room = int(a[slots.PAIRS_USED])
+            self._room_for(slots.PAIR_HEAP, slots.HEAP_ROOM, _ROOM + room + room // 4)
+            return
         if 3 * (a[slots.PAIRS_USED] + more) > 2 * a[slots.PAIR_MASK]:
             self._grow_pairs(more)
+        if a[slots.STARTED] == 0:
+            return
+        if a[slots.NODES_USED] + more > a[slots.NODES_ROOM]:
+            self._grow_nodes(more)
+        if a[slots.HEAP_SIZE] + more > a[slots.HEAP_ROOM]:
+            room = max(3 * int(a[slots.HEAP_ROOM]) // 2, int(a[slots.HEAP_SIZE]) + more)
+            self._room_for(slots.PAIR_HEAP, slots.HEAP_ROOM, room)
+        if more > a[slots.ADDED_ROOM]:
+            self._room_for(slots.ADDED, slots.ADDED_ROOM, 2 * more)
+        if a[slots.DONE] + 1 > a[slots.OUT_ROOM_MERGES]:
+            self._merge_room(2 * int(a[slots.OUT_ROOM_MERGES]))
         arena = self._arrays[slots.TOKEN_ARENA]
         if 2 * self._arrays[slots.TOKEN_ENDS][self.made() - 1] + 2 > len(arena):
             self._set(slots.TOKEN_ARENA, np.concatenate([arena, np.empty_like(arena)]))
             a[slots.TOKEN_ARENA_ROOM] = 2 * len(arena)
 
     def _grow_pairs(self, more: int) -> None:
-        names = (slots.PAIR_KEYS, slots.PAIR_COUNTS, slots.PAIR_HEADS, slots.PAIR_STAMPS)
-        old = [self._arrays[slot] for slot in names]
-        size = 2 * len(old[0])
+        old = self._arrays[slots.PAIRS]
+        size = len(old)
         while 3 * (int(self._slots[slots.PAIRS_USED]) + more) > 2 * (size - 1):
             size *= 2
         self._set_pairs(size)
-        new = [self._arrays[slot] for slot in names]
-        used = call("grow_pairs", *old, len(old[0]), *new, size - 1, training=True)
+        new = self._arrays[slots.PAIRS]
+        used = call("grow_pairs", old, len(old), new, size - 1, training=True)
         self._slots[slots.PAIRS_USED] = used
+
+    def _grow_nodes(self, more: int) -> None:
+        """Leave behind the words of pairs that were merged or are rare by now."""
+        a, pairs, old = self._slots, self._arrays[slots.PAIRS], self._arrays[slots.NODES]
+        arguments: list[Any] = [pairs, len(pairs), old, 0, int(a[slots.KEEP])]
+        live = call("pack_nodes", *arguments, training=True) if a[slots.NODES_USED] else 0
+        new = np.empty((live + live // 2 + 2 * more, 1), dtype=np.int32)
+        if live:
+            arguments[3] = new
+            live = call("pack_nodes", *arguments, training=True)
+        self._set(slots.NODES, new)
+        a[slots.NODES_ROOM], a[slots.NODES_USED] = len(new), live
 
     def tokens(self) -> list[bytes]:
         """All tokens, the first ones included."""

@@ -40,9 +40,9 @@ def learn_fairly(
         measured: of each, the words that tell how it is compressed, and how many units they are.
     """
     options = (tokens, vocab_size, min_frequency)
-    states = [MergeState(words, *options) for words in languages]
+    states = [MergeState(words, *options, chosen=True) for words in languages]
     measures = [
-        state if words is learnt else MergeState(words, *options)
+        state if words is learnt else MergeState(words, *options, chosen=True)
         for state, learnt, (words, _) in zip(states, languages, measured)
     ]
     units = [max(1, number) for _, number in measured]
