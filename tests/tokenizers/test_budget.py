@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from lmworks.cli.tokenizer_budget import command
 from lmworks.core.errors import UserError
+from lmworks.tokenizers import chat_formats
 from lmworks.tokenizers.budget import Counter
 from lmworks.tokenizers.fitting import FIT_STRATEGIES, Fitted, fit, turns
 from lmworks.tokenizers.requests import Request, parse_request, read_request
@@ -397,3 +398,23 @@ def test_the_command_says_what_is_missing(small: PipelineTokenizer, tmp_path: Pa
         run([*fit_it, "--context", "10", "--max-tokens", "10"])
     with pytest.raises(UserError, match="can't be read"):
         run([str(tmp_path), str(tmp_path / "none.json")])
+
+
+def test_openais_count(small: PipelineTokenizer, tmp_path: Path) -> None:
+    messages = [
+        {"role": "system", "name": "example_user", "content": "the cat"},
+        {"role": "user", "content": "sat on <|end|>"},
+    ]
+    counter = Counter(chat_formats.with_template(small, "openai"))
+    texts = sum(len(small.encode(text)) for message in messages for text in message.values())
+    assert counter.tokens(messages) == 3 * len(messages) + texts + 1 + 2 + len(
+        small.encode("assistant")
+    )
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content }}")
+    plain = Counter(chat_formats.with_template(small, str(tmp_path / "t.jinja")))
+    assert plain.tokens(messages) == len(small.encode("the cat"))
+    with pytest.raises(UserError, match="did you mean 'openai'"):
+        chat_formats.with_template(small, "openia")
+    (tmp_path / "t.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="can't be read"):
+        chat_formats.with_template(small, str(tmp_path / "t.jinja"))

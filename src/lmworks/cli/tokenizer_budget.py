@@ -36,6 +36,7 @@ _SUMMARY_TOKENS = 300
     "--fit", "strategy", help="Make it fit: drop-oldest, middle-out, summarise, truncate-content."
 )
 @click.option("--summarise-with", "summariser", metavar="REF", help="Model that writes summaries.")
+@click.option("--template", help="openai, chatml or a Jinja file, in place of the tokenizer's own.")
 @click.option("--images", "rule", help="Rule that counts images, for example qwen2-vl.")
 @click.option("--image-size", metavar="WxH", help="Size of images that are only linked.")
 @click.option("--price", type=click.FloatRange(min=0), help="Price of a million tokens.")
@@ -48,6 +49,7 @@ def command(
     max_tokens: int | None,
     strategy: str | None,
     summariser: str | None,
+    template: str | None,
     rule: str | None,
     image_size: str | None,
     price: float | None,
@@ -61,11 +63,13 @@ def command(
     \b
     Examples:
       lmworks tokenizer budget smollm2-135m request.json --price 0.15
+      lmworks tokenizer budget o200k_base.tiktoken request.json --template openai
       lmworks tokenizer budget runs/chat - --fit drop-oldest --max-tokens 500 --out fits.json
     """
     from lmworks.core.errors import UserError
     from lmworks.core.files import write_json
     from lmworks.tokenizers.budget import Counter
+    from lmworks.tokenizers.chat_formats import with_template
     from lmworks.tokenizers.fitting import fit
     from lmworks.tokenizers.image_size import parse_size
     from lmworks.tokenizers.load import load_tokenizer
@@ -73,7 +77,10 @@ def command(
 
     request = _read(path)
     size = parse_size(image_size) if image_size else None
-    counter = Counter(load_tokenizer(reference), image_rule=rule or "", image_size=size)
+    tokenizer = load_tokenizer(reference)
+    if template:
+        tokenizer = with_template(tokenizer, template)
+    counter = Counter(tokenizer, image_rule=rule or "", image_size=size)
     context = context or _context_of(reference)
     answer = max_tokens if max_tokens is not None else request.max_tokens or 0
     fitted = None
