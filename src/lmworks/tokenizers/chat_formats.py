@@ -1,4 +1,4 @@
-"""Chat templates for tokenizers that come without one: ranks of OpenAI's models, base models.
+"""Chat templates for tokenizers that come without one: OpenAI's ranks, base models.
 
 `openai` writes what OpenAI's own count adds to the texts: three tokens a message, the role, one more
 before a name, and three that begin the answer. Tools have no place in it: how they are written
