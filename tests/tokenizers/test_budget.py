@@ -198,6 +198,12 @@ def test_added_tokens_and_multibyte_text_add_up(small: PipelineTokenizer) -> Non
     assert found["message0"][0] == len(PipelineTokenizer(vocabulary).encode(messages[0]["content"]))
 
 
+def test_a_long_conversation_adds_up(small: PipelineTokenizer) -> None:
+    messages = [{"role": "user", "content": f"number {index}"} for index in range(400)]
+    found = parts(small, read_request(messages))
+    assert found["message7"][0] == len(small.encode("number 7")) and found["message399"][1] > 0
+
+
 words = st.text(st.sampled_from("ab \n<|é🙂"), max_size=40)
 
 

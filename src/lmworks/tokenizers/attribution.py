@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ANSWER, TOOLS = -1, -2  # parts that are no message
 _FIRST_MARK, _MOST_MARKS = 0xF0000, 30_000  # a plane of characters for private use
 _MARK = re.compile("[\U000f0000-\U000ffffd]")
+_MOST_RENDERED = 300  # messages up to which every beginning of the conversation is rendered
 _NOT_CONTENT = ("role", "tool_call_id", "id", "type")
 
 
@@ -162,7 +163,9 @@ def _turns(
     """(start, message) of each turn, and where the answer begins."""
     turns = [(0, 0)]
     for index in range(1, len(messages)):
-        start = _common_end(text, lambda: render(messages[:index], prompt=False))  # noqa: B023
+        start = None
+        if len(messages) <= _MOST_RENDERED:
+            start = _common_end(text, lambda: render(messages[:index], prompt=False))  # noqa: B023
         if start is None:  # the rest of the turn before is then told to belong to this one
             ends = [end for _, end, owner in contents if owner < index]
             start = max(ends, default=turns[-1][0])

@@ -1,8 +1,8 @@
 """Chat templates for tokenizers that come without one: OpenAI's ranks, base models.
 
-`openai` writes what OpenAI's own count adds to the texts: three tokens a message, the role, one more
-before a name, and three that begin the answer. Tools have no place in it: how they are written
-there is not published.
+`openai` writes what OpenAI's own count adds to the texts: three tokens a message, the role, one
+more before a name, and three that begin the answer. Tools have no place in it: how they are
+written there is not published.
 
 Source: OpenAI cookbook, "How to count tokens with tiktoken", section 6.
 """
