@@ -112,7 +112,7 @@ class MergeState:
         arena = np.empty(4 * len(data) + 64 * vocab_size + 64, dtype=np.uint8)
         arena[: len(data)] = data
         table = np.zeros(2 * size, dtype=np.uint64)
-        call("grow_words", table, size - 1, arena, ends, len(tokens), training=True)
+        call("list_tokens", table, size - 1, arena, ends, len(tokens), training=True)
         self._set(slots.TOKEN_TABLE, table)
         self._set(slots.TOKEN_ENDS, ends)
         self._set(slots.TOKEN_ARENA, arena)

@@ -37,9 +37,9 @@ MAP_NEIGHBOURS, MAP_FULL = -(1 << 40), -(1 << 41)  # what stops it, beside a mis
 
 # count_words, beside the slots of encode that say how text is cut
 (
-    COUNT_TABLE, COUNT_MASK, COUNT_COUNTS, COUNT_ENDS, COUNT_ARENA, COUNT_ARENA_ROOM, COUNT_WORDS,
+    COUNT_TABLE, COUNT_MASK, COUNT_ENDS, COUNT_ARENA, COUNT_ARENA_ROOM, COUNT_WORDS,
     COUNT_TIMES, MORE_WORDS, WORDS_ENDS, WORDS_TIMES, WORDS_IN, PART, PART_MASK, COUNT_SLOTS,
-) = range(ENCODE_SLOTS, ENCODE_SLOTS + 15)  # fmt: skip
+) = range(ENCODE_SLOTS, ENCODE_SLOTS + 14)  # fmt: skip
 
 MOST_BYTES = 4096  # of a word; a longer piece is counted in parts, or a merge would take its time
 

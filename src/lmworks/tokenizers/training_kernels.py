@@ -1,5 +1,6 @@
 # uses: lmworks.tokenizers.slots lmworks.tokenizers.kernel_parts
-# kernels: count_words add_words grow_words learn_merges grow_pairs pack_nodes
+# kernels: count_words add_words grow_counts list_counts list_tokens learn_merges grow_pairs
+# kernels: pack_nodes
 """Counting words and learning merges, compiled. bpe_trainer.py is the readable way and the oracle.
 
 All state lies in arrays that the caller owns (word_counts.py, compiled_trainer.py); a kernel that
@@ -27,32 +28,57 @@ def text_hash(text, start, end, limit):
 
 
 @njit(**_OPTIONS)
-def count_word(a, text, start, end, times):
-    """Add to the count of a word; there is room for it."""
-    table, mask = u64p(a[COUNT_TABLE]), np.uint64(a[COUNT_MASK])
-    counts, ends, arena = i64p(a[COUNT_COUNTS]), i64p(a[COUNT_ENDS]), u8p(a[COUNT_ARENA])
+def word_key(text, start, end, limit):
+    """Two numbers for a word: its bytes and its size up to 15 bytes, else its hash and its size."""
     size = end - start
-    h = text_hash(text, start, end, a[TEXT_SIZE])
-    at = h >> np.uint64(20) & mask
-    while table[2 * at] != 0:
-        if table[2 * at] == h:
-            number = np.int64(table[2 * at + np.uint64(1)])
-            begin = ends[number - 1] if number > 0 else np.int64(0)
-            if ends[number] - begin == size:
-                same = True
-                for i in range(size):
-                    same = same and arena[begin + i] == text[start + i]
-                if same:
-                    counts[number] += times
-                    return
+    if size > 15:
+        return text_hash(text, start, end, limit), np.uint64(0xFF) << np.uint64(56) | np.uint64(
+            size
+        )
+    low = bytes_at(text, start, min(size, 8), limit)
+    high = bytes_at(text, start + 8, size - 8, limit) if size > 8 else np.uint64(0)
+    return low, high | np.uint64(size) << np.uint64(56)
+
+
+@njit(**_OPTIONS)
+def key_hash(low, high):
+    return mix(low, high) >> np.uint64(20)
+
+
+@njit(**_OPTIONS)
+def count_word(a, text, start, end, times):
+    """Add to the count of a word; there is room for it.
+
+    An entry of the table: the two numbers of the word, which word it is, how often it occurs.
+    """
+    low, high = word_key(text, start, end, a[TEXT_SIZE])
+    table, mask = u64p(a[COUNT_TABLE]), np.uint64(a[COUNT_MASK])
+    at = key_hash(low, high) & mask
+    while table[4 * at + np.uint64(1)] != 0:
+        if table[4 * at] == low and table[4 * at + np.uint64(1)] == high:
+            if end - start <= 15 or is_word(a, table[4 * at + np.uint64(2)], text, start, end):
+                table[4 * at + np.uint64(3)] += np.uint64(times)
+                return
         at = (at + np.uint64(1)) & mask
-    number = a[COUNT_WORDS]
+    ends, arena, number = i64p(a[COUNT_ENDS]), u8p(a[COUNT_ARENA]), a[COUNT_WORDS]
     begin = ends[number - 1] if number > 0 else np.int64(0)
-    table[2 * at], table[2 * at + np.uint64(1)] = h, np.uint64(number)
-    for i in range(size):
+    table[4 * at], table[4 * at + np.uint64(1)] = low, high
+    table[4 * at + np.uint64(2)], table[4 * at + np.uint64(3)] = np.uint64(number), np.uint64(times)
+    for i in range(end - start):
         arena[begin + i] = text[start + i]
-    ends[number], counts[number] = begin + size, times
+    ends[number] = begin + end - start
     a[COUNT_WORDS] = number + 1
+
+
+@njit(**_OPTIONS)
+def is_word(a, number, text, start, end):
+    """Whether a counted word is written so."""
+    ends, arena = i64p(a[COUNT_ENDS]), u8p(a[COUNT_ARENA])
+    begin = ends[np.int64(number)] - (end - start)
+    for i in range(end - start):
+        if arena[begin + i] != text[start + i]:
+            return False
+    return True
 
 
 @njit(**_OPTIONS)
@@ -119,7 +145,8 @@ def add_words(a):
     for number in range(a[AT], a[WORDS_IN]):
         begin = ends[number - 1] if number > 0 else np.int64(0)
         size, words = ends[number] - begin, a[COUNT_WORDS]
-        part = text_hash(text, begin, ends[number], a[TEXT_SIZE]) >> np.uint64(8)
+        low, high = word_key(text, begin, ends[number], a[TEXT_SIZE])
+        part = mix(low, high) >> np.uint64(8)
         if np.int64(part) & a[PART_MASK] != a[PART]:
             continue
         used = i64p(a[COUNT_ENDS])[words - 1] if words > 0 else np.int64(0)
@@ -130,8 +157,30 @@ def add_words(a):
     return 0
 
 
-def grow_words(a):
-    """Put words into a larger table: a[0] table, a[1] mask, a[2] arena, a[3] ends, a[4] words."""
+def grow_counts(a):
+    """Put counted words into a larger table: a[0] table, a[1] entries; a[2] new one, a[3] mask."""
+    table, new, mask = u64p(a[0]), u64p(a[2]), np.uint64(a[3])
+    for entry in range(0, 4 * a[1], 4):
+        if table[entry + 1] != 0:
+            at = key_hash(table[entry], table[entry + 1]) & mask
+            while new[4 * at + np.uint64(1)] != 0:
+                at = (at + np.uint64(1)) & mask
+            for i in range(4):
+                new[4 * at + np.uint64(i)] = table[entry + i]
+    return 0
+
+
+def list_counts(a):
+    """How often each word occurs, by its number: a[0] table, a[1] entries, a[2] counts."""
+    table, counts = u64p(a[0]), i64p(a[2])
+    for entry in range(0, 4 * a[1], 4):
+        if table[entry + 1] != 0:
+            counts[np.int64(table[entry + 2])] = np.int64(table[entry + 3])
+    return 0
+
+
+def list_tokens(a):
+    """Put texts into an empty table: a[0] table, a[1] mask, a[2] arena, a[3] ends, a[4] texts."""
     table, mask, arena, ends = u64p(a[0]), np.uint64(a[1]), u8p(a[2]), i64p(a[3])
     begin = np.int64(0)
     for number in range(a[4]):

@@ -86,23 +86,13 @@ class WordCounter:
         self._slots[slots.COUNT_WORDS] = 0  # what it held before is gone
 
     def _allocate(self, size: int, room: int) -> None:
-        self._table = np.zeros(2 * size, dtype=np.uint64)
-        self._counts = np.zeros(size // 2 + 1, dtype=np.int64)
+        self._table = np.zeros((size, 4), dtype=np.uint64)
         self._ends = np.zeros(size // 2 + 1, dtype=np.int64)
         self._arena = np.empty(room, dtype=np.uint8)
-        self._link()
-
-    def _link(self) -> None:
         a = self._slots
-        a[slots.COUNT_TABLE], a[slots.COUNT_MASK] = (
-            self._table.ctypes.data,
-            len(self._table) // 2 - 1,
-        )
-        a[slots.COUNT_COUNTS], a[slots.COUNT_ENDS] = (
-            self._counts.ctypes.data,
-            self._ends.ctypes.data,
-        )
-        a[slots.COUNT_ARENA], a[slots.COUNT_ARENA_ROOM] = self._arena.ctypes.data, len(self._arena)
+        a[slots.COUNT_TABLE], a[slots.COUNT_MASK] = self._table.ctypes.data, size - 1
+        a[slots.COUNT_ENDS] = self._ends.ctypes.data
+        a[slots.COUNT_ARENA], a[slots.COUNT_ARENA_ROOM] = self._arena.ctypes.data, room
 
     def add(self, text: str, times: int = 1) -> None:
         """Count the words of a text, each `times` times.
@@ -127,22 +117,24 @@ class WordCounter:
         used = int(self._ends[words - 1]) if words else 0
         while used + more > room:
             room *= 2
-        size = len(self._table) // 2
+        old, size = self._table, len(self._table)
         while 2 * (words + more) > size - 1:
             size *= 2
-        counts, ends, arena = self._counts[:words], self._ends[:words], self._arena[:used]
+        ends, arena = self._ends[:words], self._arena[:used]
         self._allocate(size, room)
-        self._counts[:words], self._ends[:words], self._arena[:used] = counts, ends, arena
-        call("grow_words", self._table, size - 1, self._arena, self._ends, words, training=True)
+        self._ends[:words], self._arena[:used] = ends, arena
+        call("grow_counts", old, len(old), self._table, size - 1, training=True)
 
     def _bytes(self) -> int:
-        arrays = (self._table, self._counts, self._ends, self._arena)
+        arrays = (self._table, self._ends, self._arena)
         return 2 * sum(array.nbytes for array in arrays)  # old and new stand side by side
 
     def _here(self) -> WordCounts:
         words = int(self._slots[slots.COUNT_WORDS])
         used = int(self._ends[words - 1]) if words else 0
-        return WordCounts(self._arena[:used], self._ends[:words], self._counts[:words])
+        counts = np.empty(words, dtype=np.int64)
+        call("list_counts", self._table, len(self._table), counts, training=True)
+        return WordCounts(self._arena[:used], self._ends[:words], counts)
 
     def _run_file(self, number: int) -> Path:
         if self._folder is None:
