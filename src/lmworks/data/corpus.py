@@ -28,7 +28,7 @@ _MIN_BYTES = 2000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
-    """A corpus from a folder of text, Markdown, HTML, PDF or source files.
+    """A corpus from a folder of text, Markdown, HTML, PDF, JSON, .po or source files.
 
     Without --folder it reads the documentation that comes with Python.
 
@@ -36,6 +36,7 @@ class CorpusConfig:
         lmworks data build --folder ~/notes --out runs/corpus
         lmworks data build --out runs/python-docs
         lmworks data build --folder book.txt --heldout-share 0.1
+        lmworks data build --folder 'pypi:licensedcode-data#licensedcode/data/licenses'
     """
 
     folder: str = option("", role=REFERENCE, help="folder or file; empty reads Python's own docs")
