@@ -9,19 +9,20 @@ import numpy as np
 from lmworks.core import compiled
 
 MODULE = "lmworks.tokenizers.kernels"
+COUNTING = "lmworks.tokenizers.counting_kernels"
 TRAINING = "lmworks.tokenizers.training_kernels"
 
 
-def kernel(name: str, *, training: bool = False, module: str = "") -> compiled.Kernel:
+def kernel(name: str, *, module: str = MODULE) -> compiled.Kernel:
     """A kernel, to be called with the address of its arguments."""
-    return compiled.kernel(module or (TRAINING if training else MODULE), name)
+    return compiled.kernel(module, name)
 
 
-def call(name: str, *arguments: Any, training: bool = False, module: str = "") -> int:
+def call(name: str, *arguments: Any, module: str = MODULE) -> int:
     """Call a kernel once; arrays are passed by address."""
     numbers = [a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments]
     packed = np.array(numbers, dtype=np.int64)
-    return kernel(name, training=training, module=module)(int(packed.ctypes.data))
+    return kernel(name, module=module)(int(packed.ctypes.data))
 
 
 def ready() -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from lmworks.core.progress import track
 from lmworks.tokenizers import slots
-from lmworks.tokenizers.calls import call, kernel
+from lmworks.tokenizers.calls import TRAINING, call, kernel
 from lmworks.tokenizers.word_counts import WordCounts
 
 Pair = tuple[int, int]
@@ -78,7 +78,7 @@ class MergeState:
         self._slots[slots.WANTED], self._slots[slots.LEAST] = vocab_size, least
         self._slots[slots.KEEP] = 1 if chosen else least
         self._slots[slots.BATCH] = _BATCH
-        self._learn = kernel("learn_merges", training=True)
+        self._learn = kernel("learn_merges", module=TRAINING)
 
     def limit(self, protected: int, prefix: bytes, longest: int) -> None:
         """What merges may lead to, and how tokens are joined."""
@@ -112,7 +112,7 @@ class MergeState:
         arena = np.empty(4 * len(data) + 64 * vocab_size + 64, dtype=np.uint8)
         arena[: len(data)] = data
         table = np.zeros(2 * size, dtype=np.uint64)
-        call("list_tokens", table, size - 1, arena, ends, len(tokens), training=True)
+        call("list_tokens", table, size - 1, arena, ends, len(tokens), module=TRAINING)
         self._set(slots.TOKEN_TABLE, table)
         self._set(slots.TOKEN_ENDS, ends)
         self._set(slots.TOKEN_ARENA, arena)
@@ -212,18 +212,18 @@ class MergeState:
             size *= 2
         self._set_pairs(size)
         new = self._arrays[slots.PAIRS]
-        used = call("grow_pairs", old, len(old), new, size - 1, training=True)
+        used = call("grow_pairs", old, len(old), new, size - 1, module=TRAINING)
         self._slots[slots.PAIRS_USED] = used
 
     def _grow_nodes(self, more: int) -> None:
         """Leave behind the words of pairs that were merged or are rare by now."""
         a, pairs, old = self._slots, self._arrays[slots.PAIRS], self._arrays[slots.NODES]
         arguments: list[Any] = [pairs, len(pairs), old, 0, int(a[slots.KEEP])]
-        live = call("pack_nodes", *arguments, training=True) if a[slots.NODES_USED] else 0
+        live = call("pack_nodes", *arguments, module=TRAINING) if a[slots.NODES_USED] else 0
         new = np.empty((live + live // 2 + 2 * more, 1), dtype=np.int32)
         if live:
             arguments[3] = new
-            live = call("pack_nodes", *arguments, training=True)
+            live = call("pack_nodes", *arguments, module=TRAINING)
         self._set(slots.NODES, new)
         a[slots.NODES_ROOM], a[slots.NODES_USED] = len(new), live
 

@@ -21,7 +21,7 @@ from lmworks.core.errors import UserError
 from lmworks.core.files import atomic_open
 from lmworks.core.progress import say
 from lmworks.tokenizers import slots
-from lmworks.tokenizers.calls import call, kernel
+from lmworks.tokenizers.calls import COUNTING, call, kernel
 from lmworks.tokenizers.compiled import cut_levels
 from lmworks.tokenizers.pre_tokenizers import Cut
 
@@ -74,8 +74,8 @@ class WordCounter:
         self._places, self._ends_of_levels = np.zeros(16, np.int64), np.zeros(16, np.int64)
         self._slots[slots.PLACES] = self._places.ctypes.data
         self._slots[slots.ENDS] = self._ends_of_levels.ctypes.data
-        self._count = kernel("count_words", training=True)
-        self._add = kernel("add_words", training=True)
+        self._count = kernel("count_words", module=COUNTING)
+        self._add = kernel("add_words", module=COUNTING)
         self._folder = folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._runs = [self._run_file(number) for number in range(runs)]
@@ -123,7 +123,7 @@ class WordCounter:
         ends, arena = self._ends[:words], self._arena[:used]
         self._allocate(size, room)
         self._ends[:words], self._arena[:used] = ends, arena
-        call("grow_counts", old, len(old), self._table, size - 1, training=True)
+        call("grow_counts", old, len(old), self._table, size - 1, module=COUNTING)
 
     def _bytes(self) -> int:
         arrays = (self._table, self._ends, self._arena)
@@ -133,7 +133,7 @@ class WordCounter:
         words = int(self._slots[slots.COUNT_WORDS])
         used = int(self._ends[words - 1]) if words else 0
         counts = np.empty(words, dtype=np.int64)
-        call("list_counts", self._table, len(self._table), counts, training=True)
+        call("list_counts", self._table, len(self._table), counts, module=COUNTING)
         return WordCounts(self._arena[:used], self._ends[:words], counts)
 
     def _run_file(self, number: int) -> Path:
