@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from lmworks.cli.tokenizer_compare import command
 from lmworks.core.errors import UserError
 from lmworks.evaluation.compare_tokenizers import CompareTokenizersConfig, compare_tokenizers
-from lmworks.evaluation.tokenizer_fairness import fairness, read_parallel_text
+from lmworks.evaluation.tokenizer_fairness import ParallelText, fairness, read_parallel_text
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.train import train_bpe
 
@@ -115,3 +115,10 @@ def test_the_command_tells_fairness(folder: Path) -> None:
     found = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).output)
     assert [row["language"] for row in found["fairness"]] == ["de", "en"] * 2
     assert found["changed_words"]
+
+
+def test_parity_is_always_to_the_first_language(folder: Path) -> None:
+    sentences = {"en": ENGLISH, "de": GERMAN, "again": ENGLISH}
+    text = ParallelText(sentences=sentences, groups=[str(n) for n in range(40)])
+    rows = fairness({"english": load_tokenizer(folder / "en")}, text)
+    assert rows[2].parity is not None and rows[2].parity.estimate == 1
