@@ -2,7 +2,7 @@
 
 Frequent substrings are the first pieces. In each round the probabilities are fitted to the words
 (two steps of EM), then the pieces whose loss would hurt the likelihood least are dropped, until a
-tenth more than wanted is left; of those the most probable ones are kept.
+tenth more than wanted is left; of those the most probable ones are kept and fitted once more.
 
 As SentencePiece's trainer, in 64 bits and with these choices:
 
@@ -13,6 +13,8 @@ As SentencePiece's trainer, in 64 bits and with these choices:
   counts as half. There is always a way to cut a word, without an unknown token.
 - The M-step is SentencePiece's: exp(digamma(count) - digamma(sum)), a Dirichlet prior of 0 in
   variational Bayes, which makes rare pieces rarer than their share.
+- The chosen pieces are fitted once more, so that their probabilities are those of the vocabulary
+  that there is in the end.
 - A piece that is on no best path has no loss: such pieces go first, and of equals the one whose
   text sorts last. Of equally probable cuts the one whose last piece is longer is best, as when
   text is encoded (tokenizers/unigram.py).
@@ -160,7 +162,7 @@ def learn_from(
                 break
             scores, protected = scores[kept], protected[kept]
             lattices.keep(kept)
-    return _final(lattices.texts(), scores, vocab_size, needed)
+    return _chosen(lattices, scores, vocab_size, needed)
 
 
 def _probabilities(expected: Any) -> Any:
@@ -183,18 +185,23 @@ def _pruned(lattices: Lattices, scores: Any, protected: Any, size: int) -> Any:
     return kept & (losses > -np.inf)
 
 
-def _final(
-    texts: list[str], scores: Any, vocab_size: int, required: set[str]
+def _chosen(
+    lattices: Lattices, scores: Any, vocab_size: int, required: set[str]
 ) -> tuple[list[str], list[float]]:
-    """The required pieces and the most probable others."""
-    found = dict(zip(texts, scores.tolist()))
-    least = min(found.values())
-    chosen = {text: found.get(text, least) for text in required}
-    for text, score in _by_score(found):
+    """The required pieces and the most probable others, fitted once more to the words."""
+    texts = lattices.texts()
+    chosen = set(required)
+    for text, _ in _by_score(dict(zip(texts, scores.tolist()))):
         if len(chosen) >= vocab_size:
             break
-        chosen.setdefault(text, score)
-    ranked = _by_score(chosen)
+        chosen.add(text)
+    kept = np.array([text in chosen for text in texts], dtype=bool)
+    kept[: lattices.num_characters] = True  # a way to cut every word
+    lattices.keep(kept)
+    expected, _ = lattices.expected(scores[kept])
+    fitted = dict(zip(itertools.compress(texts, kept), _probabilities(expected).tolist()))
+    least = min(fitted.values())
+    ranked = _by_score({text: fitted.get(text, least) for text in chosen})
     return [text for text, _ in ranked], [score for _, score in ranked]
 
 
