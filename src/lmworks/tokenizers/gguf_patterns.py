@@ -65,15 +65,7 @@ _MEANINGS: list[tuple[Pre, str]] = [
         Pre(_QWEN2),
         "qwen2 deepseek-r1-qwen stablelm2 kormo f2llmv2 megrez hunyuan solar-open grok-2",
     ),
-    (
-        Pre(
-            (
-                rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
-                rf" ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+{_REST}",
-            )
-        ),
-        "qwen35",
-    ),
+    (Pre(PATTERNS["qwen35"]), "qwen35"),
     (
         Pre(PATTERNS["smollm"]),
         "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2",

@@ -34,12 +34,26 @@ def load(path: Path) -> Vocabulary:
     config = path.with_name("tokenizer_config.json")
     settings = read_json(config, "tokenizer config") if config.is_file() else {}
     try:
-        return _vocabulary(data, data["model"], settings, _template(path.parent, settings))
+        return from_json(data, settings, _template(path.parent, settings))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def from_json(
+    data: dict[str, Any], settings: dict[str, Any] | None = None, template: str | None = None
+) -> Vocabulary:
+    """The vocabulary in the content of a `tokenizer.json`.
+
+    Args:
+        settings: the content of `tokenizer_config.json`.
+
+    Raises: UserError as `load`.
+    """
+    try:
+        return _vocabulary(data, data["model"], settings or {}, template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise UserError(
-            f"{path} is not a tokenizer.json that can be read "
+            "this is not a tokenizer.json that can be read "
             f"({type(error).__name__}: {' '.join(str(error).split())[:80]})"
         ) from error
 

@@ -46,13 +46,17 @@ def _read(path: Path) -> Vocabulary:
 
 
 def _reader(path: Path) -> Callable[[Path], Vocabulary] | None:
-    from lmworks.tokenizers import huggingface, sentencepiece, tiktoken, vocab_txt
+    from lmworks.tokenizers import clip_bpe, huggingface, sentencepiece, tiktoken, vocab_txt
 
     name = path.name
+    if name == "claude.json":
+        return tiktoken.load_ranks_json
     if name.endswith(".json"):
         return tiktoken.load_tekken if "tekken" in name else huggingface.load
     if name.endswith(".tiktoken"):
         return tiktoken.load
     if name.endswith((".model", ".spm")) or ".model.v" in name:
         return sentencepiece.load
+    if name.endswith("bpe_simple_vocab_16e6.txt.gz"):
+        return clip_bpe.load
     return vocab_txt.load if name.endswith("vocab.txt") else None

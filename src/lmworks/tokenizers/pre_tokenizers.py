@@ -10,6 +10,7 @@ Source: Hugging Face tokenizers' documentation of pre-tokenizers and split behav
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Literal, get_args
@@ -112,19 +113,37 @@ class PreTokenizer:
     prefix_if: str = ""  # characters that count as the prefix already
     first_only: bool = False  # only before the text's very beginning
     spaces_as: str = ""  # what a space is written as; "" leaves it
+    each_word: bool = False  # white space goes, and the prefix stands before every word
     cuts: tuple[Cut, ...] = ()
 
     def change(self, text: str, *, at_start: bool = True) -> str:
         """The text as it is cut."""
+        if self.each_word:
+            return "".join(self._prefixed(word) for word in _white().split(text) if word)
         if self.spaces_as:
             text = text.replace(" ", self.spaces_as)
         return self.prefix + text if self._needs_prefix(text, at_start) else text
 
     def align(self, text: AlignedText, *, at_start: bool = True) -> AlignedText:
         """As `change`, with spans."""
+        if self.each_word:
+            return self._words_aligned(text)
         if self.spaces_as:
             text = AlignedText(text.text.replace(" ", self.spaces_as), text.spans)
         return text.prepend(self.prefix) if self._needs_prefix(text.text, at_start) else text
+
+    def _prefixed(self, word: str) -> str:
+        return word if word.startswith(tuple(self.prefix_if)) else self.prefix + word
+
+    def _words_aligned(self, text: AlignedText) -> AlignedText:
+        characters: list[str] = []
+        spans: list[Span] = []
+        for match in compiled(_WHITE.replace("[", "[^", 1) + "+").finditer(text.text):
+            word = self._prefixed(match[0])
+            own = text.spans[match.start() : match.end()]
+            characters.append(word)
+            spans += own[:1] * (len(word) - len(own)) + own
+        return AlignedText("".join(characters), spans)
 
     def _needs_prefix(self, text: str, at_start: bool) -> bool:
         if not self.prefix or not text or (self.first_only and not at_start):
@@ -198,6 +217,9 @@ def _only(*cuts: Cut) -> Callable[[Step], PreTokenizer]:
     return lambda step: PreTokenizer(cuts=cuts)
 
 
+_WORDS = (Cut(_WHITE, "Removed"),)
+
+
 def _digits(step: Step) -> PreTokenizer:
     one = bool(step.get("individual_digits"))
     return PreTokenizer(cuts=(Cut(r"\p{N}" if one else r"\p{N}+"),))
@@ -213,8 +235,16 @@ def _bert(step: Step) -> PreTokenizer:
     return PreTokenizer(cuts=(Cut(_WHITE, "Removed"), Cut(character_class("punctuation"))))
 
 
+@functools.cache
+def _white() -> re.Pattern[str]:
+    return re.compile(_WHITE + "+")
+
+
 def _sequence(step: Step) -> PreTokenizer:
     parts = [build(inner) for inner in step["pretokenizers"]]
+    if len(parts) > 1 and parts[0].cuts == _WORDS and parts[1].spaces_as:
+        if parts[1].prefix and parts[1].cuts and not parts[1].first_only:  # XLM-R's, T5's
+            parts[:2] = [dataclasses.replace(parts[1], spaces_as="", each_word=True)]
     changing = [part for part in parts if part.prefix or part.spaces_as]
     if len(changing) > 1 or (
         changing and any(part.cuts for part in parts[: parts.index(changing[0])])
@@ -236,7 +266,7 @@ PRE_TOKENIZERS: dict[str, Callable[[Step], PreTokenizer]] = {
     "Sequence": _sequence,
     "Split": _split,
     "Whitespace": _only(Cut(r"\w+|[^\w\s]+", "Removed", True)),
-    "WhitespaceSplit": _only(Cut(_WHITE, "Removed")),
+    "WhitespaceSplit": _only(*_WORDS),
 }
 
 

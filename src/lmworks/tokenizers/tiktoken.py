@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,21 @@ from lmworks.tokenizers.vocabulary import AddedToken, Vocabulary
 
 _FIM = {"<|fim_prefix|>": 1, "<|fim_middle|>": 2, "<|fim_suffix|>": 3}
 
+_QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+_QWEN35 = re.findall(
+    r"\S+",
+    "<|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> "
+    "<|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> <tool_call> "
+    "</tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> "
+    "<|file_sep|> <tool_response> </tool_response> <think> </think> <|audio_start|> <|audio_end|> "
+    "<tts_pad> <tts_text_bos> <tts_text_eod> <tts_text_bos_single> <|audio_pad|>",
+)
+
+
+def _numbered(first: int, texts: list[str]) -> dict[str, int]:
+    return {text: first + i for i, text in enumerate(texts)}
+
+
 # Name: (pattern, special tokens).
 ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
     "r50k_base": ("gpt2", {"<|endoftext|>": 50256}),
@@ -38,7 +54,10 @@ ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
         | {text: 100257 + number for text, number in _FIM.items()},
     ),
     "o200k_base": ("o200k", {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
+    "qwen": ("qwen2", _numbered(151643, [*_QWEN, *(f"<|extra_{i}|>" for i in range(205))])),
+    "qwen3_6": ("qwen35", _numbered(248044, [*_QWEN, *_QWEN35])),
 }
+_COMPOSED = ("qwen", "qwen3_6")  # their text is composed (NFC) before it is cut
 
 
 def load(path: Path, *, encoding: str | None = None) -> Vocabulary:
@@ -57,7 +76,33 @@ def load(path: Path, *, encoding: str | None = None) -> Vocabulary:
     except (UserError, UnicodeDecodeError) as error:
         what = error if isinstance(error, UserError) else "it is not ASCII text"
         raise UserError(f"{path} is no tiktoken rank file: {what}") from error
-    return from_ranks(ranks, pattern(cut), specials)
+    vocabulary = from_ranks(ranks, pattern(cut), specials)
+    if name in _COMPOSED:
+        vocabulary = dataclasses.replace(vocabulary, normalizer={"type": "NFC"})
+    return vocabulary
+
+
+def load_ranks_json(path: Path) -> Vocabulary:
+    """Read the JSON that @anthropic-ai/tokenizer keeps: a pattern, special tokens, ranks in base64.
+
+    Raises: UserError naming what is damaged.
+    """
+    data = read_json(path, "tokenizer")
+    try:
+        mark, first, *tokens = data["bpe_ranks"].split()
+        if mark != "!":
+            raise UserError("its ranks don't begin with an exclamation mark")
+        ranks = {
+            base64.b64decode(token, validate=True): int(first) + i for i, token in enumerate(tokens)
+        }
+        specials = {str(text): int(i) for text, i in data["special_tokens"].items()}
+        return from_ranks(ranks, (str(data["pat_str"]),), specials)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        raise UserError(
+            f"{path} holds no ranks that can be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _ranks(lines: Iterable[str]) -> Iterable[tuple[bytes, int]]:
@@ -167,8 +212,6 @@ def load_tekken(path: Path) -> Vocabulary:
 
 
 def _tekken(ranks: dict[bytes, int], expression: str, specials: dict[str, int]) -> Vocabulary:
-    import dataclasses
-
     vocabulary = from_ranks(ranks, (expression,), {})
     roles: Any = {
         role: text
