@@ -44,6 +44,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Learn more tokens from the text of a field; the old ids stay.",
     ),
     "tokenizer encode": ("lmworks.cli.encode:command", "Show how a tokenizer cuts a text."),
+    "tokenizer convert": (
+        "lmworks.cli.tokenizer_convert:command",
+        "Write a tokenizer in another format, and check that it stayed the same.",
+    ),
     "tokenizer compare": (
         "lmworks.cli.tokenizer_compare:command",
         "Tokenizers side by side on your text, and what changes from one to another.",

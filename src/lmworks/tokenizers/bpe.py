@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from lmworks.core.errors import UserError
@@ -99,6 +99,18 @@ class BPE:
             found.append(Token(token_id, first[at].start, first[at + width - 1].end))
             at += width
         return found
+
+    def merges_reach_all(self, apart: Collection[int] = ()) -> bool:
+        """Whether the merges make every token but those `apart` out of its own bytes.
+
+        Then `ignore_merges` makes no difference.
+        """
+        encode = dataclasses.replace(self, ignore_merges=False).encode_piece
+        return all(
+            encode(token.decode("utf-8", "surrogateescape")) == [i]
+            for i, token in enumerate(self.tokens)
+            if token and self.ids[token] == i and i not in apart
+        )
 
     @functools.cached_property
     def _widths(self) -> dict[int, int]:

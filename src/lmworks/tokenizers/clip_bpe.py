@@ -19,9 +19,11 @@ from lmworks.core.errors import UserError
 from lmworks.tokenizers.vocabulary import Vocabulary, byte_alphabet
 
 _END, _SPECIAL = "</w>", ("<|startoftext|>", "<|endoftext|>")
-_MERGES = 49152 - 512 - len(_SPECIAL)  # the file has more; these were used
+_MERGES = 49152 - 256 - len(_SPECIAL)  # the file has more; these were used
 _MOST = 1 << 26  # bytes; the file has 3 MB
-_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
 
 
 def load(path: Path) -> Vocabulary:
@@ -51,9 +53,7 @@ def _tokenizer(merges: list[list[str]]) -> dict[str, Any]:
     ids: dict[str, int] = {text: i for i, text in enumerate(texts)}
     start, end = ([text, ids[text]] for text in _SPECIAL)
     return {
-        "added_tokens": [
-            {"id": ids[text], "content": text, "special": True} for text in _SPECIAL
-        ],
+        "added_tokens": [{"id": ids[text], "content": text, "special": True} for text in _SPECIAL],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [

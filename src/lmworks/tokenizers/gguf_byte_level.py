@@ -115,7 +115,7 @@ def _pre_name(vocabulary: Vocabulary, model: BPE) -> str:
     for name in fitting:
         if NAMES[name].ignore_merges == model.ignore_merges:
             return name
-    if not _merges_reach_all(model, set(vocabulary.added_ids.values())):
+    if not model.merges_reach_all(set(vocabulary.added_ids.values())):
         raise UserError(
             "GGUF files can't hold this tokenizer: whether a word that is a token skips the merges "
             f"goes with the name of its pattern there ({fitting[0]}), and this one has it otherwise"
@@ -133,15 +133,4 @@ def _plain(cuts: pre_tokenizers.PreTokenizer) -> pre_tokenizers.PreTokenizer:
             )
             for cut in cuts.cuts
         ),
-    )
-
-
-def _merges_reach_all(model: BPE, added: set[int]) -> bool:
-    """Whether the merges make every token out of its own bytes, so that none need be skipped."""
-    plain = dataclasses.replace(model, ignore_merges=False)
-    encode = plain.encode_piece
-    return all(
-        encode(token.decode("utf-8", "surrogateescape")) == [i]
-        for i, token in enumerate(model.tokens)
-        if token and model.ids[token] == i and i not in added
     )

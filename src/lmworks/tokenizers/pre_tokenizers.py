@@ -242,9 +242,9 @@ def _white() -> re.Pattern[str]:
 
 def _sequence(step: Step) -> PreTokenizer:
     parts = [build(inner) for inner in step["pretokenizers"]]
-    if len(parts) > 1 and parts[0].cuts == _WORDS and parts[1].spaces_as:
-        if parts[1].prefix and parts[1].cuts and not parts[1].first_only:  # XLM-R's, T5's
-            parts[:2] = [dataclasses.replace(parts[1], spaces_as="", each_word=True)]
+    words = len(parts) > 1 and parts[0].cuts == _WORDS and parts[1]
+    if words and words.spaces_as and words.prefix and words.cuts and not words.first_only:
+        parts[:2] = [dataclasses.replace(words, spaces_as="", each_word=True)]  # XLM-R's
     changing = [part for part in parts if part.prefix or part.spaces_as]
     if len(changing) > 1 or (
         changing and any(part.cuts for part in parts[: parts.index(changing[0])])

@@ -60,15 +60,18 @@ ENCODINGS: dict[str, tuple[str, dict[str, int]]] = {
 _COMPOSED = ("qwen", "qwen3_6")  # their text is composed (NFC) before it is cut
 
 
-def load(path: Path, *, encoding: str | None = None) -> Vocabulary:
+def load(path: Path, *, encoding: str | None = None, bare: bool = False) -> Vocabulary:
     """Read a rank file; its name says which encoding it is, unless `encoding` does.
 
     A name that is not known is cut as cl100k and has no special tokens.
 
+    Args:
+        bare: whatever the name, no special tokens.
+
     Raises: UserError naming the line that is damaged.
     """
     name = encoding or path.name.split(".")[0]
-    cut, specials = ENCODINGS.get(name, ("cl100k", {}))
+    cut, specials = ENCODINGS.get("" if bare else name, ("cl100k", {}))
     try:
         ranks = dict(_ranks(path.read_text(encoding="ascii").splitlines()))
     except OSError as error:
@@ -180,12 +183,20 @@ def save(vocabulary: Vocabulary, path: Path) -> None:
     model = vocabulary.model
     if not isinstance(model, BPE) or not model.byte_level or model.end_of_word_suffix:
         raise UserError("tiktoken rank files hold byte-level BPE only")
+    if vocabulary.normalizer is not None:
+        kind = vocabulary.normalizer["type"]
+        raise UserError(f"tiktoken changes no text, and this tokenizer's normalizer ({kind}) does")
     added = set(vocabulary.added_ids.values())
+    if any(not token.special for token in vocabulary.added_tokens):
+        text = next(token.text for token in vocabulary.added_tokens if not token.special)
+        raise UserError(f"tiktoken has special tokens only, and {text!r} is always found")
     tokens = {t: i for i, t in enumerate(model.tokens) if t and i not in added}
     made = [tokens.get(model.tokens[left] + model.tokens[right]) for left, right in model.merges]
     ordered = [i for i in made if i is not None]
     if len(ordered) < len(made) or ordered != sorted(ordered):
         raise UserError("the ids are not in the order of the merges: ranks can't say the same")
+    if not model.ignore_merges and not model.merges_reach_all(added):
+        raise UserError("a word that is a token skips the merges in tiktoken, and here it doesn't")
     lines = [f"{base64.b64encode(token).decode()} {i}" for token, i in tokens.items()]
     write_text(path, "\n".join(lines) + "\n")
 
