@@ -22,6 +22,7 @@ from lmworks.tokenizers.wordpiece import WordPiece
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+_LONGEST = 300  # characters of a message
 _ROOM_FOR_GAPS = 100_000  # ids that stand for nothing; more is a mistake in the file
 
 
@@ -36,7 +37,8 @@ def load(path: Path) -> Vocabulary:
     try:
         return from_json(data, settings, _template(path.parent, settings))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        whole = str(error)  # what it quotes may be half the file
+        raise UserError(f"{path}: {whole[:_LONGEST]}{'...' * (len(whole) > _LONGEST)}") from error
 
 
 def from_json(
@@ -167,7 +169,6 @@ def _read_bpe(model: dict[str, Any], ids: dict[str, int], *, byte_level: bool) -
     if model.get("dropout"):
         raise UserError("the BPE option 'dropout' makes ids random and can't be read")
     unknown = model.get("unk_token")
-    suffix = model.get("end_of_word_suffix") or ""
     return BPE(
         tokens=_by_id(ids, max(ids.values(), default=-1) + 1, _bytes_of if byte_level else utf8),
         merges=tuple(_merges(model["merges"], ids)),
@@ -176,9 +177,16 @@ def _read_bpe(model: dict[str, Any], ids: dict[str, int], *, byte_level: bool) -
         byte_fallback=bool(model.get("byte_fallback")),
         unk_id=None if unknown is None else ids.get(unknown),
         fuse_unk=bool(model.get("fuse_unk")),
-        end_of_word_suffix=suffix,
-        continuing_subword_prefix=model.get("continuing_subword_prefix") or "",
+        end_of_word_suffix=_string(model, "end_of_word_suffix"),
+        continuing_subword_prefix=_string(model, "continuing_subword_prefix"),
     )
+
+
+def _string(model: dict[str, Any], key: str) -> str:
+    value = model.get(key) or ""
+    if not isinstance(value, str):
+        raise UserError(f"the model's {key} is no string")
+    return value
 
 
 def _read_unigram(model: dict[str, Any], ids: dict[str, int], *, byte_level: bool) -> Unigram:
@@ -284,6 +292,8 @@ def save(vocabulary: Vocabulary, folder: Path) -> None:
         "model_max_length": 10**30,
     }
     text = json.dumps(to_json(vocabulary), ensure_ascii=False, indent=1)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in set(text)):
+        raise UserError("the tokenizer holds a lone surrogate, which no file in UTF-8 can hold")
     write_text(folder / "tokenizer.json", text + "\n")
     write_json(folder / "tokenizer_config.json", settings | vocabulary.roles())
     if vocabulary.chat_template:

@@ -186,7 +186,9 @@ def _byte_level(step: Step) -> PreTokenizer:
 
 
 def _metaspace(step: Step) -> PreTokenizer:
-    mark = str(step.get("replacement", "▁"))
+    mark = step.get("replacement", "▁")
+    if not isinstance(mark, str) or len(mark) != 1:
+        raise UserError(f"Metaspace's replacement {str(mark)[:40]!r} is not one character")
     scheme = step.get("prepend_scheme")
     if scheme is None:
         scheme = "always" if step.get("add_prefix_space", True) else "never"

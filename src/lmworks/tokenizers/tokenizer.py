@@ -251,7 +251,8 @@ class PipelineTokenizer:
         return Encoding.of(ids, spans, [self.token_text(i) for i in ids])
 
     def _assembled(self, parts: list[Encoding], add_special_tokens: bool) -> Encoding:
-        return functools.reduce(Encoding.joined, self._post_process(parts, add_special_tokens))
+        whole = self._post_process(parts, add_special_tokens)
+        return functools.reduce(Encoding.joined, whole, Encoding.of([], [], []))
 
     def encodings(
         self,
