@@ -52,7 +52,7 @@ def from_json(
     Raises: UserError as `load`.
     """
     try:
-        return _vocabulary(data, data["model"], settings or {}, template)
+        return _vocabulary(data, data["model"], {} if settings is None else settings, template)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise UserError(
             "this is not a tokenizer.json that can be read "
