@@ -72,11 +72,11 @@ def test_sampled_cuts_are_the_same_text(kind: str, hard: list[str]) -> None:
     ours = tokenizer(kind)
     sampler = SubwordSampler(ours)
     different = 0
-    for number, text in enumerate([*hard[::9], TEXTS[50]]):
+    for number, text in enumerate([*hard[::20], TEXTS[50]]):
         ids, plain = sampler.encode(text, seed=number), ours.encode_readable(text)
         assert ours.decode(ids) == ours.decode(plain), repr(text)
         different += ids != plain
-    assert different > 200
+    assert different > 100
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,6 +108,14 @@ def test_the_other_end_leaves_single_symbols(kind: str) -> None:
     ids = ours.encode_sampled("unbelievable stories", dropout=1.0, seed=0)
     size = len("unbelievablestories" if kind == "wordpiece" else "unbelievable stories")
     assert len(ids) == size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_without_end_and_bytes(kind: str) -> None:
+    ours, text = tokenizer(kind), "unbelievable" * 2000
+    assert ours.decode(ours.encode_sampled(text, seed=4)) == ours.decode(ours.encode(text))
+    data = b"caf\xc3\xa9 \xff\x00 \xe2\x82"
+    assert ours.decode(ours.encode_sampled(data, seed=4)) == ours.decode(ours.encode(data))
 
 
 def test_special_tokens_stay_whole() -> None:
@@ -147,11 +155,11 @@ def test_unigram_cuts_have_their_probabilities(alpha: float) -> None:
     for _ in range(4):
         model, piece = random_unigram(draw), "abcabba"
         assert model.sample(piece, alpha=alpha, draw=random.Random(3)) == model.drawn(
-            piece, model.endings(piece, alpha=alpha), random.Random(3)
+            piece, model.endings(piece, alpha=alpha).__getitem__, random.Random(3)
         )
         weights = {cut: math.exp(alpha * s) for cut, s in all_cuts(model, piece).items()}
         total = sum(weights.values())
-        endings = model.endings(piece, alpha=alpha)
+        endings = model.endings(piece, alpha=alpha).__getitem__
         drawn = sampled(lambda d, m=model, e=endings: tuple(m.drawn("abcabba", e, d)))
         fits(drawn, {cut: weight / total for cut, weight in weights.items()})
 
@@ -288,6 +296,7 @@ def test_best_cuts_of_a_text() -> None:
 def test_a_piece_of_many_characters() -> None:
     model = random_unigram(random.Random(1))
     piece = "".join(random.Random(2).choices("abc", k=20_000))
+    assert len(model.sample(piece, alpha=0.5, draw=random.Random(0))) > 5_000
     assert model.best_cuts(piece, 2)[0][1] == model.encode_piece(piece)
     ranks = {(0, 1): (0, 2), (2, 2): (1, 3)}
     merged = merge_with_dropout([0, 1] * 50_000, ranks, 0.5, random.Random(0))

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from lmworks.core.errors import UserError
 from lmworks.tokenizers.bpe import BPE, Token
 from lmworks.tokenizers.merging import Ranks
-from lmworks.tokenizers.unigram import Unigram
+from lmworks.tokenizers.unigram import Ending, Unigram
 from lmworks.tokenizers.wordpiece import WordPiece
 
 if TYPE_CHECKING:
@@ -107,17 +107,17 @@ class _UnigramCuts:
 
     def __init__(self, model: Unigram, alpha: float) -> None:
         self._model, self._alpha = model, alpha
-        self._known: dict[str, list[tuple[list[Token], list[float]]]] = {}
+        self._known: dict[str, list[Ending]] = {}
 
     def __call__(self, piece: str, draw: random.Random) -> list[int]:
+        if len(piece) > _CACHED_CHARACTERS:
+            return self._model.sample(piece, alpha=self._alpha, draw=draw)
         found = self._known.get(piece)
         if found is None:
-            found = self._model.endings(piece, alpha=self._alpha)
-            if len(piece) <= _CACHED_CHARACTERS:
-                if len(self._known) >= _CACHED_PIECES:
-                    self._known.clear()
-                self._known[piece] = found
-        return self._model.drawn(piece, found, draw)
+            if len(self._known) >= _CACHED_PIECES:
+                self._known.clear()
+            found = self._known[piece] = self._model.endings(piece, alpha=self._alpha)
+        return self._model.drawn(piece, found.__getitem__, draw)
 
 
 def bpe_dropout(model: BPE, piece: str, dropout: float, draw: random.Random) -> list[int]:

@@ -15,7 +15,6 @@ import bisect
 import dataclasses
 import functools
 import heapq
-import itertools
 import math
 import random
 from collections.abc import Callable
@@ -24,6 +23,9 @@ from typing import Any
 from lmworks.tokenizers.bpe import Token, utf8
 
 _UNKNOWN_PENALTY = 10.0  # below the least probable token
+
+
+Ending = tuple[list[Token], list[float]]  # tokens with one end, and their weights added up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,32 +77,44 @@ class Unigram:
 
         Forward filtering, backward sampling: exact, over all cuts (l = infinity in the paper).
         """
-        return self.drawn(piece, self.endings(piece, alpha=alpha), draw)
+        total = self._totals(piece, alpha)
+        return self.drawn(piece, lambda end: self._ending(piece, end, total, alpha), draw)
 
-    def endings(self, piece: str, *, alpha: float) -> list[tuple[list[Token], list[float]]]:
+    def endings(self, piece: str, *, alpha: float) -> list[Ending]:
         """For each end in the piece, the tokens that end there and their weights, added up."""
-        total = [0.0] + [-math.inf] * len(piece)
-        found: list[list[tuple[Token, float]]] = [[] for _ in total]
-        for start in range(len(piece)):
-            for token_id, end, score in self._from(piece, start):
-                path = total[start] + alpha * score
-                total[end] = _log_add(total[end], path)
-                found[end].append((Token(token_id, start, end), path))
-        return [
-            (
-                [token for token, _ in paths],
-                list(itertools.accumulate(math.exp(path - total[end]) for _, path in paths)),
-            )
-            for end, paths in enumerate(found)
-        ]
+        total = self._totals(piece, alpha)
+        return [self._ending(piece, end, total, alpha) for end in range(len(piece) + 1)]
 
-    def drawn(
-        self, piece: str, endings: list[tuple[list[Token], list[float]]], draw: random.Random
-    ) -> list[int]:
-        """Ids of a cut drawn from `endings`."""
+    def _totals(self, piece: str, alpha: float) -> list[float]:
+        """For each end, the logarithm of the weights of all ways to get there."""
+        total = [0.0] + [-math.inf] * len(piece)
+        for start in range(len(piece)):
+            for _, end, score in self._from(piece, start):
+                total[end] = _log_add(total[end], total[start] + alpha * score)
+        return total
+
+    def _ending(self, piece: str, end: int, total: list[float], alpha: float) -> Ending:
+        tokens: list[Token] = []
+        weights: list[float] = []
+        reached = 0.0
+        for start in range(max(0, end - self.longest), end):
+            token_id, score = self.by_text.get(piece[start:end]), self.unknown_score
+            if token_id is not None:
+                score = self.scores[token_id]
+            elif start == end - 1:
+                token_id = -1 if self.unk_id is None else self.unk_id
+            else:
+                continue
+            reached += math.exp(total[start] + alpha * score - total[end])
+            tokens.append(Token(token_id, start, end))
+            weights.append(reached)
+        return tokens, weights
+
+    def drawn(self, piece: str, ending: Callable[[int], Ending], draw: random.Random) -> list[int]:
+        """Ids of a cut drawn from the last token to the first; `ending` gives `endings`."""
         path, end = [], len(piece)
         while end > 0:
-            tokens, weights = endings[end]
+            tokens, weights = ending(end)
             last = len(tokens) - 1
             at = bisect.bisect(weights, draw.random() * weights[last], 0, last) if last else 0
             path.append(tokens[at])
