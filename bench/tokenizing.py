@@ -240,55 +240,97 @@ def _show(title: str, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return table
 
 
+TRAINERS = ("lmworks", "rustbpe", "gigatoken", "tokenizers", "sentencepiece")
+
+
 def train(peer: str, size: int) -> dict[str, Any]:
-    """Seconds to learn 32,000 entries from `size` bytes."""
+    """Seconds to learn 32,000 entries of BPE from `size` characters, and the peak of memory.
+
+    Bytes within GPT-2's words, but for SentencePiece, whose symbols are characters within words.
+    """
     texts = real.texts(40_000_000)
     whole = (texts["code"] + texts["prose"])[:size]
     documents = [whole[at : at + 10_000] for at in range(0, len(whole), 10_000)]
-    started = time.perf_counter()
-    if peer == "lmworks":
-        from lmworks.tokenizers.train import train_bpe
+    del texts
+    learn = globals()[f"_train_{peer}"]
+    started, cpu = time.perf_counter(), time.process_time()
+    learn(documents)
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        "megabytes": len(whole.encode()) / 1e6,
+    }
 
-        train_bpe(documents, vocab_size=32_000, pattern="gpt2")
-    elif peer == "rustbpe":
-        import rustbpe
 
-        from lmworks.tokenizers.patterns import PATTERNS
+def _train_lmworks(documents: list[str]) -> None:
+    from lmworks.tokenizers.train import train_bpe
 
-        rustbpe.Tokenizer().train_from_iterator(documents, 32_000, pattern=PATTERNS["gpt2"][0])
-    elif peer == "gigatoken":
-        import gigatoken
+    train_bpe(documents, vocab_size=32_000, pattern="gpt2")
 
-        gigatoken.train_bpe(documents, 32_000, special_tokens=[])
-    else:
-        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-        found = Tokenizer(models.BPE())
-        found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=32_000, initial_alphabet=alphabet, show_progress=False, min_frequency=2
-        )
-        found.train_from_iterator(documents, trainer)
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "megabytes": len(whole.encode()) / 1e6}
+def _train_rustbpe(documents: list[str]) -> None:
+    import rustbpe
+
+    from lmworks.tokenizers.patterns import PATTERNS
+
+    rustbpe.Tokenizer().train_from_iterator(documents, 32_000, pattern=PATTERNS["gpt2"][0])
+
+
+def _train_gigatoken(documents: list[str]) -> None:
+    import gigatoken
+
+    gigatoken.train_bpe("".join(documents).encode(), 32_000, special_tokens=[])
+
+
+def _train_sentencepiece(documents: list[str]) -> None:
+    import io
+
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in documents for line in text.split("\n") if line),
+        model_writer=io.BytesIO(),
+        model_type="bpe",
+        vocab_size=32_000,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        num_threads=2,
+        minloglevel=2,
+    )
+
+
+def _train_tokenizers(documents: list[str]) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    found = Tokenizer(models.BPE())
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=32_000, initial_alphabet=alphabet, show_progress=False, min_frequency=2
+    )
+    found.train_from_iterator(documents, trainer)
 
 
 def train_table(rounds: int) -> dict[str, Any]:
+    """Every trainer, in turns; medians, and how many times longer than ours each takes."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    peers = [peer for peer in TRAINERS if peer == "lmworks" or util.find_spec(peer)]
+    for peer in peers * rounds:
+        command = [sys.executable, __file__, "--train", peer]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        if done.returncode == 0:
+            found.setdefault(peer, []).append(json.loads(done.stdout.splitlines()[-1]))
     results = {}
-    for peer in ("lmworks", "rustbpe", "gigatoken", "tokenizers"):
-        if peer != "lmworks" and not util.find_spec(peer):
-            continue
-        rows = []
-        for _ in range(rounds):
-            command = [sys.executable, __file__, "--train", peer]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-            if done.returncode == 0:
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
-        if rows:
-            seconds = statistics.median(row["seconds"] for row in rows)
-            results[peer] = {"seconds": seconds, "megabytes": rows[0]["megabytes"]}
-            print(f"training 32,000 entries: {peer:12} {seconds:6.2f} s", flush=True)
+    for peer, rows in found.items():
+        row = {key: statistics.median(one[key] for one in rows) for key in rows[0]}
+        pairs = zip(rows, found["lmworks"])
+        row["times_ours"] = statistics.median(one["seconds"] / our["seconds"] for one, our in pairs)
+        results[peer] = row
+        print(
+            f"training 32,000 entries: {peer:14}{row['seconds']:7.2f} s "
+            f"{row['cpu_seconds']:7.2f} s of processors  {row['times_ours']:5.2f} x ours",
+            flush=True,
+        )
     return results
 
 
@@ -308,7 +350,8 @@ def main() -> None:
     if options.train:
         print(json.dumps(train(options.train, 20_000_000)))
         return
-    found: dict[str, Any] = {}
+    kept = RESULTS / "tokenizing.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
     if options.only != "train":
         found["encode"] = encode_table(options.vocabularies, options.texts, options.rounds)
     if options.only != "encode":
@@ -319,7 +362,7 @@ def main() -> None:
         if util.find_spec(name)
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "tokenizing.json").write_text(json.dumps(found, indent=1) + "\n")
+    kept.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
