@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import resource
 import subprocess
 import sys
@@ -102,8 +103,15 @@ def main() -> None:
         f"({size / found['seconds']:.0f} MB/s), peak {found['peak_rss_mb']} MB"
     )
     RESULTS.mkdir(exist_ok=True)
-    name = f"tokenizer_memory_{options.model}_{options.megabytes}mb.json"
-    record = {"command": sys.argv[1:], "megabytes": size} | found
+    claim = f"tokenizer_memory_{options.model}_{options.megabytes}mb"
+    name = f"{claim}_{platform.machine()}_{time.strftime('%Y%m')}.json"
+    record = {
+        "claim": claim,
+        "command": " ".join(["python", "bench/tokenizer_memory.py", *sys.argv[1:]]),
+        "machine": platform.processor() or platform.machine(),
+        "megabytes": size,
+        **found,
+    }
     (RESULTS / name).write_text(json.dumps(record, indent=1) + "\n")
 
 

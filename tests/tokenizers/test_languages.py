@@ -158,6 +158,18 @@ def test_fair_training_is_fairer(tmp_path: Path) -> None:
     assert found["bytes_per_token"] == len(text.encode()) / len(tokenizer.encode(text))
 
 
+@pytest.mark.parametrize("kind", ["sentencepiece-bpe", "wordpiece"])
+def test_fair_training_of_other_kinds(kind: str, tmp_path: Path) -> None:
+    corpus = folder_of(tmp_path / "corpus", en=ENGLISH[:900], el=greek(ENGLISH[:90]))
+    lines = folder_of(tmp_path / "lines", en=ENGLISH[900:1000], el=greek(ENGLISH[900:1000]))
+    options = {"corpus": str(corpus), "parallel": str(lines), "model": kind}
+    plain = trained(tmp_path, "plain", **options)
+    fair = trained(tmp_path, "fair", fair=True, **options)
+    costs = [made["languages"]["el"]["tokens_per_sentence"] for made in (fair, plain)]
+    assert costs[0] < 0.95 * costs[1]
+    assert fair["vocab_size"] == plain["vocab_size"] == 900
+
+
 def test_languages_are_sub_folders_or_files(tmp_path: Path) -> None:
     corpus = folder_of(tmp_path / "corpus", en=ENGLISH[:50])
     (corpus / "el").mkdir()

@@ -202,6 +202,8 @@ def test_a_smaller_alphabet() -> None:
         single = {t for t in tokenizer.vocabulary.texts if len(t) == 1}
         assert single >= {"a", "b", "▁"} and "☃" not in single
         assert tokenizer.decode(tokenizer.encode("☃ café")) == "☃ café"
+    gap = train_on(["qx☃yq " * 9], "sentencepiece-bpe", Wanted(vocab_size=300, alphabet=4))
+    assert "qx" in gap.vocabulary.texts and "xy" not in gap.vocabulary.texts
     joined = wordpiece(["ax☃y axy axy " * 9], [], Wanted(vocab_size=30, alphabet=3))
     theirs = wordpiece_of_hugging_face(["ax☃y axy axy " * 9], vocab_size=30, limit_alphabet=3)
     assert "axy" in theirs.get_vocab() and b"axy" in joined.vocabulary.tokens

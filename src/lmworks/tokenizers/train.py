@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lmworks.core.config import REFERENCE, option
 from lmworks.core.errors import UserError
+from lmworks.core.progress import say
 from lmworks.core.stages import Run, stage
 from lmworks.tokenizers.texts import find_languages, read_texts
 from lmworks.tokenizers.trainers.base import Counts, Wanted, trainer_for
@@ -76,6 +77,8 @@ def train_tokenizer(config: TrainTokenizerConfig, run: Run) -> dict[str, Any]:
         if config.parallel:
             texts = count_files(blank, parallel, work=run.work / "parallel")
         measured = _measured(texts, num_sentences)
+        if num_sentences is None:
+            say("no parallel lines: languages are compared in bytes, unfair across scripts")
     tokenizer = PipelineTokenizer(trainer.learn(Counts(languages=words, measured=measured)))
     tokenizer.save(run.folder)
     figures = {
