@@ -186,13 +186,17 @@ def test_any_text_comes_back(kind: str, text: str) -> None:
     assert LOSSLESS[kind].decode(LOSSLESS[kind].encode(text)) == text
 
 
-def test_special_tokens_never_come_of_merges() -> None:
-    texts = ["<s> <|endoftext|> <0x41> <unk> " * 50]
-    for kind in ("bpe", "sentencepiece-bpe", "unigram"):
-        tokenizer = train_on(texts, kind, Wanted(vocab_size=400))
-        special = set(tokenizer.special_tokens.values())
-        assert not special & set(tokenizer.encode(texts[0]))
-        assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [("bpe", r"regex:\S+|\s+"), ("sentencepiece-bpe", ""), ("unigram", ""), ("wordpiece", "")],
+)
+def test_special_tokens_never_come_of_text(kind: str, pattern: str) -> None:
+    text = "<s>\n<|endoftext|>\n<0x41>\n<unk>\n[CLS]\n"
+    tokenizer = train_on([text * 50], kind, Wanted(vocab_size=400, pattern=pattern))
+    ids = tokenizer.encode(text)
+    assert not set(tokenizer.special_tokens.values()) & set(ids)
+    if kind != "wordpiece":
+        assert tokenizer.decode(ids) == text
 
 
 def test_a_smaller_alphabet() -> None:
@@ -202,8 +206,8 @@ def test_a_smaller_alphabet() -> None:
         single = {t for t in tokenizer.vocabulary.texts if len(t) == 1}
         assert single >= {"a", "b", "▁"} and "☃" not in single
         assert tokenizer.decode(tokenizer.encode("☃ café")) == "☃ café"
-    gap = train_on(["qx☃yq " * 9], "sentencepiece-bpe", Wanted(vocab_size=300, alphabet=4))
-    assert "qx" in gap.vocabulary.texts and "xy" not in gap.vocabulary.texts
+    gap = train_on(["qa☃bq qa☃bq " * 9], "sentencepiece-bpe", Wanted(vocab_size=300, alphabet=4))
+    assert "qa" in gap.vocabulary.texts and "ab" not in gap.vocabulary.texts
     joined = wordpiece(["ax☃y axy axy " * 9], [], Wanted(vocab_size=30, alphabet=3))
     theirs = wordpiece_of_hugging_face(["ax☃y axy axy " * 9], vocab_size=30, limit_alphabet=3)
     assert "axy" in theirs.get_vocab() and b"axy" in joined.vocabulary.tokens
