@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -177,6 +178,7 @@ def main() -> None:
         "rows": table,
         "megabytes": len("\n".join(train).encode()) / 1e6,
         "rounds": options.rounds,
+        "load_average": os.getloadavg(),  # what else ran, at the end
         "versions": {
             name: metadata.version(name)
             for name in ("sentencepiece", "tokenizers", "numba", "numpy")
