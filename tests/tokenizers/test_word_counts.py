@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lmworks.tokenizers import bpe_trainer, compiled_trainer
+from lmworks.core.errors import UserError
+from lmworks.tokenizers import bpe_trainer, compiled_trainer, counting_threads
+from lmworks.tokenizers.counting_threads import ThreadedCounter
 from lmworks.tokenizers.patterns import PATTERNS
 from lmworks.tokenizers.pre_tokenizers import Cut, PreTokenizer
 from lmworks.tokenizers.vocabulary import alphabet_bytes
@@ -51,6 +54,46 @@ def test_rare_words_are_left_out_and_counted(budget: int) -> None:
     kept, all_words = dict(found.items()), dict(whole.items())
     least = min(kept.values())
     assert kept == {word: count for word, count in all_words.items() if count >= least}
+
+
+@pytest.mark.parametrize("budget", [1 << 21, 1 << 29])
+def test_two_threads_count_the_same(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts = (Cut(PATTERNS["gpt2"][0]),)
+    expected = dict(count_words(some_texts(), cuts).items())
+    found = []
+    for batch in (1 << 30, 5000, 5000):
+        monkeypatch.setattr(counting_threads, "_BATCH", batch)
+        counter = ThreadedCounter(cuts, budget=budget)
+        for text in some_texts():
+            counter.add(text)
+        found.append(list(counter.finish().items()))
+        assert dict(found[-1]) == expected
+    assert found[1] == found[2]  # in the same order
+
+
+def test_two_threads_go_on_from_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting_threads, "_BATCH", 5000)
+    cuts, texts = (Cut(PATTERNS["gpt2"][0]),), some_texts()
+    counter = ThreadedCounter(cuts, folder=tmp_path)
+    for text in texts[:30]:
+        counter.add(text)
+    runs = counter.checkpoint()
+    for text in texts[:9]:
+        counter.add(text)  # of this nothing is kept
+    again = ThreadedCounter(cuts, folder=tmp_path, runs=runs)
+    for text in texts[30:]:
+        again.add(text)
+    assert dict(again.finish().items()) == dict(count_words(texts, cuts).items())
+
+
+def test_an_error_in_a_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting_threads, "_BATCH", 1)
+    counter = ThreadedCounter((Cut(r"a(?:a*b)?"),))
+    counter.add("a" * 200_000)
+    with pytest.raises(UserError, match="takes time with the square"):
+        counter.finish()
 
 
 def test_weights() -> None:

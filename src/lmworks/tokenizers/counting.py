@@ -21,11 +21,11 @@ from typing import Any
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json, write_json
 from lmworks.core.progress import Bar, track
+from lmworks.tokenizers.counting_threads import ThreadedCounter
 from lmworks.tokenizers.texts import placed_texts
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.vocabulary import Vocabulary
 from lmworks.tokenizers.word_counts import (
-    WordCounter,
     WordCounts,
     from_words,
     load_counts,
@@ -125,7 +125,7 @@ class _Counting:
             return load_counts(self.done)
         self.folder.mkdir(parents=True, exist_ok=True)
         reached = (
-            read_json(self.state) if self.state.is_file() else {"file": 0, "place": 0, "runs": 0}
+            read_json(self.state) if self.state.is_file() else {"file": 0, "place": 0, "runs": []}
         )
         counter = TextCounter(self.tokenizer, folder=self.folder, runs=reached["runs"])
         since = 0
@@ -143,7 +143,7 @@ class _Counting:
                     since = 0
         words = counter.finish(most=most)
         save_counts(words, self.done)
-        for run in self.folder.glob("run-*.npz"):
+        for run in self.folder.glob("*/run-*.npz"):
             run.unlink()
         return words
 
@@ -162,7 +162,7 @@ class TextCounter:
         allow_special: bool = False,
         **options: Any,
     ) -> None:
-        """`options`: of WordCounter."""
+        """`options`: of ThreadedCounter."""
         from lmworks.tokenizers.automaton import Unsupported
         from lmworks.tokenizers.mapped import mapping_of
 
@@ -172,9 +172,9 @@ class TextCounter:
         self._normalize = mapping_of(tokenizer).normalized
         self._plain = tokenizer.vocabulary.normalizer is None
         self.words: Counter[str] = Counter()  # where the kernels can't count
-        self.counter: WordCounter | None = None
+        self.counter: ThreadedCounter | None = None
         with contextlib.suppress(Unsupported):
-            self.counter = WordCounter(tokenizer.pre_tokenizer.cuts, **options)
+            self.counter = ThreadedCounter(tokenizer.pre_tokenizer.cuts, **options)
 
     def add(self, text: str) -> None:
         """Count the words of a text, however long it is."""
@@ -201,7 +201,7 @@ class TextCounter:
                 yield tokenizer.pre_tokenizer.change(piece, at_start=begins)
 
     def finish(self, **options: Any) -> WordCounts:
-        """What was counted; `options`: of WordCounter.finish."""
+        """What was counted; `options`: of ThreadedCounter.finish."""
         if self.counter is not None:
             return self.counter.finish(**options)
         return from_words(self.words)

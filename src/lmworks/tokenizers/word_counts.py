@@ -79,6 +79,7 @@ class WordCounter:
         self._folder = folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._runs = [self._run_file(number) for number in range(runs)]
+        self._absorbed: list[WordCounter] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -189,12 +190,21 @@ class WordCounter:
             self._begin()
             a[slots.PART], a[slots.PART_MASK] = part, parts - 1
             for path in self._runs:
-                self._add_run(path)
+                self._add_words(load_counts(path))
             yield self._here()
 
-    def _add_run(self, path: Path) -> None:
+    def absorb(self, other: WordCounter) -> None:
+        """Add what another counter has counted."""
+        if self._runs or other._runs:
+            other.checkpoint()
+            self._runs += other._runs
+            self._absorbed.append(other)  # its folder lives as long
+        else:
+            self._slots[slots.PART] = self._slots[slots.PART_MASK] = 0
+            self._add_words(other._here())
+
+    def _add_words(self, words: WordCounts) -> None:
         a = self._slots
-        words = load_counts(path)
         data, ends, counts = words.data, words.ends, words.counts
         a[slots.TEXT], a[slots.TEXT_SIZE], a[slots.AT] = data.ctypes.data, len(data), 0
         a[slots.WORDS_ENDS], a[slots.WORDS_TIMES] = ends.ctypes.data, counts.ctypes.data
