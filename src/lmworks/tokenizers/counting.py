@@ -124,9 +124,9 @@ class _Counting:
             bar.advance(sum(file.stat().st_size for file in self.files))
             return load_counts(self.done)
         self.folder.mkdir(parents=True, exist_ok=True)
-        reached = (
-            read_json(self.state) if self.state.is_file() else {"file": 0, "place": 0, "runs": []}
-        )
+        reached: dict[str, Any] = {"file": 0, "place": 0, "runs": []}
+        if self.state.is_file():
+            reached = read_json(self.state)
         counter = TextCounter(self.tokenizer, folder=self.folder, runs=reached["runs"])
         since = 0
         for number in range(reached["file"], len(self.files)):
