@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import click
 
 if TYPE_CHECKING:
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
+
+_LONG = 1 << 20  # bytes or characters of a text; ids on the way to the screen
 
 
 @click.command()
@@ -59,11 +62,16 @@ def command(
 
 
 def _show(tokenizer: PipelineTokenizer, data: str | bytes, ids: bool, special: bool) -> None:
-    found = tokenizer.encode(data, allow_special=special)
+    # The list of a long text's ids would take many times the memory of the array.
+    encode = tokenizer.encode_array if len(data) > _LONG else tokenizer.encode
+    found = encode(data, allow_special=special)
+    parts = (list(map(int, found[at : at + _LONG])) for at in range(0, len(found), _LONG))
     if ids:
-        click.echo(" ".join(map(str, found)))
+        for number, part in enumerate(parts):
+            click.echo(" " * (number > 0) + " ".join(map(str, part)), nl=False)
+        click.echo()
         return
-    for token_id in found:
+    for token_id in itertools.chain.from_iterable(parts):
         click.echo(f"{token_id:>7}  {tokenizer.decode_bytes([token_id])!r}")
     size = len(data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape"))
     click.echo(f"{len(found)} tokens, {size / max(1, len(found)):.2f} bytes per token")

@@ -275,7 +275,10 @@ def _named(settings: dict[str, Any], key: str) -> str | None:
 def _template(folder: Path, settings: dict[str, Any]) -> str | None:
     own_file = folder / "chat_template.jinja"
     if own_file.is_file():
-        return own_file.read_text(encoding="utf-8")
+        try:
+            return own_file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"the chat template {own_file} is not UTF-8 text") from error
     value = settings.get("chat_template")
     if isinstance(value, list):  # several named ones: the default is what people mean
         value = next((t["template"] for t in value if t["name"] == "default"), None)

@@ -210,17 +210,21 @@ class Replace:
         self.content = content
         import regex
 
-        expression = regex.escape(self.literal) if self.literal is not None else pattern["Regex"]
-        self.expression = compiled(str(expression))
+        escaped = None if self.literal is None else regex.escape(self.literal)
+        self.expression = str(pattern["Regex"] if escaped is None else escaped)
+        compiled(self.expression)
 
     def normalize(self, text: str) -> str:
+        from lmworks.tokenizers.patterns import replaced
+
         if self.literal:
             return text.replace(self.literal, self.content)
-        return str(self.expression.sub(lambda _: self.content, text))
+        return replaced(self.expression, text, self.content)
 
     def align(self, text: AlignedText) -> AlignedText:
-        matches = (m.span() for m in self.expression.finditer(text.text))
-        return text.replace(matches, self.content)
+        from lmworks.tokenizers.patterns import spans_of
+
+        return text.replace(spans_of(self.expression, text.text), self.content)
 
 
 class Precompiled(_Changes):

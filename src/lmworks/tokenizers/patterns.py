@@ -119,6 +119,14 @@ def matches_of(expression: str, text: str) -> list[str]:
     return found
 
 
+def replaced(expression: str, text: str, content: str) -> str:
+    """The text with `content` in the place of every match. Raises: as `spans_of`."""
+    try:
+        return str(compiled(expression).sub(lambda _: content, text, timeout=_SECONDS))
+    except TimeoutError as error:
+        raise _given_up(expression, text) from error
+
+
 def _given_up(expression: str, text: str) -> UserError:
     return UserError(
         f"the pattern {expression[:80]!r} was given up after {_SECONDS:.0f} s on a text of "
