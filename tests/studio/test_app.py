@@ -173,6 +173,23 @@ def test_figures_are_those_of_the_command(ask, tokenizers):
     assert [word["saved"] for word in changes["words"]] == [word.saved for word in words[:60]]
 
 
+def test_texts_with_equally_many_lines_are_parallel(ask, tokenizers):
+    lines = {"en": "a statement\n" * 7, "xx": "größer und schöner\n\n" * 7}
+    texts = [{"id": ask.keep(text)["id"], "name": name} for name, text in lines.items()]
+    body = {"texts": texts, "tokenizers": ["small"]}
+    fair = events(ask.post("/compare", body))[-1]["fairness"]
+    assert [(row["language"], row["parity"] is None) for row in fair] == [
+        ("en", True),
+        ("xx", False),
+    ]
+    count = {
+        name: len(tokenizers["small"].encode(text.split("\n")[0])) for name, text in lines.items()
+    }
+    assert fair[1]["parity"]["estimate"] == pytest.approx(count["xx"] / count["en"])
+    body["texts"].append({"id": ask.keep("one line")["id"], "name": "other"})
+    assert "fairness" not in events(ask.post("/compare", body))[-1]
+
+
 def test_few_passages_have_no_interval(ask):
     text = {"id": ask.keep("a b c")["id"], "name": "t"}
     body = {"texts": [text], "tokenizers": ["small", "large"]}

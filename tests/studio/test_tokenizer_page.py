@@ -35,8 +35,6 @@ def figures(page):
 
 def type_text(page, text):
     page.fill("#typed", text)
-    with page.expect_response("**/api/tokenizers/changes"):
-        pass
     page.wait_for_selector(IDLE)
 
 

@@ -111,6 +111,7 @@ class TokenViewer {
       node.style.top = `${row * this.height + shift}px`;
       this.names.forEach((name, pane) => this.fill(node.children[pane], pane, row));
     }
+    if (this.stale) { this.stale = false; this.mark(); }
     this.want(Math.floor(first / BLOCK), Math.floor(Math.max(first, last - 1) / BLOCK));
   }
 
@@ -137,11 +138,11 @@ class TokenViewer {
     line.dir = "auto";
     const pieces = view.rows[row - view.first] ?? [];
     line.replaceChildren(...pieces.map(([text, unit], place) => this.piece(view, text, unit, place)));
-    if (this.at?.pane === pane) this.mark();
+    this.stale ||= this.at?.pane === pane;
   }
 
   piece(view, text, unit, place) {
-    const [first, , , , ids] = view.units[unit];
+    const [first, start, , , ids] = view.units[unit];
     const kinds = ids.length ? [`t${first % 5}`] : ["none"];
     if (ids.length > 1) kinds.push("many");
     for (const id of ids) if (view.tokens[id][2]) kinds.push(view.tokens[id][2]);
@@ -151,6 +152,7 @@ class TokenViewer {
     else if (/^ *[\u0590-\u08ff]/.test(text)) kinds.push("r");
     const node = element("span", kinds.join(" "), text);
     node.dataset.place = place;
+    node.dataset.start = start;
     return node;
   }
 
@@ -211,13 +213,8 @@ class TokenViewer {
     for (const node of $("layer").querySelectorAll(".on")) node.classList.remove("on");
     const chosen = this.at && this.unitOf(this.at);
     if (!chosen) return;
-    for (const [row, node] of this.nodes) {
-      const cell = node.children[this.at.pane];
-      (this.pieces({ pane: this.at.pane, row }) ?? []).forEach((_, piece) => {
-        const other = this.unitOf({ pane: this.at.pane, row, piece });
-        if (other.unit[1] === chosen.unit[1]) cell.firstChild.children[piece]?.classList.add("on");
-      });
-    }
+    const cells = `.cell[data-pane="${this.at.pane}"]`;
+    for (const node of $("layer").querySelectorAll(`${cells} [data-start="${chosen.unit[1]}"]`)) node.classList.add("on");
     this.describe(chosen);
   }
 

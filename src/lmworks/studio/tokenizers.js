@@ -15,7 +15,7 @@ let chosen = []; // names, the first is what the others are measured against
 let settings = { window: 0, price: 0, special: false };
 let texts = []; // { name, content | null, id, bytes, words, characters }
 let current = 0;
-let counts = new Map(), rows = new Map(), languageRows = [];
+let counts = new Map(), rows = new Map(), languageRows = [], fairness = [];
 let running = new AbortController();
 
 // --- what is kept: choices in the address, texts in this tab ---
@@ -111,6 +111,7 @@ async function refresh() {
   running.abort();
   running = new AbortController();
   const { signal } = running;
+  busy(true);
   $("failure").textContent = "";
   writeAddress();
   keepTexts();
@@ -118,10 +119,9 @@ async function refresh() {
     for (const text of texts) await sendText(text, signal);
     drawText();
     showTokens();
-    counts = new Map(); rows = new Map(); languageRows = [];
+    counts = new Map(); rows = new Map(); languageRows = fairness = [];
     drawFigures();
     if (!chosen.length || !full().length) { finish(); return; }
-    $("figures").setAttribute("aria-busy", "true");
     for await (const { tokenizer, text, tokens } of events(await askAbout("api/tokenizers/count", question, signal))) {
       counts.set(`${tokenizer}\n${text}`, tokens);
       drawFigures();
@@ -129,7 +129,7 @@ async function refresh() {
     await compare(signal);
     await drawChanges(signal);
     finish();
-  } catch (error) { fail(error); if (!signal.aborted) $("figures").setAttribute("aria-busy", "false"); }
+  } catch (error) { fail(error); if (!signal.aborted) busy(false); }
 }
 async function compare(signal) {
   for await (const event of events(await askAbout("api/tokenizers/compare", question, signal))) {
@@ -137,14 +137,16 @@ async function compare(signal) {
       $("basis").textContent = event.passages ? `Brackets: 95 % intervals over ${number(event.passages)} passage${event.passages === 1 ? "" : "s"}, each encoded on its own.` : "";
       continue;
     }
+    if (event.fairness) { fairness = event.fairness; continue; }
     rows.set(event.row.name, event.row);
-    languageRows.push(...event.languages);
+    languageRows = [...languageRows, ...event.languages];
     drawFigures();
   }
   drawLanguages();
 }
+function busy(isBusy) { $("figures").setAttribute("aria-busy", isBusy); }
 function finish() {
-  $("figures").setAttribute("aria-busy", "false");
+  busy(false);
   if (!full().length || !chosen.length) { $("basis").textContent = ""; $("changes").hidden = $("languages").hidden = true; }
 }
 const refreshSoon = debounced(150, refresh);
@@ -209,6 +211,7 @@ async function load(reference) {
     $("loading").textContent = plain(error);
   }
   clearInterval(clock);
+  delete $("loading").dataset.s;
   $("load").disabled = false;
 }
 function added(entry) {
@@ -287,6 +290,7 @@ function edit(content) {
   const isFirst = !texts.length;
   texts[current] = { name: isFirst ? "Text 1" : texts[current].name, content };
   if (isFirst) drawText();
+  busy(true);
   refreshSoon();
 }
 $("typed").addEventListener("input", () => {
@@ -361,7 +365,7 @@ function cell(label, text, small, className) {
   return node;
 }
 function between(interval, show) {
-  return interval?.low == null ? "" : `[${show(interval.low)}, ${show(interval.high)}]`;
+  return interval?.low == null ? "" : `[${show(interval.low)}, ${show(interval.high)}]`.replaceAll(" %", "");
 }
 function savedCell(row, wait, isFirst) {
   if (isFirst) return cell("Saved", "–", "the measure");
@@ -373,8 +377,8 @@ function savedCell(row, wait, isFirst) {
 function failuresCell(row, wait) {
   if (!row) return cell("Round trip", wait);
   if (!row.failures) return cell("Round trip", "exact");
-  const node = cell("Round trip", `${number(row.failures)} passage${row.failures === 1 ? "" : "s"} differ${row.failures === 1 ? "s" : ""}`, "", "worse");
-  node.title = `The first: ${row.first_failure}`;
+  const node = cell("Round trip", `${number(row.failures)} differ`, "", "worse");
+  node.title = `Passages that do not come back as they were. The first: ${row.first_failure}`;
   return node;
 }
 function meterOf(part) {
@@ -410,14 +414,18 @@ function drawLanguages() {
   const names = [...new Set(languageRows.map(({ tokenizer }) => tokenizer))];
   const languages = [...new Set(languageRows.map(({ language }) => language))];
   const most = Math.max(...languageRows.map(({ parity }) => parity));
+  $("parity-note").textContent = "Parity: tokens for each token of the first text, where the texts say the same. " + (fairness.length
+    ? "They have equally many lines, so each line is taken for a translation, and brackets are 95 % intervals over lines." : "With six lines or more that are translations of each other, it has an interval.");
   $("language-rows").tHead.rows[0].replaceChildren(...["Text", ...names].map((name) => element("th", "", name)));
   $("language-rows").tBodies[0].replaceChildren(...languages.map((language) => {
     const line = element("tr"), head = element("th", "", language);
     head.scope = "row";
     line.append(head, ...names.map((name) => {
       const row = languageRows.find((other) => other.tokenizer === name && other.language === language);
-      const node = cell(name, number(row.parity, 2), `${number(row.tokens)} tokens, ${number(row.fertility, 2)} per word, ${number(row.bytes_per_token, 2)} bytes each`);
-      node.insertBefore(meterOf(row.parity / most), node.lastChild);
+      const fair = fairness.find((other) => other.tokenizer === name && other.language === language)?.parity;
+      const parity = fair?.estimate ?? row.parity, range = between(fair, (value) => number(value, 2));
+      const node = cell(name, `${number(parity, 2)} ${range}`, `${number(row.tokens)} tokens, ${number(row.fertility, 2)} per word, ${number(row.bytes_per_token, 2)} bytes each`);
+      node.insertBefore(meterOf(parity / most), node.lastChild);
       return node;
     }));
     return line;

@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lmworks.core.references import aliases
 from lmworks.evaluation import tokenizer_comparison, tokenizer_page
-from lmworks.evaluation.statistics import Interval
+from lmworks.evaluation.statistics import MIN_GROUPS, Interval
 from lmworks.evaluation.tokenizer_comparison import Passage, TokenizerRow, passages_of
+from lmworks.evaluation.tokenizer_fairness import FairnessRow, ParallelText, fairness
 from lmworks.serving.app import read_json
 from lmworks.serving.openai_types import parse
 from lmworks.studio.app import Studio, stream
@@ -135,6 +136,23 @@ class TokenizerRoutes:
         while found := await self.studio.work(next, rows, None):
             row, languages = found
             yield {"row": _plain(row), "languages": [dataclasses.asdict(own) for own in languages]}
+        if fair := await self.studio.work(self.fairness, request):
+            yield {"fairness": [_plain(own) for own in fair]}
+
+    def fairness(self, request: CompareRequest) -> list[FairnessRow]:
+        """Parity with intervals, where the texts have equally many lines; else nothing."""
+        sentences = {
+            named.name: [
+                line for line in self.studio.texts.get(named.id).text.splitlines() if line.strip()
+            ]
+            for named in request.texts
+        }
+        sizes = {len(lines) for lines in sentences.values()}
+        if len(sentences) < 2 or len(sizes) > 1 or min(sizes) < MIN_GROUPS:
+            return []
+        groups = [str(number) for number in range(min(sizes))]
+        parallel = ParallelText(sentences=sentences, groups=groups)
+        return fairness(self.tokenizers(request.tokenizers), parallel)
 
     def changes(self, request: ChangesRequest) -> dict[str, Any]:
         """The words that weigh most, and the sums over all."""
@@ -176,7 +194,7 @@ class TokenizerRoutes:
             before, after = tokenizers.values()
             texts = [passage.text for passage in passages]
             changed = tokenizer_comparison.changed_words(before, after, texts)
-        return tokenizer_page.render(found, tokenizers, changed)
+        return tokenizer_page.render(found, tokenizers, changed, self.fairness(request))
 
 
 def add_routes(app: FastAPI, studio: Studio) -> None:
@@ -216,11 +234,11 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
         return HTMLResponse(await studio.work(routes.export, request))
 
 
-def _plain(row: TokenizerRow) -> dict[str, Any]:
+def _plain(row: TokenizerRow | FairnessRow) -> dict[str, Any]:
     """A row for JSON, which has no infinity: the ends of an interval that is not known are null."""
     values = dataclasses.asdict(row)
-    for key in ("bytes_per_token", "saved"):
-        interval: Interval | None = getattr(row, key)
-        if interval is not None and not interval.known:
-            values[key] |= {"low": None, "high": None}
+    for field in dataclasses.fields(row):
+        value = getattr(row, field.name)
+        if isinstance(value, Interval) and not value.known:
+            values[field.name] |= {"low": None, "high": None}
     return values

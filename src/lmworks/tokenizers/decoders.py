@@ -107,6 +107,7 @@ def _word_piece(step: Step) -> Decoder:
     return decode
 
 
+@functools.lru_cache(1 << 16)
 def _clean(text: str) -> str:
     for old, new in _TIDY:
         text = text.replace(old, new)

@@ -306,8 +306,10 @@ class PipelineTokenizer:
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that the ids add to a text. Raises: UserError for an id out of range."""
         if self.byte_level:
-            tokens = self.vocabulary.tokens
-            return b"".join(tokens[check_id(i, self.vocab_size)] for i in ids)
+            ids = list(ids)
+            for outermost in (min(ids), max(ids)) if ids else ():
+                check_id(outermost, self.vocab_size)
+            return b"".join(map(self.vocabulary.tokens.__getitem__, ids))
         return b"".join(map(self.token_bytes, ids))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
