@@ -109,6 +109,28 @@ def test_a_long_text_is_read_in_sections(tokenizers, monkeypatch):
     assert 0 < sum(read) < 3 * token_spans._SECTION
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_sections_within_a_word(tokenizers, kind, monkeypatch):
+    monkeypatch.setattr(token_spans, "_SECTION", 64)
+    tokenizer, text = tokenizers[kind], "a  is " + "日" * 3000 + " the statement\n" + PROSE[:2000]
+    ids, spans = tokenizer.encode_offsets(text)
+    units = TokenizedText(tokenizer, IndexedText(text)).units(0, len(text))
+    assert _tokens(units) == _tokens(units_of(ids, spans, 0, len(text)))
+
+
+def test_tokens_that_reach_across_characters():
+    # Many characters that end with the byte a5, before many that begin with e6: a5 e6 is a token.
+    text = "".join(chr(0x4E25 + 64 * n) + chr(0x6000 + 5 * n) for n in range(200))
+    tokenizer = train_bpe([text], vocab_size=264)
+    found = TokenizedText(tokenizer, IndexedText(text))
+    assert b"\xa5\xe6" in tokenizer.vocabulary.tokens and found.verbatim
+    whole = found.units(0, len(text))
+    assert whole == units_of(*tokenizer.encode_offsets(text), 0, len(text))
+    for start in range(0, 60):
+        part = found.units(start, start + 2)
+        assert part == [u for u in whole if u.end > start and u.start < start + 2]
+
+
 def test_a_text_that_no_section_fits_is_read_whole(tokenizers, monkeypatch):
     tokenizer = tokenizers["squeezing"]
     monkeypatch.setattr(token_spans, "_SECTION", 64)

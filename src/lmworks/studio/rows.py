@@ -66,9 +66,9 @@ def _breaks(text: str, reach: Any, at: int, end: int, columns: int) -> list[int]
     while True:
         high = min(end, at + _LONGEST * columns)
         stop = bisect.bisect_right(reach, reach[at] + columns, at + 1, high + 1) - 1
+        stop = max(stop, at + 1)
         if stop >= end:
             return places
-        stop = max(stop, at + 1)
         space = text.rfind(" ", at + (stop - at) // 2, stop)
         at = space + 1 if space >= 0 else stop
         places.append(at)

@@ -224,7 +224,7 @@ def units_of(ids: list[int], spans: list[Span], start: int, end: int, first: int
     last = start
     for number, (token_id, (begin, stop)) in enumerate(zip(ids, spans), first):
         before = units[-1] if units else None
-        if before and before.ids and (stop <= last or begin <= before.start):
+        if before and before.ids and (begin < last or stop <= last):
             last = max(last, stop)
             units[-1] = before._replace(end=last, ids=(*before.ids, token_id))
             continue
