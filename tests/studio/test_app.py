@@ -237,6 +237,17 @@ def test_tokens_are_described(ask, tokenizers):
     assert "unknown" in {token[2] for token in unknown["tokens"].values()}
 
 
+def test_a_word_comes_together(ask, tokenizers):
+    (piece,) = ask.post("/merges", {"tokenizer": "large", "word": "statement"}).json()
+    assert piece[0]["symbols"] == list("statement") and piece[0]["rank"] is None
+    assert piece[-1]["symbols"] == ["statement"] and piece[-1]["place"] == 0
+    assert ask.post("/merges", {"tokenizer": "small", "word": "é"}).json()[0][0]["symbols"] == [
+        "c3",
+        "a9",
+    ]
+    assert "no merges" in error(ask.post("/merges", {"tokenizer": "lower", "word": "a"}))
+
+
 def test_the_saved_page_is_that_of_the_command(ask):
     text = {"id": ask.keep("<script>alert(1)</script> " * 30)["id"], "name": "t"}
     response = ask.post("/export", {"texts": [text], "tokenizers": ["small", "large"]})

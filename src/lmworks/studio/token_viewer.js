@@ -8,7 +8,7 @@ class TokenViewer {
     this.fetchRows = fetchRows; // (tokenizer, columns, first, count, signal) -> a view
     this.onFailure = onFailure;
     this.scroller = $("scroller");
-    this.names = [];
+    this.names = this.titles = [];
     this.reset();
     this.scroller.addEventListener("scroll", () => this.soon(), { passive: true });
     new ResizeObserver(() => { if (this.layout()) this.restart(); }).observe($("viewer"));
@@ -27,11 +27,12 @@ class TokenViewer {
     $("layer").replaceChildren();
   }
 
-  // What to show. `key` changes when the tokens do.
-  show(names, key) {
-    const same = key === this.key && names.join("\n") === this.names.join("\n");
+  // What to show. `key` changes when the tokens do. Without a text, the titles stand there already.
+  show(titles, key) {
+    const same = key === this.key && titles.join("\n") === this.titles.join("\n");
     if (same) return;
-    this.names = names;
+    this.titles = titles;
+    this.names = key ? titles : [];
     this.key = key;
     this.scroller.scrollTop = 0;
     this.layout();
@@ -47,9 +48,9 @@ class TokenViewer {
 
   // Columns of text per pane; true if that changed.
   layout() {
-    const before = `${this.columns} ${this.stacked} ${this.names.length}`;
+    const before = `${this.columns} ${this.stacked} ${this.titles.length}`;
     const width = this.scroller.clientWidth || $("viewer").clientWidth;
-    const count = Math.max(1, this.names.length);
+    const count = Math.max(1, this.titles.length);
     this.stacked = count > 1 && width / count < 300;
     $("viewer").classList.toggle("stacked", this.stacked);
     const probe = element("span", "", "0".repeat(100));
@@ -62,13 +63,13 @@ class TokenViewer {
     const room = this.stacked ? width - 46 : width / count - 34;
     this.columns = Math.max(8, Math.min(200, Math.floor(room / letter)));
     this.height = this.stacked ? ROW * count + 1 : ROW;
-    return before !== `${this.columns} ${this.stacked} ${this.names.length}`;
+    return before !== `${this.columns} ${this.stacked} ${this.titles.length}`;
   }
 
   heads() {
-    const letters = this.names.length > 1 && this.stacked;
-    $("heads").style.gridTemplateColumns = this.stacked ? "1fr" : `repeat(${Math.max(1, this.names.length)}, minmax(0, 1fr))`;
-    $("heads").replaceChildren(...this.names.map((name, pane) => {
+    const letters = this.titles.length > 1 && this.stacked;
+    $("heads").style.gridTemplateColumns = this.stacked ? "1fr" : `repeat(${Math.max(1, this.titles.length)}, minmax(0, 1fr))`;
+    $("heads").replaceChildren(...this.titles.map((name, pane) => {
       const head = element("div", "", name);
       if (letters) head.prepend(element("b", "", this.letter(pane)));
       return head;

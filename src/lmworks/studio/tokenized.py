@@ -104,6 +104,14 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def readable(data: bytes) -> str:
+    """A token's bytes as text; as hex where they are no whole characters."""
+    try:
+        return visible(data.decode())
+    except UnicodeDecodeError:
+        return data.hex(" ")
+
+
 def described(tokenizer: PipelineTokenizer, units: Iterable[Unit]) -> dict[int, list[str]]:
     """Of each id: its text as files write it, its bytes, and what is special about it."""
     return {

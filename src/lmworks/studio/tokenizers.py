@@ -8,6 +8,7 @@
 | `POST /api/tokenizers/compare` | events: the rows of `tokenizer compare`, one by one |
 | `POST /api/tokenizers/changes` | the words that two tokenizers cut differently |
 | `POST /api/tokenizers/view` | some rows of a text, token by token |
+| `POST /api/tokenizers/merges` | how a word came together, merge by merge |
 | `POST /api/tokenizers/export` | the page that `tokenizer compare --html` writes |
 """
 
@@ -29,8 +30,9 @@ from lmworks.evaluation.tokenizer_fairness import FairnessRow, ParallelText, fai
 from lmworks.serving.app import read_json
 from lmworks.serving.openai_types import parse
 from lmworks.studio.app import Studio, stream
-from lmworks.studio.tokenized import Tokenized, view, visible
+from lmworks.studio.tokenized import Tokenized, readable, view, visible
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
+from lmworks.tokenizers.trace import trace
 
 _MOST_TOKENIZERS, _MOST_TEXTS, _MOST_ROWS, _MOST_COLUMNS = 12, 64, 400, 1000
 _QUESTION = 64 << 10  # bytes of a request; texts are sent by their ids
@@ -81,6 +83,13 @@ class ViewRequest(_Request):
     first: int = Field(ge=0)
     count: int = Field(ge=1, le=_MOST_ROWS)
     allow_special: bool = False
+
+
+class MergesRequest(_Request):
+    """How a tokenizer puts a word together."""
+
+    tokenizer: str
+    word: str = Field(max_length=120)
 
 
 class TokenizerRoutes:
@@ -182,6 +191,21 @@ class TokenizerRoutes:
         found = self.tokenized.text(tokenizer, text, request.allow_special)
         return view(found, self.tokenized.rows(text, request.columns), request.first, request.count)
 
+    def merges(self, request: MergesRequest) -> list[list[dict[str, Any]]]:
+        """For each piece of the word its states: the symbols, and which merge made them."""
+        tokenizer = self.studio.tokenizers.get(request.tokenizer)
+        return [
+            [
+                {
+                    "rank": step.rank if step else None,
+                    "place": step.place if step else None,
+                    "symbols": [readable(tokenizer.token_bytes(i)) for i in symbols],
+                }
+                for step, symbols in piece.states()
+            ]
+            for piece in trace(tokenizer, request.word)
+        ]
+
     def export(self, request: CompareRequest) -> str:
         """The self-contained page."""
         tokenizers = self.tokenizers(request.tokenizers)
@@ -227,6 +251,11 @@ def add_routes(app: FastAPI, studio: Studio) -> None:
     async def some_rows(http: Request) -> Response:
         request = parse(ViewRequest, await read_json(http, _QUESTION))
         return JSONResponse(await studio.work(routes.view, request))
+
+    @app.post("/api/tokenizers/merges")
+    async def merges(http: Request) -> Response:
+        request = parse(MergesRequest, await read_json(http, _QUESTION))
+        return JSONResponse(await studio.work(routes.merges, request))
 
     @app.post("/api/tokenizers/export")
     async def export(http: Request) -> Response:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 Pair = tuple[int, int]
 Ranks = Mapping[Pair, tuple[int, int]]  # (left, right) -> (rank, merged id)
@@ -18,9 +19,21 @@ Ranks = Mapping[Pair, tuple[int, int]]  # (left, right) -> (rank, merged id)
 _LONG_WORD = 200  # symbols; from here on the scan loses to the heap
 
 
-def merge(symbols: list[int], ranks: Ranks) -> list[int]:
-    """Apply merges one at a time: the lowest rank first, the leftmost of equals."""
-    if len(symbols) > _LONG_WORD:
+class Merge(NamedTuple):
+    """One merge that was done: the symbols at `place` and behind it became `id`."""
+
+    rank: int
+    place: int
+    id: int
+
+
+def merge(symbols: list[int], ranks: Ranks, done: list[Merge] | None = None) -> list[int]:
+    """Apply merges one at a time: the lowest rank first, the leftmost of equals.
+
+    Args:
+        done: is given every merge, in order.
+    """
+    if len(symbols) > _LONG_WORD and done is None:
         return merge_long(symbols, ranks)
     symbols = list(symbols)
     while len(symbols) > 1:
@@ -32,6 +45,8 @@ def merge(symbols: list[int], ranks: Ranks) -> list[int]:
         if best is None:
             break
         symbols[place : place + 2] = [best[1]]
+        if done is not None:
+            done.append(Merge(best[0], place, best[1]))
     return symbols
 
 
