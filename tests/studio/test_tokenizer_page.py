@@ -316,7 +316,8 @@ def test_five_megabytes_do_not_freeze_the_page(page, site, prose, tokenizers, re
     # In the middle, the colours are still those of the whole text.
     page.evaluate("document.querySelector('#scroller').scrollTop = 1e6")
     page.wait_for_function(
-        "() => [...document.querySelectorAll('.cell > div')].every(e => e.children.length)"
+        """() => [...document.querySelectorAll('.row')].every(row => parseFloat(row.style.top) > 9e5
+          && [...row.children].every(cell => cell.firstChild.children.length))"""
     )
     shown = "".join(piece for row in drawn(page, 0) for piece, _ in row)
     at = text.find(re.sub("⏎", "\n", shown))

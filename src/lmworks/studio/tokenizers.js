@@ -261,9 +261,9 @@ function choose(place) {
   drawText();
   showTokens();
 }
-function addText(name, content) {
+function addText(name, content, known = {}) {
   const empty = texts.findIndex((text) => text.content === "");
-  const text = { name: freeName(name), content };
+  const text = { ...known, name: freeName(name), content };
   if (empty >= 0) texts[empty] = text; else texts.push(text);
   current = texts.indexOf(text);
   drawText();
@@ -281,8 +281,7 @@ async function addFiles(files) {
     try {
       if (text.content) await sendText(text);
       else text.content = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(await file.arrayBuffer());
-      addText(name, text.content);
-      Object.assign(texts[current], { ...text, name: texts[current].name });
+      addText(name, text.content, text);
     } catch (error) {
       const reason = error instanceof ServerError || !(error instanceof TypeError) ? plain(error) : "this is no UTF-8 text";
       $("text-note").textContent = `${file.name}: ${reason}`;
