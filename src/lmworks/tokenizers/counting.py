@@ -35,7 +35,7 @@ from lmworks.tokenizers.word_counts import (
 CHECKPOINT_CHARACTERS = 1 << 28  # of text between two
 _PART = 1 << 20  # characters counted at once
 _ONE_LINE = re.compile(r"(?<=\S)\n(?=\S)")
-_MOST_WORDS = 1 << 25  # bytes of words that trainers are given, of all languages
+_MOST_WORDS = 1 << 24  # bytes of different words that a trainer is given, of all languages
 _LEAST_WORDS = 1 << 20  # of one language
 _NO_TEXT = "there is no text to learn a tokenizer from"
 

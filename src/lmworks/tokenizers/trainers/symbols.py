@@ -10,6 +10,9 @@ import numpy as np
 from lmworks.tokenizers.word_counts import WordCounts
 
 
+_AT_ONCE = 1 << 18  # words
+
+
 class Characters:
     """The characters of counted words, how often each occurs, and which are kept."""
 
@@ -23,10 +26,15 @@ class Characters:
         sizes = np.diff(self.ends, prepend=0)
         self.begins = np.zeros(len(self.codes), dtype=bool)  # bool [characters]
         self.begins[self.ends - sizes] = True
-        times = np.repeat(words.counts, sizes)
-        self.found, places = np.unique(self.codes, return_inverse=True)
-        self.frequency = np.zeros(len(self.found), dtype=np.int64)
-        np.add.at(self.frequency, places, times)
+        totals = np.zeros(0x110000)
+        for first in range(0, len(sizes), _AT_ONCE):
+            words_here = slice(first, first + _AT_ONCE)
+            begin = self.ends[first] - sizes[first]
+            codes = self.codes[begin : self.ends[words_here][-1]]
+            times = np.repeat(words.counts[words_here], sizes[words_here])
+            totals += np.bincount(codes, times, len(totals))
+        self.found = np.flatnonzero(totals)  # code points, in order
+        self.frequency = totals[self.found].astype(np.int64)
 
     def kept(self, limit: float) -> list[str]:
         """The alphabet, in the order of code points.
@@ -61,9 +69,9 @@ class Characters:
         if inside is not None:
             found = np.where(self.begins, found, _table(inside)[self.codes])
         keep = found >= 0
-        begins, counts = self.begins, np.repeat(self.counts, np.diff(self.ends, prepend=0))
         if keep.all():
             return WordCounts(found, self.ends, self.counts, self.left_out)
+        begins, counts = self.begins, np.repeat(self.counts, np.diff(self.ends, prepend=0))
         if apart:  # what follows a gap begins a word
             begins = begins | np.append(False, ~keep[:-1])
             return _words(found[keep], counts[keep], begins[keep])
