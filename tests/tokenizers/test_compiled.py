@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmworks.core.errors import UserError
-from lmworks.tokenizers.compiled import CompiledEncoder, joined_pairs, plain_cut
+from lmworks.tokenizers.compiled import CompiledEncoder
+from lmworks.tokenizers.compiled_tables import joined_pairs, plain_cut
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.pre_tokenizers import Cut
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
@@ -103,7 +104,6 @@ def test_remembered_words_and_output_are_bounded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lmworks.tokenizers.compiled._WORDS", 1 << 6)
-    monkeypatch.setattr("lmworks.tokenizers.compiled._LEARNT_TOKENS", 0)
     monkeypatch.setattr("lmworks.tokenizers.compiled._OUT_AT_ONCE", 1 << 8)
     ours = tokenizer("bpe", folder)
     kernels = CompiledEncoder.of(ours)

@@ -303,7 +303,7 @@ def test_tekken_and_vocab_txt(tmp_path: Path) -> None:
         ("x.tiktoken", b"IQ== 0\nnonsense\n", "line 2 is not a token in base64"),
         ("x.tiktoken", b"IQ== 0\nIg== 900000\n", "the ranks have gaps"),
         ("x.tiktoken", b"", "there is no token in it"),
-        ("x.tiktoken", b"\xff\xfe", "is not ASCII text"),
+        ("x.tiktoken", b"\xff\xfe", "line 1 is not a token in base64"),
         ("tekken.json", b"{}", "is no tekken.json"),
         ("vocab.txt", b"a\nb\n", "not a BERT vocabulary"),
         ("vocab.txt", b"[UNK]\na\na\n", "'a' stands in it twice"),

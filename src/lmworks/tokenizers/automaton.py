@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lmworks.tokenizers import unicode_data
@@ -56,8 +56,8 @@ class Node:
 class Automaton:
     """rows[state * width + class] = next state's offset * 8 + 1 if a match ends before.
 
-    Bits 1 and 2 say that the next state is one that ASCII letters, or small ones, do not leave: a
-    run of them can be skipped. Offset 0 is the dead state. The last class is the end of the text.
+    Bits 1 and 2 say that the next state is one that ASCII letters (1), small ones (2), or all of
+    ASCII (both) do not leave: a run of them can be skipped. Offset 0 is the dead state. The last class is the end of the text.
     """
 
     rows: Any  # uint32 [states * width]
@@ -318,19 +318,24 @@ def automaton(expression: str) -> Automaton:
     return Automaton(rows=rows, width=width, start=start, stage1=stage1, stage2=stage2)
 
 
+def disjoint(one: str, other: str) -> bool:
+    """Whether no character is in both of two classes (`[...]`)."""
+    parsers = [_Parser(one), _Parser(other)]
+    sets = [parser.nodes[parser.parse()].of or Ranges() for parser in parsers]
+    _, (first, second) = _memberships(sets)
+    return not (first & second).any()
+
+
 def _classes(sets: tuple[Ranges, ...]) -> tuple[Any, Any, list[tuple[bool, ...]]]:
     """Two-stage table of classes, and for each class which sets hold it."""
     import numpy as np
 
-    holds = np.stack([_holds(of) for of in sets])
-    changes = np.flatnonzero(np.any(holds[:, 1:] != holds[:, :-1], axis=0)) + 1
-    starts = np.concatenate([[0], changes])
-    kinds, of_run = np.unique(holds[:, starts].T, axis=0, return_inverse=True)
+    starts, holds = _memberships(sets)
+    kinds, of_run = np.unique(holds.T, axis=0, return_inverse=True)
     if len(kinds) > 255:
         raise Unsupported("more than 255 classes of characters")
     lengths = np.diff(np.append(starts, 0x110000))
-    per_character = np.repeat(of_run.reshape(-1).astype(np.uint8), lengths)
-    data = per_character.tobytes()
+    data = np.repeat(of_run.reshape(-1).astype(np.uint8), lengths).tobytes()
     blocks: dict[bytes, int] = {}
     stage1 = [blocks.setdefault(data[at : at + 128], len(blocks)) for at in range(0, 0x110000, 128)]
     members = [tuple(map(bool, row)) for row in kinds]
@@ -338,22 +343,37 @@ def _classes(sets: tuple[Ranges, ...]) -> tuple[Any, Any, list[tuple[bool, ...]]
     return np.array(stage1, dtype=np.uint16), stage2, members
 
 
-def _holds(of: Ranges) -> Any:
-    """bool [0x110000]: which characters are in a set."""
+def _memberships(sets: Sequence[Ranges]) -> tuple[Any, Any]:
+    """Runs of characters that no set tells apart: their starts, and bool [sets, runs]."""
     import numpy as np
 
-    found = np.zeros(0x110000, dtype=bool)
+    edges = {0, *(edge for of in sets for low, high in of.ranges for edge in (low, high + 1))}
+    tables = []
+    for runs in (unicode_data.category_runs(), unicode_data.flag_runs()):
+        tables.append(np.array(runs).T)
+        edges.update(tables[-1][0].tolist())
+    starts = np.array(sorted(edges - {0x110000}))
+    category, flags = (
+        kinds[np.searchsorted(first, starts, side="right") - 1] for first, kinds in tables
+    )
+    return starts, np.stack([_holds(of, starts, category, flags) for of in sets])
+
+
+def _holds(of: Ranges, starts: Any, category: Any, flags: Any) -> Any:
+    """bool: which runs are in a set; all of a run is, or nothing."""
+    import numpy as np
+
+    found = np.zeros(len(starts), dtype=bool)
     for low, high in of.ranges:
-        found[low : high + 1] = True
+        found |= (starts >= low) & (starts <= high)
     if of.categories:
         by_number = np.zeros(len(CATEGORY_NAMES), dtype=bool)
         for name in of.categories:
             wanted = [c.startswith(name.lstrip("!")) for c in CATEGORY_NAMES]
             by_number |= np.array(wanted) != name.startswith("!")
-        found |= by_number[np.frombuffer(unicode_data.categories(), dtype=np.uint8)]
+        found |= by_number[category]
     for flag in of.flags:
-        bits = np.frombuffer(unicode_data.flags(), dtype=np.uint8)
-        has = bits >> unicode_data.FLAG_NAMES.index(flag.lstrip("!")) & 1 > 0
+        has = flags >> unicode_data.FLAG_NAMES.index(flag.lstrip("!")) & 1 > 0
         found |= has != flag.startswith("!")
     return ~found if of.negated else found
 
@@ -414,16 +434,91 @@ def _determine(
 
 
 def _mark_loops(rows: Any, width: int, ascii_class: list[int]) -> None:
-    """Set the bits for states that letters lead back to, no match ending on the way."""
+    """Set the bits for states that runs lead back to, no match ending on the way."""
     small = {ascii_class[code] for code in range(ord("a"), ord("z") + 1)}
     capital = {ascii_class[code] for code in range(ord("A"), ord("Z") + 1)}
     for state in range(width, len(rows), width):
         stays = {kind for kind in range(width) if rows[state + kind] >> 3 == state}
         bits = 2 if small | capital <= stays else 4 if small <= stays else 0
+        bits = 6 if set(ascii_class) <= stays else bits
         ends = [bool(rows[state + kind] & 1) for kind in range(width)]
-        # A match that may end after any letter must end after the last one too.
-        if bits and (all(ends) or not any(ends[kind] for kind in small | capital)):
+        run = set(ascii_class) if bits == 6 else small | capital
+        # A match that may end after any of a run must end after the last of it too.
+        if bits and (all(ends) or not any(ends[kind] for kind in run)):
             rows[(rows >> 3 == state)] |= bits
+
+
+class Runs(NamedTuple):
+    """What the first bytes say of a match, so that most matches need no steps.
+
+    `pairs[b0 * 128 + b1]` is a kind of match: `skips[kind]` bytes are read, a run of one sort of
+    characters may follow (`loops`), and `exits[2 * kind + (whether there was a run)]` says what
+    byte ends the match.
+    """
+
+    pairs: Any  # uint8 [128 * 128]: kinds; 0, not known; 1, the match is b0; 255, none begins there
+    skips: Any  # int64 [kinds]
+    loops: Any  # int64 [kinds]: 31 if a run may follow, else 0
+    exits: Any  # uint8 [2 * kinds, 256]: 1, the match ends before this byte; 2, beyond ASCII
+    exit_rows: Any  # uint32 [2 * kinds]: the state that is left
+    fold: int  # a byte belongs to the run if (byte | fold) - first, as uint8, is below number
+    first: int
+    number: int
+
+
+# (fold, first, number): all of ASCII, letters, small letters.
+_SORTS = ((0, 0, 128), (0x20, ord("a"), 26), (0, ord("a"), 26))
+_MOST_KINDS = 120
+
+
+def runs(machine: Automaton) -> Runs:
+    """The runs of an automaton, of the widest sort that it has."""
+    import numpy as np
+
+    width, rows = machine.width, machine.rows
+    classes = machine.stage2[int(machine.stage1[0]) * 128 :][:128].astype(int)
+    states = [row for row in range(width, len(rows), width) if row != machine.start]
+    states = states[:_MOST_KINDS]
+    for fold, first, number in _SORTS:
+        members = [code for code in range(128) if 0 <= (code | fold) - first < number]
+        left = rows[np.array(states)[:, None] + np.unique(classes[members])] >> 3
+        stays = np.all(left == np.array(states)[:, None], axis=1)
+        if stays.any():
+            break
+    loops, exit_rows = [0, 0], [0, 0, 0, 0]
+    for row, to in zip(states, left):
+        run = _loop(states, stays, to)
+        loops.append(31 if run else 0)
+        exit_rows += [row, run or row]
+    exits = np.full((2 * len(loops), 256), 2, dtype=np.uint8)
+    exits[:, :128] = (rows[np.array(exit_rows)[:, None] + classes] & ~np.uint32(6)) == 1
+    exits[0:2], exits[2:4] = 0, 1
+    kinds = {row: 2 + kind for kind, row in enumerate(states)}
+    pairs = np.zeros((width - 1, width - 1), dtype=np.uint8)
+    for one in range(width - 1):
+        step = int(rows[machine.start + one]) >> 3
+        for two in range(width - 1):
+            then = int(rows[step + two])
+            pairs[one, two] = kinds.get(then >> 3, 0) if then >> 3 else then & 1
+        if not step:
+            pairs[one] = 255
+    return Runs(
+        np.ascontiguousarray(pairs[classes][:, classes]).reshape(-1),
+        np.array([2, 1, *[2] * len(states)], dtype=np.int64),
+        np.array(loops, dtype=np.int64),
+        exits,
+        np.array(exit_rows, dtype=np.uint32),
+        fold,
+        first,
+        number,
+    )
+
+
+def _loop(states: list[int], stays: Any, to: Any) -> int:
+    """The state that all members of a run lead to and stay in, or 0."""
+    only = set(to.tolist())
+    row = only.pop() if len(only) == 1 else 0
+    return row if row in states and stays[states.index(row)] else 0
 
 
 def _after(nodes: list[Node], live: list[int], accepts: Any) -> tuple[int, ...]:

@@ -10,12 +10,15 @@ byte fallback: Kudo and Richardson 2018, arXiv 1808.06226, and SentencePiece's r
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from lmworks.core.errors import UserError
+from lmworks.tokenizers import calls
 from lmworks.tokenizers.merging import merge
 
 Pair = tuple[int, int]
@@ -29,13 +32,56 @@ class Token(NamedTuple):
     end: int
 
 
+_WORTH_KERNELS = 20_000  # merges from which on loading the kernels to check them pays
+
+
+class Merges(Sequence[Pair]):
+    """Pairs of ids in one flat array: half a million tuples would take a second and 50 MB."""
+
+    def __init__(self, flat: array.array[int]) -> None:
+        """`flat`: left, right, left, right ..., of type "i"."""
+        self.flat = flat
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> Merges:
+        """Pairs as Merges; those that are stay as they are."""
+        if isinstance(pairs, Merges):
+            return pairs
+        return cls(array.array("i", itertools.chain.from_iterable(pairs)))
+
+    @property
+    def array(self) -> Any:
+        """int32 [merges, 2]."""
+        import numpy as np
+
+        return np.frombuffer(self.flat, dtype=np.int32).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self.flat) // 2
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(zip(self.flat[::2], self.flat[1::2]))
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return Merges.of(tuple(self)[at])
+        at = range(len(self))[at]
+        return self.flat[2 * at], self.flat[2 * at + 1]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Merges) and self.flat == other.flat
+
+    def __hash__(self) -> int:
+        return hash(self.flat.tobytes())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BPE:
     """Raises: UserError for merges that make tokens which the vocabulary does not hold."""
 
     tokens: tuple[bytes, ...]  # by id; b"" where an id belongs to an added token or to nothing
-    merges: tuple[Pair, ...]  # pairs of ids, lowest rank first
-    ranks: tuple[int, ...] | None = None  # of the merges, where some share one; else the position
+    merges: Sequence[Pair]  # pairs of ids, lowest rank first; kept as Merges
+    ranks: Sequence[int] | None = None  # of the merges, where some share one; else the position
     byte_level: bool = True
     ignore_merges: bool = False  # a piece that is a token is that token, whatever the merges say
     byte_fallback: bool = False
@@ -43,6 +89,40 @@ class BPE:
     fuse_unk: bool = False  # unknown neighbours become one token
     end_of_word_suffix: str = ""
     continuing_subword_prefix: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "merges", Merges.of(self.merges))
+
+    def check(self) -> None:
+        """Raises: UserError for merges that make tokens which the vocabulary does not hold."""
+        if len(self.merges) < _WORTH_KERNELS or not calls.ready():
+            _ = self.ranked
+        else:
+            _ = self.merged
+
+    @functools.cached_property
+    def merged(self) -> Any:
+        """int32 [merges]: the id that each merge makes. Raises: as `check`."""
+        import numpy as np
+
+        from lmworks.tokenizers.compiled_tables import VocabularyTable
+
+        if self.continuing_subword_prefix or not calls.ready():
+            found = (self.ranked[pair][1] for pair in self.merges)
+            return np.fromiter(found, dtype=np.int32, count=len(self.merges))
+        pairs = self.merges.array
+        left, right = (np.ascontiguousarray(pairs[:, i]) for i in (0, 1))
+        merged = VocabularyTable(self.tokens).merged_ids(left, right)
+        if (missing := np.flatnonzero(merged < 0)).size:
+            raise self._unknown(int(missing[0]), self.merges[missing[0]])
+        return merged
+
+    def _unknown(self, number: int, pair: Pair) -> UserError:
+        left, right = self.tokens[pair[0]], self.tokens[pair[1]]
+        return UserError(
+            f"merge {number} joins {left!r} and {right!r} to a token that the "
+            "vocabulary does not hold"
+        )
 
     @functools.cached_property
     def ids(self) -> dict[bytes, int]:
@@ -60,19 +140,18 @@ class BPE:
             left, right = tokens[pair[0]], tokens[pair[1]]
             merged = ids.get(left + right[prefix:] if prefix else left + right)
             if merged is None:
-                raise UserError(
-                    f"merge {number} joins {left!r} and {right!r} to a token that the "
-                    "vocabulary does not hold"
-                )
+                raise self._unknown(number, pair)
             ranked[pair] = (rank, merged)  # told twice: the last counts, as in tokenizers
         return ranked
 
     @functools.cached_property
     def byte_ids(self) -> tuple[int | None, ...]:
         """The id of each byte: its token, or its `<0x..>` token."""
+        size = 1 if self.byte_level else 6
+        found = {token: i for i, token in enumerate(self.tokens) if len(token) == size}
         if self.byte_level:
-            return tuple(self.ids.get(bytes([byte])) for byte in range(256))
-        return tuple(self.ids.get(b"<0x%02X>" % byte) for byte in range(256))
+            return tuple(found.get(bytes([byte])) for byte in range(256))
+        return tuple(found.get(b"<0x%02X>" % byte) for byte in range(256))
 
     def encode_piece(self, piece: str) -> list[int]:
         """Ids of one piece, as the pre-tokenizer cut it."""

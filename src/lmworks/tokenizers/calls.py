@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from lmworks.core import compiled
 
 MODULE = "lmworks.tokenizers.kernels"
@@ -20,6 +18,8 @@ def kernel(name: str, *, module: str = MODULE) -> compiled.Kernel:
 
 def call(name: str, *arguments: Any, module: str = MODULE) -> int:
     """Call a kernel once; arrays are passed by address."""
+    import numpy as np
+
     numbers = [a.ctypes.data if isinstance(a, np.ndarray) else int(a) for a in arguments]
     packed = np.array(numbers, dtype=np.int64)
     return kernel(name, module=module)(int(packed.ctypes.data))

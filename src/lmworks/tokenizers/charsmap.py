@@ -8,7 +8,6 @@ Source: sentencepiece's model format; double arrays: Yata et al. 2007 (Darts-clo
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Iterator
 
@@ -40,28 +39,22 @@ class CharsMap:
             return self._text(value)
         return None
 
-    def later_characters(self) -> frozenset[str]:
-        """Characters that stand in an entry, but not at its beginning."""
-        import numpy as np
-
-        units = np.array(self.units, dtype=np.int64)
-        offsets = (units >> 10) << ((units & 0x200) >> 6)
-        labels = np.arange(1, 256)
-        found: set[str] = set()
-        nodes = np.array([_offset(self.units[0])] if self.units else [], dtype=np.int64)
-        keys = [b""]
-        while len(keys):
-            places = nodes[:, None].astype(np.int64) ^ labels
-            inside = places < len(units)
-            child = np.where(inside, units[np.minimum(places, len(units) - 1)], -1)
-            row, column = np.nonzero(inside & ((child & 0x800000FF) == labels))
-            places = places[row, column]
-            nodes = places ^ offsets[places]
-            keys = [keys[r] + bytes([labels[c]]) for r, c in zip(row, column)]
-            leaves = (units[places] >> 8 & 1).astype(bool)
-            for key in itertools.compress(keys, leaves):
-                found.update(key.decode("utf-8", "replace")[1:])
+    def ascii_beginnings(self) -> frozenset[int]:
+        """Bytes of ASCII that are an entry, or begin one that goes on in ASCII."""
+        root = _offset(self.units[0]) if self.units else 0
+        found = set()
+        for byte in range(1, 128):
+            node, leaf = self._child(root, byte)
+            if leaf or (node >= 0 and any(self._child(node, b)[0] >= 0 for b in range(1, 128))):
+                found.add(byte)
         return frozenset(found)
+
+    def _child(self, node: int, byte: int) -> tuple[int, bool]:
+        """(node behind a byte or -1, whether an entry ends there)."""
+        at = node ^ byte
+        if at >= len(self.units) or self.units[at] & 0x800000FF != byte:
+            return -1, False
+        return at ^ _offset(self.units[at]), bool(self.units[at] >> 8 & 1)
 
     def _text(self, start: int) -> str:
         end = self.replacements.find(b"\0", start)

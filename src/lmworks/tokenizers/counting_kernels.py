@@ -17,16 +17,6 @@ from lmworks.tokenizers.slots import *
 
 
 @njit(**_OPTIONS)
-def text_hash(text, start, end, limit):
-    h = np.uint64(end - start)
-    at = start
-    while at < end:
-        h = mix(h ^ bytes_at(text, at, min(end - at, 8), limit), h)
-        at += 8
-    return h | np.uint64(1)
-
-
-@njit(**_OPTIONS)
 def word_key(text, start, end, limit):
     """Two numbers for a word: its bytes and its size up to 15 bytes, else its hash and its size."""
     size = end - start

@@ -6,16 +6,17 @@ silence. Truncation and padding in the file are settings of a caller: kept, and 
 
 from __future__ import annotations
 
+import array
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json, write_json, write_text
 from lmworks.tokenizers import decoders, normalizers, post_processors, pre_tokenizers
-from lmworks.tokenizers.bpe import BPE, utf8
+from lmworks.tokenizers.bpe import BPE, Merges, utf8
 from lmworks.tokenizers.unigram import Unigram
 from lmworks.tokenizers.vocabulary import AddedToken, Step, Vocabulary, from_alphabet
 from lmworks.tokenizers.wordpiece import WordPiece
@@ -139,7 +140,10 @@ def _ids(model: dict[str, Any]) -> dict[str, int]:
             twice = next(text for text in texts if texts.count(text) > 1)
             raise UserError(f"the token {twice!r} stands in the vocabulary twice")
         return {text: i for i, text in enumerate(texts)}
-    return {text: _id(token_id) for text, token_id in model["vocab"].items()}
+    ids: dict[str, int] = model["vocab"]
+    if set(map(type, ids.values())) - {int} or min(ids.values(), default=0) < 0:
+        return {text: _id(token_id) for text, token_id in ids.items()}  # names the one
+    return ids
 
 
 def _check_ids(ids: dict[str, int], added: list[AddedToken]) -> None:
@@ -171,7 +175,7 @@ def _read_bpe(model: dict[str, Any], ids: dict[str, int], *, byte_level: bool) -
     unknown = model.get("unk_token")
     return BPE(
         tokens=_by_id(ids, max(ids.values(), default=-1) + 1, _bytes_of if byte_level else utf8),
-        merges=tuple(_merges(model["merges"], ids)),
+        merges=_merges(model["merges"], ids),
         byte_level=byte_level,
         ignore_merges=bool(model.get("ignore_merges")),
         byte_fallback=bool(model.get("byte_fallback")),
@@ -258,12 +262,16 @@ def _bytes_of(text: str) -> bytes:
         return b""
 
 
-def _merges(merges: list[Any], ids: dict[str, int]) -> Iterator[tuple[int, int]]:
+def _merges(merges: list[Any], ids: dict[str, int]) -> Merges:
+    found = array.array("i")
     for number, entry in enumerate(merges):
-        left, right = entry.split(" ") if isinstance(entry, str) else entry
-        if left not in ids or right not in ids:
-            raise UserError(f"merge {number} uses {entry!r}, which the vocabulary lacks")
-        yield ids[left], ids[right]
+        try:
+            left, right = entry.split(" ") if type(entry) is str else entry
+            found.append(ids[left])
+            found.append(ids[right])
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"merge {number} uses {entry!r}, which the vocabulary lacks") from error
+    return Merges(found)
 
 
 def _named(settings: dict[str, Any], key: str) -> str | None:

@@ -54,16 +54,15 @@ def first_symbols(a, text, start, end, symbols):
 
 @njit(**_OPTIONS)
 def merge_scan(a, symbols, ranks, count):
-    """Merge in place, looking at every pair for the lowest rank; returns how many are left."""
-    table, mask = u64p(a[MERGES]), np.uint64(a[MERGES_MASK])
+    """Merge in place, looking at every pair for the lowest rank; returns how many are left.
+
+    `ranks`: rank above and merged id below of each pair; all ones where none merges.
+    """
+    table, mask, values = u64p(a[MERGES]), np.uint64(a[MERGES_MASK]), u64p(a[MERGE_VALUES])
     none = np.uint64(0xFFFFFFFFFFFFFFFF)
-    for i in range(count - 1):
-        place = find_pair(table, mask, symbols[i], symbols[i + 1])
-        ranks[i] = table[place] if place >= 0 else none
     while count > 1:
         best, at = none, np.int64(-1)
         for i in range(count - 1):
-            # Rank above, merged id below: the lowest rank is the lowest number.
             if ranks[i] >> np.uint64(32) < best >> np.uint64(32):
                 best, at = ranks[i], i
         if at < 0:
@@ -72,11 +71,25 @@ def merge_scan(a, symbols, ranks, count):
         count -= 1
         for i in range(at + 1, count):
             symbols[i] = symbols[i + 1]
-            ranks[i - 1 + 1] = ranks[i + 1] if i + 1 < count else none
-        for i in range(max(0, at - 1), min(at + 1, count - 1)):
-            place = find_pair(table, mask, symbols[i], symbols[i + 1])
-            ranks[i] = table[place] if place >= 0 else none
+            ranks[i] = ranks[i + 1]
+        if at > 0:
+            ranks[at - 1] = find_merge(table, mask, values, symbols[at - 1], symbols[at])
+        if at + 1 < count:
+            ranks[at] = find_merge(table, mask, values, symbols[at], symbols[at + 1])
     return count
+
+
+@njit(**_OPTIONS)
+def first_ranks(a, text, start, symbols, ranks, count):
+    """The ranks of all pairs of neighbours; those of bytes have a table of their own."""
+    table, mask, values = u64p(a[MERGES]), np.uint64(a[MERGES_MASK]), u64p(a[MERGE_VALUES])
+    if a[BYTE_PAIRS] != 0:
+        of_bytes = u64p(a[BYTE_PAIRS])
+        for i in range(count - 1):
+            ranks[i] = of_bytes[np.int64(text[start + i]) << 8 | np.int64(text[start + i + 1])]
+    else:
+        for i in range(count - 1):
+            ranks[i] = find_merge(table, mask, values, symbols[i], symbols[i + 1])
 
 
 @njit(**_OPTIONS)
@@ -112,43 +125,42 @@ def heap_pop(heap, size):
 
 
 @njit(**_OPTIONS)
-def offer(table, mask, symbols, following, heap, size, at):
+def offer(table, mask, values, symbols, following, heap, size, at):
     """Put the pair at `at` on the heap, if it merges. An entry is rank above, place below."""
     if at >= 0 and following[at] >= 0:
-        place = find_pair(table, mask, symbols[at], symbols[following[at]])
-        if place >= 0:
-            rank = table[place] >> np.uint64(32)
-            return heap_push(heap, size, rank << np.uint64(32) | np.uint64(at))
+        value = find_merge(table, mask, values, symbols[at], symbols[following[at]])
+        if value != np.uint64(0xFFFFFFFFFFFFFFFF):
+            return heap_push(heap, size, value >> np.uint64(32) << np.uint64(32) | np.uint64(at))
     return size
 
 
 @njit(**_OPTIONS)
 def merge_heap(a, symbols, count):
     """`merge_scan` for long words: O(n log n)."""
-    table, mask = u64p(a[MERGES]), np.uint64(a[MERGES_MASK])
+    table, mask, values = u64p(a[MERGES]), np.uint64(a[MERGES_MASK]), u64p(a[MERGE_VALUES])
     heap, following, before = u64p(a[HEAP]), i32p(a[FOLLOWING]), i32p(a[BEFORE])
     for i in range(count):
         following[i] = i + 1 if i + 1 < count else -1
         before[i] = i - 1
     size = np.int64(0)
     for i in range(count - 1):
-        size = offer(table, mask, symbols, following, heap, size, i)
+        size = offer(table, mask, values, symbols, following, heap, size, i)
     while size > 0:
         top, size = heap_pop(heap, size)
         at = np.int64(top & np.uint64(0xFFFFFFFF))
         if symbols[at] < 0 or following[at] < 0:
             continue
         right = np.int64(following[at])
-        place = find_pair(table, mask, symbols[at], symbols[right])
-        if place < 0 or table[place] >> np.uint64(32) != top >> np.uint64(32):
+        value = find_merge(table, mask, values, symbols[at], symbols[right])
+        if value >> np.uint64(32) != top >> np.uint64(32):
             continue  # a merge nearby made this offer stale
-        symbols[at] = np.int32(table[place] & np.uint64(0xFFFFFFFF))
+        symbols[at] = np.int32(value & np.uint64(0xFFFFFFFF))
         symbols[right] = -1
         following[at] = following[right]
         if following[at] >= 0:
             before[following[at]] = at
-        size = offer(table, mask, symbols, following, heap, size, before[at])
-        size = offer(table, mask, symbols, following, heap, size, at)
+        size = offer(table, mask, values, symbols, following, heap, size, before[at])
+        size = offer(table, mask, values, symbols, following, heap, size, at)
     kept = np.int64(0)
     for i in range(count):
         if symbols[i] >= 0:
@@ -169,6 +181,7 @@ def encode_bpe(a, text, start, end, symbols, part):
     if count < 2:
         return count
     if count <= SCAN_LIMIT:
+        first_ranks(a, text, start, symbols, u64p(a[HEAP]), count)
         return merge_scan(a, symbols, u64p(a[HEAP]), count)
     return merge_heap(a, symbols, count)
 
@@ -176,14 +189,9 @@ def encode_bpe(a, text, start, end, symbols, part):
 @njit(**_OPTIONS)
 def whole_token(a, text, start, end):
     """The id of the token that is the whole piece, or -1."""
-    table, mask, values = u64p(a[TRIE]), np.uint64(a[TRIE_MASK]), i32p(a[TRIE_VALUES])
-    node = np.int64(0)
-    for i in range(start, end):
-        place = find_pair(table, mask, node, text[i])
-        if place < 0:
-            return np.int32(-1)
-        node = np.int64(table[place])
-    return values[node] - np.int32(1)
+    table, mask = u32p(a[VOCABULARY]), np.uint64(a[VOCABULARY_MASK])
+    texts, ends = u8p(a[VOCABULARY_TEXTS]), i64p(a[VOCABULARY_ENDS])
+    return find_text(table, mask, texts, ends, text, start, end, a[TEXT_SIZE])
 
 
 @njit(**_OPTIONS)
@@ -198,16 +206,15 @@ def encode_word_piece(a, text, start, end, symbols):
         return np.int64(1)
     at, count = start, np.int64(0)
     while at < end:
-        node = np.int64(0) if at == start else a[INSIDE_NODE]
+        link = np.int64(1) if at == start else a[INSIDE_LINK]
         q, best, best_end = at, np.int32(-1), at
-        while q < end and node >= 0:
-            place = find_pair(table, mask, node, text[q])
-            if place < 0:
+        while q < end:
+            link = find_child(table, mask, link, text[q])
+            if link == 0:
                 break
-            node = np.int64(table[place])
             q += 1
-            if values[node] > 0:
-                best, best_end = values[node] - np.int32(1), q
+            if values[link >> 1] > 0:
+                best, best_end = values[link >> 1] - np.int32(1), q
         if best < 0:
             symbols[0] = np.int32(a[UNK_ID])
             return np.int64(1)
@@ -221,8 +228,9 @@ def encode_word_piece(a, text, start, end, symbols):
 def encode_unigram(a, text, start, end, symbols):
     """Viterbi over all ways to cut; scores add up from the value that the text has reached."""
     table, mask, values = u64p(a[TRIE]), np.uint64(a[TRIE_MASK]), i32p(a[TRIE_VALUES])
-    scores, best, back, tokens = f64p(a[SCORES]), f64p(a[HEAP]), i32p(a[FOLLOWING]), i32p(a[BEFORE])
-    single, unknown_score, reached = a[FLOAT32], f64p(a[UNK_SCORE])[0], f64p(a[REACHED])
+    root, scores, best = i32p(a[TRIE_ROOT]), f64p(a[SCORES]), f64p(a[HEAP])
+    back, tokens, unknown = i32p(a[FOLLOWING]), i32p(a[BEFORE]), np.int32(a[UNK_ID])
+    single, unknown_score, reached = a[FLOAT32] != 0, f64p(a[UNK_SCORE])[0], f64p(a[REACHED])
     size = end - start
     for i in range(size + 1):
         back[i] = -1
@@ -230,26 +238,26 @@ def encode_unigram(a, text, start, end, symbols):
     at = np.int64(0)
     while at < size:
         n = width(text[start + at])
-        node, q, lone = np.int64(0), at, False
-        while q < size:
-            place = find_pair(table, mask, node, text[start + q])
-            if place < 0:
-                break
-            node = np.int64(table[place])
-            q += 1
-            if values[node] > 0:
-                token = values[node] - np.int32(1)
-                total = scores[token] + best[at]
-                if token == a[UNK_ID]:  # written out: as unknown as any other
+        base, q, lone = best[at], at + 1, False
+        link = np.int64(root[text[start + at]])
+        while link != 0:
+            token = values[link >> 1] - np.int32(1)
+            if token >= 0:
+                total = scores[link >> 1] + base
+                if token == unknown:  # written out: as unknown as any other
                     token = np.int32(-1)
-                if single != 0:
+                if single:
                     total = np.float64(np.float32(total))
                 if back[q] < 0 or total > best[q]:
                     best[q], back[q], tokens[q] = total, at, token
                 lone = lone or q == at + n
+            if q >= size:
+                break
+            link = find_child(table, mask, link, text[start + q])
+            q += 1
         if not lone:
-            total = unknown_score + best[at]
-            if single != 0:
+            total = unknown_score + base
+            if single:
                 total = np.float64(np.float32(total))
             q = at + n
             if back[q] < 0 or total > best[q]:

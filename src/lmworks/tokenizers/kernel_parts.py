@@ -46,6 +46,34 @@ def load64(context, pointer, at):
     return types.uint64(types.CPointer(types.uint8), types.int64), generate
 
 
+@intrinsic
+def prefetch(context, pointer, at):
+    """Ask for the memory of a table's entry before it is needed."""
+
+    def generate(cgctx, builder, signature, args):
+        place = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        name = "llvm.prefetch.p0"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(function, [place, *(ir.Constant(number, n) for n in (0, 3, 1))])
+        return cgctx.get_dummy_value()
+
+    return types.void(types.CPointer(types.uint64), types.int64), generate
+
+
+@intrinsic
+def store32(context, pointer, at, value):
+    """Four bytes to anywhere."""
+
+    def generate(cgctx, builder, signature, args):
+        place = builder.bitcast(builder.gep(args[0], [args[1]]), ir.IntType(32).as_pointer())
+        builder.store(args[2], place).align = 1
+        return cgctx.get_dummy_value()
+
+    return types.void(types.CPointer(types.uint8), types.int64, types.uint32), generate
+
+
 @njit(**_OPTIONS)
 def bytes_at(text, at, size, end):
     """Up to eight bytes as a number, nothing read beyond `end`."""
@@ -70,6 +98,37 @@ def mix(a, b):
 
 
 @njit(**_OPTIONS)
+def text_hash(text, start, end, limit):
+    """A hash of bytes of any length, never 0, random in its upper bits.
+
+    Nothing is read beyond `limit`.
+    """
+    h = np.uint64(end - start) * np.uint64(0x9E3779B97F4A7C15)
+    at = start
+    while at < end:
+        eight = load64(text, at) if at + 8 <= end else bytes_at(text, at, end - at, limit)
+        h = (h ^ eight) * np.uint64(0xD6E8FEB86659FD93)
+        h ^= h >> np.uint64(32)
+        at += 8
+    return h | np.uint64(1)
+
+
+@njit(**_OPTIONS)
+def same_bytes(text, start, other, begin, size):
+    """Whether `size` bytes are equal."""
+    i = np.int64(0)
+    while i + 8 <= size:
+        if load64(text, start + i) != load64(other, begin + i):
+            return False
+        i += 8
+    while i < size:
+        if text[start + i] != other[begin + i]:
+            return False
+        i += 1
+    return True
+
+
+@njit(**_OPTIONS)
 def word_hash(low, high):
     """A hash of a word's bytes, in its upper bits."""
     h = low * np.uint64(0x9E3779B97F4A7C15) + high * np.uint64(0xC2B2AE3D27D4EB4F)
@@ -86,14 +145,48 @@ def trailing_zeros(context, value):
     return types.uint64(types.uint64), generate
 
 
+@intrinsic
+def others16(context, text, at, fold, first, number):
+    """A bit for each of 16 bytes that is no member: (byte | fold) - first below number.
+
+    The bits above are set, so that there is always one.
+    """
+
+    def generate(cgctx, builder, signature, args):
+        byte, vector = ir.IntType(8), ir.VectorType(ir.IntType(8), 16)
+
+        def all_lanes(value):
+            one = builder.insert_element(
+                ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0)
+            )
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), 16), [0] * 16)
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+        fold, first, number = (all_lanes(builder.trunc(value, byte)) for value in args[2:])
+        place = builder.bitcast(builder.gep(args[0], [args[1]]), vector.as_pointer())
+        loaded = builder.load(place)
+        loaded.align = 1
+        other = builder.icmp_unsigned(">=", builder.sub(builder.or_(loaded, fold), first), number)
+        bits = builder.zext(builder.bitcast(other, ir.IntType(16)), ir.IntType(64))
+        return builder.or_(bits, ir.Constant(ir.IntType(64), -1 << 16))
+
+    signature = types.uint64(
+        types.CPointer(types.uint8), types.int64, types.int64, types.int64, types.int64
+    )
+    return signature, generate
+
+
 @njit(**_OPTIONS)
-def letters(eight, fold):
-    """How many of eight bytes, from the first, are a-z; with `fold` 0x20 in each byte, A-Z too."""
-    low = eight & np.uint64(0x7F7F7F7F7F7F7F7F) | fold
-    from_a = low + np.uint64(0x1F1F1F1F1F1F1F1F)
-    after_z = low + np.uint64(0x0505050505050505)
-    other = ~(from_a & ~after_z & ~eight) & np.uint64(0x8080808080808080)
-    return np.int64(8) if other == 0 else np.int64(trailing_zeros(other) >> np.uint64(3))
+def skip_run(text, q, end, loops):
+    """Where a run of bytes that do not leave a state ends; `loops`: bits 1 and 2 of a step."""
+    fold = np.int64(0x20) if loops == 2 else np.int64(0)
+    first, number = (np.int64(0), np.int64(128)) if loops == 6 else (np.int64(97), np.int64(26))
+    while q + 16 <= end:
+        run = np.int64(trailing_zeros(others16(text, q, fold, first, number)))
+        q += run
+        if run < 16:
+            break
+    return q
 
 
 @njit(**_OPTIONS)
@@ -121,10 +214,16 @@ def width(byte):
 
 
 @njit(**_OPTIONS)
+def pair_hash(key):
+    h = key * np.uint64(0x9E3779B97F4A7C15)
+    return (h ^ h >> np.uint64(32)) >> np.uint64(8)
+
+
+@njit(**_OPTIONS)
 def find_pair(table, mask, left, right):
     """Position of the value of a pair, or -1. An entry is key + 1 and value; key 0 is free."""
     key = (np.uint64(left) << np.uint64(32) | np.uint64(right)) + np.uint64(1)
-    at = (mix(key, np.uint64(0)) >> np.uint64(20)) & mask
+    at = pair_hash(key) & mask
     while True:
         found = table[2 * at]
         if found == key:
@@ -135,9 +234,78 @@ def find_pair(table, mask, left, right):
 
 
 @njit(**_OPTIONS)
+def find_child(table, mask, node, byte):
+    """The link to a node's child in a trie, or 0: twice the child, and 1 if it has children.
+
+    A node is given as its link. An entry is node and byte above, the link below.
+    """
+    if node & 1 == 0:
+        return np.int64(0)
+    place = child_place(table, mask, node >> 1, byte)
+    return np.int64(table[place] & np.uint64(0xFFFFFFFF))
+
+
+@njit(**_OPTIONS)
+def child_place(table, mask, node, byte):
+    """Where the entry of a node's child is, or would be."""
+    key = np.uint64(node) << np.uint64(8) | np.uint64(byte)
+    at = pair_hash(key) & mask
+    while table[at] != 0 and table[at] >> np.uint64(32) != key:
+        at = (at + np.uint64(1)) & mask
+    return at
+
+
+@njit(**_OPTIONS)
+def insert_child(table, mask, node, byte, child):
+    """As `find_child`, a new child put in where there is none."""
+    place = child_place(table, mask, node, byte)
+    if table[place] == 0:
+        key = np.uint64(node) << np.uint64(8) | np.uint64(byte)
+        table[place] = key << np.uint64(32) | np.uint64(2 * child)
+    return place
+
+
+@njit(**_OPTIONS)
+def merge_key(left, right):
+    """A pair of ids in 43 bits, the highest always set."""
+    return np.uint64(1) << np.uint64(42) | np.uint64(left) << np.uint64(21) | np.uint64(right)
+
+
+@njit(**_OPTIONS)
+def find_merge(table, mask, values, left, right):
+    """Rank above and merged id below, or all ones for a pair that does not merge."""
+    key = merge_key(left, right)
+    at = pair_hash(key) & mask
+    while table[at] != 0:
+        if table[at] >> np.uint64(21) == key:
+            return values[table[at] & np.uint64(0x1FFFFF)]
+        at = (at + np.uint64(1)) & mask
+    return np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@njit(**_OPTIONS)
+def is_token(texts, ends, token, text, start, end):
+    """Whether a token has the bytes of `text` from `start` to `end`."""
+    begin = ends[token - 1] if token > 0 else np.int64(0)
+    return ends[token] - begin == end - start and same_bytes(text, start, texts, begin, end - start)
+
+
+@njit(**_OPTIONS)
+def find_text(table, mask, texts, ends, text, start, end, limit):
+    """The token with these bytes, or -1; nothing of `text` is read beyond `limit`."""
+    at = text_hash(text, start, end, limit) >> np.uint64(8) & mask
+    while table[at] != 0:
+        token = np.int64(table[at]) - 1
+        if is_token(texts, ends, token, text, start, end):
+            return np.int32(token)
+        at = (at + np.uint64(1)) & mask
+    return np.int32(-1)
+
+
+@njit(**_OPTIONS)
 def insert_pair(table, mask, left, right, value):
     key = (np.uint64(left) << np.uint64(32) | np.uint64(right)) + np.uint64(1)
-    at = (mix(key, np.uint64(0)) >> np.uint64(20)) & mask
+    at = pair_hash(key) & mask
     while table[2 * at] != 0 and table[2 * at] != key:
         at = (at + np.uint64(1)) & mask
     table[2 * at] = key
@@ -168,6 +336,8 @@ def next_match(a, level, text, at, end):
                 a[LOOKED_AHEAD] += q - max(last, at)
             return last
         q += n
+        if step & np.uint32(6) and q < end and text[q] < 0x80:
+            q = skip_run(text, q, end, step & np.uint32(6))
     if rows[row + last_class] & np.uint32(1):
         last = q
     if q - last > 64:

@@ -16,23 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmworks.tokenizers import normalizers, slots
+from lmworks.tokenizers.buffers import Buffer, of_bytes
 from lmworks.tokenizers.calls import kernel
+from lmworks.tokenizers.charsmap import CharsMap
+from lmworks.tokenizers.pre_tokenizers import Cut, PreTokenizer
 from lmworks.tokenizers.vocabulary import AddedToken, Step
 
 if TYPE_CHECKING:
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 
-def mapping_of(tokenizer: PipelineTokenizer) -> Mapping:
-    """The mapping of a tokenizer's normalizer and of its pre-tokenizer's changes."""
-    return Mapping(tokenizer)
-
-
 class Mapping:
     """Text to the bytes that are cut."""
 
     def __init__(self, tokenizer: PipelineTokenizer) -> None:
-        vocabulary = tokenizer.vocabulary
+        vocabulary, self._changer = tokenizer.vocabulary, tokenizer.pre_tokenizer
         self._normalizer = tokenizer.normalizer
         steps = _flat(vocabulary.normalizer)
         kinds = [str(step["type"]) for step in steps]
@@ -43,30 +41,72 @@ class Mapping:
             self.replacements = _literals(steps)
         elif self._form is not None:
             self.replacements = []
-        changer = tokenizer.pre_tokenizer
-        if changer.prefix:
+        if self._changer.prefix:
             self.replacements = None
-        elif changer.spaces_as and self.replacements is not None:
-            self.replacements.append((b" ", changer.spaces_as.encode()))
+        elif self._changer.spaces_as and self.replacements is not None:
+            self.replacements.append((b" ", self._changer.spaces_as.encode()))
+        self._spaces = _only_spaces(steps).encode()
         mapped = [kind in _BY_CHARACTER for kind in kinds]
         first = mapped.index(False) if False in mapped else len(kinds)
         own = kinds == ["SentencePiece"]
-        self._table = character_table(steps if own else steps[:first])
-        self._rest = normalizers.Chain([] if own else [normalizers.build(s) for s in steps[first:]])
-        self._spaces = _only_spaces(steps)
+        self._rest = normalizers.Chain([])
+        self._table: Table | None = None
+        if own:
+            self._table = sentencepiece_table(steps[0], self._changer)
+        elif self._spaces and not (self._changer.prefix or self._changer.spaces_as):
+            mark = self._spaces.decode()
+            self._table = LongestTable(None, space=mark, prefix=mark)
+        elif self.replacements and [old for old, _ in self.replacements] == [b" "]:
+            self._table = LongestTable(None, space=self.replacements[0][1].decode())
+        elif steps[:first]:
+            squeeze = steps[first : first + 1] == [_ONE_SPACE]
+            done = first + squeeze
+            self._rest = normalizers.Chain([normalizers.build(step) for step in steps[done:]])
+            changer = self._changer if done == len(steps) else PreTokenizer()
+            self._table = character_table(steps[:first], changer, squeeze=squeeze)
+
+    def view(self, text: str, raw: Buffer) -> Buffer | None:
+        """A text, of which `raw` is the UTF-8, as it is cut.
+
+        None when only the readable normalizer can change it.
+        """
+        if self.replacements is not None and not self._in_form(text):
+            return None
+        if self._table is not None:
+            found = self._table.apply(raw)
+            if found is None or not self._rest.parts:
+                return found
+            rest = self._rest.normalize(found.tobytes().decode())
+            return of_bytes(self._changer.change(rest).encode())
+        if not self.replacements:
+            return None if self.replacements is None else raw
+        data = text.encode()
+        for old, new in self.replacements:
+            data = data.replace(old, new)
+        return of_bytes(data)
+
+    def _in_form(self, text: str) -> bool:
+        """Whether a Unicode form, if there is one, leaves a text as it is."""
+        if self._form is None or text.isascii():
+            return True
+        if self._form != "NFC" and not self._whole.isdisjoint(text):
+            return False
+        return unicodedata.is_normalized(self._form, text)
+
+    def lacks(self, cut: Cut) -> bool:
+        """Whether no changed text has a match: the change replaces the one character it is of."""
+        return any(
+            cut.expression in (old.decode(), "\\" + old.decode()) and old not in new
+            for old, new in self.replacements or ()
+        )
 
     def whole(self, text: str) -> bytes | None:
         """A text whose added tokens can be looked for after the change, or None.
 
         Raises: UnicodeEncodeError for lone surrogates.
         """
-        if self.replacements is None:
+        if self.replacements is None or not self._in_form(text):
             return None
-        if self._form is not None and not text.isascii():
-            if self._form != "NFC" and not self._whole.isdisjoint(text):
-                return None
-            if not unicodedata.is_normalized(self._form, text):
-                return None
         data = text.encode()
         for old, new in self.replacements:
             if new in data:  # what is there already could not be told apart
@@ -98,12 +138,12 @@ class Mapping:
     def normalized(self, text: str) -> str:
         """As the tokenizer's normalizer, faster where that can be."""
         if self._spaces:
-            return self._spaces + text.replace(" ", self._spaces) if text else text
-        if self._table is not None and (found := self._table.apply(text)) is not None:
-            return self._rest.normalize(found)
+            mark = self._spaces.decode()
+            return mark + text.replace(" ", mark) if text else text
         return self._normalizer.normalize(text)
 
 
+_ONE_SPACE: Step = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 _FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
 
@@ -142,13 +182,11 @@ def _literals(steps: list[Step]) -> list[tuple[bytes, bytes]] | None:
     return found
 
 
-def character_table(steps: list[Step]) -> CharacterTable | None:
-    """The table of a normalizer whose characters change on their own, or None."""
-    if len(steps) == 1 and steps[0]["type"] == "SentencePiece":
-        return _sentencepiece_table(steps[0])
+def character_table(
+    steps: list[Step], changer: PreTokenizer, *, squeeze: bool = False
+) -> CharacterTable:
+    """The table of a normalizer whose characters change on their own; `squeeze`: one space."""
     kinds = [str(step["type"]) for step in steps]
-    if not kinds or any(kind not in _BY_CHARACTER for kind in kinds):
-        return None
     normalize = normalizers.Chain([normalizers.build(step) for step in steps]).normalize
     graphemes = "Precompiled" in kinds
     composes = bool({"NFC", "NFKC"} & set(kinds))
@@ -161,7 +199,13 @@ def character_table(steps: list[Step]) -> CharacterTable | None:
             return None
         return new
 
-    return CharacterTable(replacement)
+    return CharacterTable(
+        replacement,
+        space=changer.spaces_as or " ",
+        squeeze=squeeze,
+        prefix=changer.prefix,
+        unless=changer.prefix_if,
+    )
 
 
 _BY_CHARACTER = ("BertNormalizer", "Lowercase", "Nmt", "Precompiled", "StripAccents", *_FORMS)
@@ -191,81 +235,124 @@ def _composing() -> frozenset[str]:
     return frozenset(found)
 
 
-def _sentencepiece_table(step: Step) -> CharacterTable | None:
+def sentencepiece_table(step: Step, changer: PreTokenizer) -> LongestTable | None:
+    """The table of a `.model`'s normalizer, or None for one that only the readable way can do."""
     normalizer = normalizers.SentencePiece(step)
-    if normalizer.suffix or normalizer.symbols:
+    if normalizer.suffix or normalizer.symbols or changer.prefix or changer.spaces_as:
         return None
-    chars_map = normalizer.map
-    later = chars_map.later_characters() if chars_map else frozenset()
-
-    def replacement(character: str) -> str | None:
-        if character in later:
-            return None
-        found = chars_map.longest_prefix(character) if chars_map else None
-        return character if found is None else found[1]
-
-    return CharacterTable(
-        replacement,
+    return LongestTable(
+        normalizer.map,
         space=normalizer.space,
         squeeze=normalizer.squeeze,
+        trim=normalizer.squeeze,
         prefix=normalizer.space if normalizer.prefix else "",
     )
 
 
-class CharacterTable:
-    """Characters and what becomes of each, in pages of 128 that are filled when one is met."""
+class Table:
+    """What a kernel changes text by. Subclasses say which, and what it looks up."""
+
+    kernel: str
 
     def __init__(
         self,
-        replacement: Callable[[str], str | None],
         *,
-        space: str = "",
+        space: str = " ",
         squeeze: bool = False,
+        trim: bool = False,
         prefix: str = "",
+        unless: str = "",
     ) -> None:
-        """`replacement` gives None for a character that its neighbours change."""
-        self._replacement = replacement
+        """
+        Args:
+            space: what a space is written as.
+            squeeze: one for many. trim: none at start and end.
+            prefix: put before a text, unless it begins with one of the characters in `unless`.
+        """
         self._prefix, self._space = prefix.encode(), space.encode()
-        self._squeeze = 2 if squeeze else int(bool(space))
-        self._pages = np.full(0x110000 >> 7, -1, dtype=np.int32)
-        self._entries = np.empty(0x110000, dtype=np.uint32)
-        self._pool = np.empty(1 << 22, dtype=np.uint8)
-        self._used = self._filled = 0
-        self._lock = threading.Lock()
-        self._space_bytes = np.frombuffer(self._space or b" ", dtype=np.uint8)
-
-    def apply(self, text: str) -> str | None:
-        """The text changed; None when neighbours matter in it."""
-        data = text.encode()
-        source = np.frombuffer(data or b"\0", dtype=np.uint8)
-        out = np.empty(2 * len(data) + 4096, dtype=np.uint8)
-        a = np.zeros(slots.MAP_SLOTS, dtype=np.int64)
+        self._unless = tuple(character.encode() for character in unless)
+        self._trim = trim
+        self._squeeze = 2 if squeeze else int(space != " ")
+        self._space_bytes = np.frombuffer(self._space, dtype=np.uint8)
+        self._ascii = np.zeros(128, dtype=np.uint32)  # what becomes of a byte on its own
+        self._ascii_sizes = np.full(128, slots.LOOK_UP, dtype=np.uint8)
+        self.slots = np.zeros(slots.MAP_SLOTS, dtype=np.int64)
         for slot, array in (
-            (slots.MAP_TEXT, source), (slots.MAP_PAGES, self._pages), (slots.MAP_POOL, self._pool),
-            (slots.MAP_ENTRIES, self._entries), (slots.MAP_SPACE, self._space_bytes),
-            (slots.MAP_OUT, out),
-        ):  # fmt: skip
-            a[slot] = array.ctypes.data
-        a[slots.MAP_SIZE], a[slots.MAP_ROOM] = len(data), len(out)
-        a[slots.MAP_SQUEEZE], a[slots.MAP_SPACE_SIZE] = self._squeeze, len(self._space)
-        a[slots.MAP_SQUEEZED] = int(self._squeeze == 2)  # white space at the start goes
-        run, address = kernel("map_characters"), int(a.ctypes.data)
+            (slots.MAP_SPACE, self._space_bytes),
+            (slots.MAP_ASCII, self._ascii),
+            (slots.MAP_ASCII_SIZES, self._ascii_sizes),
+        ):
+            self.slots[slot] = array.ctypes.data
+        self.slots[slots.MAP_SQUEEZE] = self._squeeze
+        self.slots[slots.MAP_SPACE_SIZE] = len(self._space)
+        self.slots[slots.MAP_SQUEEZED] = int(trim)  # white space at the start goes
+
+    def plain(self, code: int, data: bytes) -> None:
+        """Say what a byte of ASCII always becomes, where that can be said in four bytes."""
+        if self._squeeze and data == b" ":
+            data = self._space if code == 32 else b"     "  # another space: looked up
+        elif self._squeeze and (code == 32 or b" " in data):
+            return
+        if len(data) <= 4:
+            self._ascii[code] = int.from_bytes(data, "little")
+            self._ascii_sizes[code] = len(data)
+
+    def fill(self, page: int) -> bool:
+        """Make a page of characters known; False when that can't be."""
+        return False
+
+    def apply(self, text: Buffer) -> Buffer | None:
+        """The text changed; None when neighbours matter in it."""
+        before = len(self._prefix)
+        out = np.empty(text.size + text.size // 2 + 2048 + before, dtype=np.uint8)
+        out[:before] = np.frombuffer(self._prefix, dtype=np.uint8)
+        a = self.slots.copy()
+        a[slots.MAP_TEXT], a[slots.MAP_SIZE] = text.address, text.size
+        a[slots.MAP_OUT], a[slots.MAP_ROOM] = out.ctypes.data, len(out)
+        a[slots.MAP_DONE] = before
+        run, address = kernel(self.kernel), int(a.ctypes.data)
         while (size := run(address)) < 0:
             if size == slots.MAP_NEIGHBOURS:
                 return None
             if size == slots.MAP_FULL:
                 out = np.concatenate([out, np.empty_like(out)])
                 a[slots.MAP_OUT], a[slots.MAP_ROOM] = out.ctypes.data, len(out)
-            elif not self._fill(-1 - size):
+            elif not self.fill(-1 - size):
                 return None
-        return self._finished(out[:size].tobytes()).decode()
+        return self._finished(out, size)
 
-    def _finished(self, data: bytes) -> bytes:
-        while self._squeeze == 2 and data.endswith(self._space):
-            data = data.removesuffix(self._space)
-        return self._prefix + data if data else data
+    def _finished(self, out: Any, size: int) -> Buffer:
+        before, space = len(self._prefix), self._space
+        while self._trim and size > before and out[:size][-len(space) :].tobytes() == space:
+            size -= len(space)
+        first = out[before : before + 4].tobytes()[: size - before]
+        bare = size == before or (self._unless and first.startswith(self._unless))
+        begin = before if bare else 0
+        return Buffer(out.ctypes.data + begin, size - begin, out)
 
-    def _fill(self, page: int) -> bool:
+
+class CharacterTable(Table):
+    """Characters and what becomes of each, in pages of 128 that are filled when one is met."""
+
+    kernel = "map_characters"
+
+    def __init__(self, replacement: Callable[[str], str | None], **options: Any) -> None:
+        """`replacement` gives None for a character that its neighbours change."""
+        super().__init__(**options)
+        self._replacement = replacement
+        self._pages = np.full(0x110000 >> 7, -1, dtype=np.int32)
+        self._entries = np.empty(0x110000, dtype=np.uint32)
+        self._pool = np.empty(1 << 22, dtype=np.uint8)
+        self._used = self._filled = 0
+        self._lock = threading.Lock()
+        for slot, array in (
+            (slots.MAP_PAGES, self._pages),
+            (slots.MAP_POOL, self._pool),
+            (slots.MAP_ENTRIES, self._entries),
+        ):
+            self.slots[slot] = array.ctypes.data
+
+    def fill(self, page: int) -> bool:
         with self._lock:
             if self._pages[page] >= 0:
                 return True
@@ -279,6 +366,28 @@ class CharacterTable:
                 size = 255 if new is None else len(data)
                 self._entries[place] = self._used << 8 | size
                 self._used += len(data)
+                if page == 0 and new is not None:
+                    self.plain(code, data)
             self._pages[page] = self._filled
             self._filled += 1
             return True
+
+
+class LongestTable(Table):
+    """A SentencePiece map as it is: the longest entry that begins at a place is replaced."""
+
+    kernel = "map_longest"
+
+    def __init__(self, chars_map: CharsMap | None, **options: Any) -> None:
+        super().__init__(**options)
+        self._units = np.array(chars_map.units if chars_map else [], dtype=np.uint32)
+        texts = chars_map.replacements if chars_map else b""
+        self._texts = np.frombuffer(texts + bytes(8), dtype=np.uint8)
+        self.slots[slots.MAP_PAGES], self.slots[slots.MAP_ENTRIES] = (
+            self._units.ctypes.data,
+            len(self._units),
+        )
+        self.slots[slots.MAP_POOL] = self._texts.ctypes.data
+        begins = chars_map.ascii_beginnings() if chars_map else frozenset()
+        for code in set(range(128)) - begins:
+            self.plain(code, bytes([code]))

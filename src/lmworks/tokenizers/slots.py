@@ -11,28 +11,41 @@ TEXT, TEXT_SIZE, AT, OUT, OUT_ROOM, NEED = (_number() for _ in range(6))
 LEVELS, NUM_LEVELS, PLACES, ENDS = (_number() for _ in range(4))
 MODEL, BYTE_LEVEL, BYTE_IDS, BYTE_FALLBACK, UNK_ID, FUSE_UNK = (_number() for _ in range(6))
 MERGES, MERGES_MASK, CHARACTERS, CHARACTERS_MASK = (_number() for _ in range(4))
-TRIE, TRIE_MASK, TRIE_VALUES, WHOLE_WORDS, INSIDE_NODE = (_number() for _ in range(5))
+TRIE, TRIE_MASK, TRIE_VALUES, WHOLE_WORDS, INSIDE_LINK = (_number() for _ in range(5))
 LONGEST_WORD, SCORES, UNK_SCORE, FLOAT32, REACHED = (_number() for _ in range(5))
-SAFE_PAIRS, SAFE_BYTES, SAFE_MASK = (_number() for _ in range(3))
+SAFE_PAIRS, SAFE_BYTES, SAFE_MASK, SAFE_ASCII, SAFE_MARK = (_number() for _ in range(5))
 WORDS, WORDS_MASK, WORDS_USED, POOL, POOL_ROOM, POOL_USED = (_number() for _ in range(6))
+LONG_TEXTS, LONG_ROOM, LONG_USED = (_number() for _ in range(3))
 SPACE, SYMBOLS, HEAP, FOLLOWING, BEFORE = (_number() for _ in range(5))
 JOIN_UNKNOWN, PIECE_DONE, KEEP_WORDS, LOOKED_AHEAD = (_number() for _ in range(4))
-MASKS, WORDS_GIVEN, WORDS_KNOWN = (_number() for _ in range(3))
+MASKS, BYTE_PAIRS, MERGE_VALUES, QUEUE, TRIE_ROOT = (_number() for _ in range(5))
+VOCABULARY, VOCABULARY_MASK, VOCABULARY_TEXTS, VOCABULARY_ENDS = (_number() for _ in range(4))
 TOKENS, NUM_TOKENS, TOKEN_AT = (_number() for _ in range(3))
+MANY_TEXTS, MANY_NUMBER, MANY_OUT, MANY_ROOM, MANY_DONE = (_number() for _ in range(5))
 ENCODE_SLOTS = _number()
 
 MODEL_BPE, MODEL_UNIGRAM, MODEL_WORD_PIECE = range(3)
 SCAN_LIMIT = 48  # symbols; from here on the scan loses to the heap
+LONGEST_KEPT = 255  # bytes of a word that is remembered
+QUEUED, QUEUE_WIDTH = 16, 5  # words that are cut before they are looked up; numbers for each
+RUNNING_PART = 512  # bytes that are at least done at once where scores go on
 
 # one level of cuts
-CUT_ROWS, CUT_ASCII, CUT_STAGE1, CUT_STAGE2, CUT_START, CUT_END_CLASS, CUT_KEEPS, CUT_SLOTS = range(
-    8
-)
+CUT_ROWS, CUT_ASCII, CUT_STAGE1, CUT_STAGE2, CUT_START, CUT_END_CLASS, CUT_KEEPS = range(7)
+CUT_PAIRS, CUT_SKIPS, CUT_LOOPS, CUT_EXITS, CUT_EXIT_ROWS = range(7, 12)
+CUT_FOLD, CUT_FIRST, CUT_NUMBER, CUT_SLOTS = range(12, 16)
+NO_MATCH = 255  # in CUT_PAIRS
 KEEP_ALL, KEEP_MATCHES, KEEP_GAPS = range(3)
+
+# find_tokens
+FIND_TEXT, FIND_SIZE, FIND_FIRST, FIND_ONLY, FIND_TRIE, FIND_MASK, FIND_VALUES = range(7)
+FIND_SPECIAL, FIND_ALLOW, FIND_OUT, FIND_ROOM, FIND_SLOTS = range(7, 12)
 
 # map_characters
 MAP_TEXT, MAP_SIZE, MAP_OUT, MAP_PAGES, MAP_ENTRIES, MAP_POOL, MAP_SQUEEZE = range(7)
-MAP_SPACE, MAP_SPACE_SIZE, MAP_AT, MAP_DONE, MAP_SQUEEZED, MAP_ROOM, MAP_SLOTS = range(7, 14)
+MAP_SPACE, MAP_SPACE_SIZE, MAP_AT, MAP_DONE, MAP_SQUEEZED, MAP_ROOM = range(7, 13)
+MAP_ASCII, MAP_ASCII_SIZES, MAP_SLOTS = range(13, 16)
+LOOK_UP = 255  # in MAP_ASCII_SIZES
 MAP_NEIGHBOURS, MAP_FULL = -(1 << 40), -(1 << 41)  # what stops it, beside a missing page
 
 # count_words, beside the slots of encode that say how text is cut

@@ -11,6 +11,7 @@ Source: tiktoken, released code and files; mistral-common, released file.
 
 from __future__ import annotations
 
+import array
 import base64
 import binascii
 import dataclasses
@@ -21,7 +22,8 @@ from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json, write_text
-from lmworks.tokenizers.bpe import BPE
+from lmworks.tokenizers import calls
+from lmworks.tokenizers.bpe import BPE, Merges
 from lmworks.tokenizers.patterns import compiled, pattern
 from lmworks.tokenizers.post_processors import bos_first
 from lmworks.tokenizers.pre_tokenizers import BYTE_LEVEL, byte_level_step
@@ -73,12 +75,11 @@ def load(path: Path, *, encoding: str | None = None, bare: bool = False) -> Voca
     name = encoding or path.name.split(".")[0]
     cut, specials = ENCODINGS.get("" if bare else name, ("cl100k", {}))
     try:
-        ranks = dict(_ranks(path.read_text(encoding="ascii").splitlines()))
+        ranks = dict(_ranks(path.read_bytes().splitlines()))
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
-    except (UserError, UnicodeDecodeError) as error:
-        what = error if isinstance(error, UserError) else "it is not ASCII text"
-        raise UserError(f"{path} is no tiktoken rank file: {what}") from error
+    except UserError as error:
+        raise UserError(f"{path} is no tiktoken rank file: {error}") from error
     vocabulary = from_ranks(ranks, pattern(cut), specials)
     if name in _COMPOSED:
         vocabulary = dataclasses.replace(vocabulary, normalizer={"type": "NFC"})
@@ -108,14 +109,14 @@ def load_ranks_json(path: Path) -> Vocabulary:
         ) from error
 
 
-def _ranks(lines: Iterable[str]) -> Iterable[tuple[bytes, int]]:
+def _ranks(lines: Iterable[bytes]) -> Iterable[tuple[bytes, int]]:
     for number, line in enumerate(lines, 1):
-        token, _, rank = line.strip().partition(" ")
+        token, _, rank = line.partition(b" ")
         if not token:
             continue
         try:
-            yield base64.b64decode(token, validate=True), int(rank)
-        except (binascii.Error, ValueError) as error:
+            yield binascii.a2b_base64(token, strict_mode=True), int(rank)
+        except ValueError as error:
             raise UserError(f"line {number} is not a token in base64 and a rank") from error
 
 
@@ -140,13 +141,13 @@ def from_ranks(
     tokens = [b""] * size
     for token, rank in ranks.items():
         tokens[rank] = token
-    merges, shared = _merges(tokens, ranks)
+    merges, shared = _merges(tokens, ranks) if not calls.ready() else _compiled_merges(tokens)
     end = "<|endoftext|>" if "<|endoftext|>" in specials else None
     return Vocabulary(
         model=BPE(
             tokens=tuple(tokens),
-            merges=tuple(merges),
-            ranks=tuple(shared),
+            merges=merges,
+            ranks=shared,
             ignore_merges=True,
         ),
         added_tokens=tuple(
@@ -172,6 +173,17 @@ def _merges(
                 merges.append((left, right))
                 shared.append(rank)
     return merges, shared
+
+
+def _compiled_merges(tokens: list[bytes]) -> tuple[Merges, array.array[int]]:
+    """As `_merges`, by a kernel."""
+    import numpy as np
+
+    from lmworks.tokenizers.compiled_tables import VocabularyTable
+
+    left, right, rank = VocabularyTable(tokens).rank_merges()
+    pairs = np.stack([left, right], axis=1)
+    return Merges(array.array("i", pairs.tobytes())), array.array("i", rank.tobytes())
 
 
 def save(vocabulary: Vocabulary, path: Path) -> None:

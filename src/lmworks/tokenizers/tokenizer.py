@@ -64,7 +64,7 @@ class PipelineTokenizer:
         self._seen = 0  # characters so far
         self._lock = threading.Lock()
         if isinstance(vocabulary.model, BPE):
-            _ = vocabulary.model.ranked  # a vocabulary that does not hold together says so now
+            vocabulary.model.check()  # a vocabulary that does not hold together says so now
 
     def encode(self, text: str | bytes, *, allow_special: bool = False) -> list[int]:
         """Ids of `text`; byte-level tokenizers keep bytes that are no UTF-8 as they are.
@@ -132,7 +132,8 @@ class PipelineTokenizer:
         """`encode` as int32 [tokens], the fastest way; kernels are built if need be."""
         import numpy as np
 
-        self.kernels()
+        if self._kernels is None:
+            self.kernels()
         found = self._compiled_ids(text, allow_special)
         if found is not None:
             return found

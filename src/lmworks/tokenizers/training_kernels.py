@@ -1,4 +1,4 @@
-# uses: lmworks.tokenizers.slots lmworks.tokenizers.kernel_parts lmworks.tokenizers.counting_kernels
+# uses: lmworks.tokenizers.slots lmworks.tokenizers.kernel_parts
 # kernels: learn_merges grow_pairs pack_nodes list_tokens
 """Learning merges, compiled. bpe_trainer.py is the readable way and the oracle.
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from lmworks.tokenizers.counting_kernels import text_hash
 from lmworks.tokenizers.kernel_parts import *
 from lmworks.tokenizers.kernel_parts import _OPTIONS
 from lmworks.tokenizers.slots import *

@@ -55,10 +55,18 @@ def to_alphabet(data: bytes) -> str:
     return "".join(table[byte] for byte in data)
 
 
+@functools.cache
+def _to_latin() -> dict[int, int]:
+    """For str.translate: the alphabet to the characters of Latin-1, others of Latin-1 out of it."""
+    return dict.fromkeys(range(256), 0xFFFF) | {ord(c): b for c, b in alphabet_bytes().items()}
+
+
 def from_alphabet(token: str) -> bytes:
     """Printable characters back to bytes. Raises: KeyError for a character outside the alphabet."""
-    table = alphabet_bytes()
-    return bytes(table[character] for character in token)
+    try:
+        return token.translate(_to_latin()).encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise KeyError(token[error.start]) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from lmworks.core.files import atomic_open
 from lmworks.core.progress import say
 from lmworks.tokenizers import slots
 from lmworks.tokenizers.calls import COUNTING, call, kernel
-from lmworks.tokenizers.compiled import cut_levels
+from lmworks.tokenizers.compiled_tables import cut_levels
 from lmworks.tokenizers.pre_tokenizers import Cut
 
 _COUNTED = 1 << 16  # counts from here on are all "often" when words are left out
