@@ -57,7 +57,8 @@ class Automaton:
     """rows[state * width + class] = next state's offset * 8 + 1 if a match ends before.
 
     Bits 1 and 2 say that the next state is one that ASCII letters (1), small ones (2), or all of
-    ASCII (both) do not leave: a run of them can be skipped. Offset 0 is the dead state. The last class is the end of the text.
+    ASCII (both) do not leave: a run of them can be skipped. Offset 0 is the dead state. The last
+    class is the end of the text.
     """
 
     rows: Any  # uint32 [states * width]

@@ -50,7 +50,7 @@ class Merges(Sequence[Pair]):
         return cls(array.array("i", itertools.chain.from_iterable(pairs)))
 
     @property
-    def array(self) -> Any:
+    def pairs(self) -> Any:
         """int32 [merges, 2]."""
         import numpy as np
 
@@ -80,7 +80,7 @@ class BPE:
     """Raises: UserError for merges that make tokens which the vocabulary does not hold."""
 
     tokens: tuple[bytes, ...]  # by id; b"" where an id belongs to an added token or to nothing
-    merges: Sequence[Pair]  # pairs of ids, lowest rank first; kept as Merges
+    merges: Sequence[Pair]  # pairs of ids, lowest rank first; whatever is given becomes Merges
     ranks: Sequence[int] | None = None  # of the merges, where some share one; else the position
     byte_level: bool = True
     ignore_merges: bool = False  # a piece that is a token is that token, whatever the merges say
@@ -110,7 +110,7 @@ class BPE:
         if self.continuing_subword_prefix or not calls.ready():
             found = (self.ranked[pair][1] for pair in self.merges)
             return np.fromiter(found, dtype=np.int32, count=len(self.merges))
-        pairs = self.merges.array
+        pairs = Merges.of(self.merges).pairs
         left, right = (np.ascontiguousarray(pairs[:, i]) for i in (0, 1))
         merged = VocabularyTable(self.tokens).merged_ids(left, right)
         if (missing := np.flatnonzero(merged < 0)).size:

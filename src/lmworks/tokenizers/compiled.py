@@ -24,7 +24,7 @@ from lmworks.core.compiled import threads
 from lmworks.core.errors import UserError
 from lmworks.tokenizers import slots
 from lmworks.tokenizers.automaton import Unsupported
-from lmworks.tokenizers.bpe import BPE
+from lmworks.tokenizers.bpe import BPE, Merges
 from lmworks.tokenizers.buffers import Buffer, of_bytes, utf8
 from lmworks.tokenizers.calls import call, kernel
 from lmworks.tokenizers.compiled_tables import (
@@ -184,7 +184,7 @@ class CompiledEncoder:
 
     def _set_merges(self, model: BPE) -> None:
         """Pairs to what they merge to: a table, and for pairs of bytes one without a search."""
-        a, pairs = self._template, model.merges.array
+        a, pairs = self._template, Merges.of(model.merges).pairs
         left, right = (np.ascontiguousarray(pairs[:, i]) for i in (0, 1))
         ranks = np.arange(len(left)) if model.ranks is None else np.asarray(model.ranks)
         whole = ranks.astype(np.uint64) << np.uint64(32) | model.merged.astype(np.uint64)
@@ -199,7 +199,7 @@ class CompiledEncoder:
         a[slots.MERGE_VALUES] = self._address(values)
         if model.byte_level and None not in model.byte_ids:
             byte_of = np.full(len(model.tokens), -1)
-            byte_of[list(model.byte_ids)] = np.arange(256)
+            byte_of[np.array(model.byte_ids)] = np.arange(256)
             one, two = byte_of[left], byte_of[right]
             both = (one >= 0) & (two >= 0)
             of_bytes = np.full(1 << 16, ~np.uint64(0))
@@ -316,12 +316,15 @@ class CompiledEncoder:
 
     def _many(self, texts: Sequence[str], allow_special: bool) -> list[Any]:
         """`encode` of each text in one call, so that the GIL is out of the way for long."""
-        try:
-            views = [self._view(text, allow_special) for text in texts]
-        except UnicodeEncodeError:
-            views = [None]
-        if None in views:
-            return [self.encode(text, allow_special=allow_special) for text in texts]
+        views = []
+        for text in texts:
+            try:
+                view = self._view(text, allow_special)
+            except UnicodeEncodeError:
+                view = None
+            if view is None:
+                return [self.encode(text, allow_special=allow_special) for text in texts]
+            views.append(view)
         state = self._state()
         sizes = [view.size for view, _ in views]
         out = np.empty(sum(sizes) + 64 * (len(texts) + 1), dtype=np.int32)

@@ -164,12 +164,12 @@ class TextCounter:
     ) -> None:
         """`options`: of ThreadedCounter."""
         from lmworks.tokenizers.automaton import Unsupported
-        from lmworks.tokenizers.mapped import mapping_of
+        from lmworks.tokenizers.mapped import Mapping
 
         if isinstance(tokenizer, Vocabulary):
             tokenizer = PipelineTokenizer(tokenizer)
         self._tokenizer, self._allow_special = tokenizer, allow_special
-        self._normalize = mapping_of(tokenizer).normalized
+        self._normalize = Mapping(tokenizer).normalized
         self._plain = tokenizer.vocabulary.normalizer is None
         self.words: Counter[str] = Counter()  # where the kernels can't count
         self.counter: ThreadedCounter | None = None

@@ -1,4 +1,4 @@
-"""Kernels that fill tables when a tokenizer is first used: tokens by their bytes, merges, joints."""
+"""Kernels that fill tables when a tokenizer is first used: tokens by their bytes, merges, tries."""
 
 from __future__ import annotations
 

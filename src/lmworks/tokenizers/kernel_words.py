@@ -436,7 +436,7 @@ def known_words(a, level, text, start, end, out, done):
 
     Returns: where it stopped, and how many ids there are.
     """
-    table, mask, queue = u64p(a[WORDS]), np.uint64(a[WORDS_MASK]), u64p(a[QUEUE])
+    table, queue = u64p(a[WORDS]), u64p(a[QUEUE])
     room = a[OUT_ROOM] - 24
     while True:
         stop, count = queue_words(a, level, text, start, end)

@@ -157,7 +157,7 @@ def map_characters(a):
 
 @njit(**_OPTIONS)
 def longest_entry(units, num_units, text, at, size):
-    """(bytes, value) of the longest entry of a double array that begins at `at`; (0, 0) for none."""
+    """(bytes, value) of the longest entry of a double array that begins at `at`, or (0, 0)."""
     place = darts_offset(units[0]) if num_units > 0 else np.int64(0)
     q, length, value = at, np.int64(0), np.int64(0)
     while q < size:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmworks.tokenizers import normalizers, slots
-from lmworks.tokenizers.buffers import Buffer, of_bytes
+from lmworks.tokenizers.buffers import Buffer, of_bytes, utf8
 from lmworks.tokenizers.calls import kernel
 from lmworks.tokenizers.charsmap import CharsMap
 from lmworks.tokenizers.pre_tokenizers import Cut, PreTokenizer
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 class Mapping:
     """Text to the bytes that are cut."""
 
-    def __init__(self, tokenizer: PipelineTokenizer) -> None:
-        vocabulary, self._changer = tokenizer.vocabulary, tokenizer.pre_tokenizer
+    def __init__(self, tokenizer: PipelineTokenizer, changer: PreTokenizer | None = None) -> None:
+        """`changer`: what changes normalised text, if not the tokenizer's pre-tokenizer."""
+        vocabulary, self._tokenizer = tokenizer.vocabulary, tokenizer
+        self._changer = changer or tokenizer.pre_tokenizer
         self._normalizer = tokenizer.normalizer
         steps = _flat(vocabulary.normalizer)
         kinds = [str(step["type"]) for step in steps]
@@ -136,11 +138,16 @@ class Mapping:
         return data
 
     def normalized(self, text: str) -> str:
-        """As the tokenizer's normalizer, faster where that can be."""
-        if self._spaces:
-            mark = self._spaces.decode()
-            return mark + text.replace(" ", mark) if text else text
-        return self._normalizer.normalize(text)
+        """As the tokenizer's normalizer, faster where that can be.
+
+        Raises: UnicodeEncodeError for lone surrogates.
+        """
+        view = self._normalizing.view(text, utf8(text))
+        return self._normalizer.normalize(text) if view is None else view.tobytes().decode()
+
+    @functools.cached_property
+    def _normalizing(self) -> Mapping:
+        return Mapping(self._tokenizer, PreTokenizer())
 
 
 _ONE_SPACE: Step = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}

@@ -13,7 +13,6 @@ import zlib
 from lmworks.tokenizers import unicode_tables
 from lmworks.tokenizers.unicode_tables import CATEGORY_NAMES, FLAG_NAMES
 
-
 Run = tuple[int, int]  # the first code point of a run, and the value of all in it
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lmworks.core.errors import UserError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lmworks.tokenizers.unigram import Unigram
     from lmworks.tokenizers.wordpiece import WordPiece
 
-    Model = BPE | Unigram | WordPiece
+    Model: TypeAlias = "BPE | Unigram | WordPiece"
 
 Step = Mapping[str, Any]  # one step of a tokenizer.json: {"type": "NFC"}
 
