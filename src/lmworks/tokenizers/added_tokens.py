@@ -31,6 +31,11 @@ class AddedTokenFinder:
         clean = str if isinstance(normalizer, SentencePiece) else normalizer.normalize
         self._after = _Texts({clean(token.text): token for token in tokens if token.normalized})
 
+    @property
+    def normalized_texts(self) -> dict[str, AddedToken]:
+        """Tokens that are looked for after normalisation, by the text that is looked for."""
+        return self._after.tokens
+
     def split_raw(self, text: str) -> Iterator[tuple[str, int | None]]:
         """Pieces of `text` as they are, all added tokens looked for by their plain text."""
         for start, end, token_id in self._raw.find(text, True):

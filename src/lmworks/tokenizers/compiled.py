@@ -72,9 +72,11 @@ class CompiledEncoder:
     def _set_finders(self, tokenizer: PipelineTokenizer) -> None:
         """Added tokens: by their text, by their text when normalised, and in changed text."""
         tokens = [token for token in tokenizer.vocabulary.added_tokens if token.text]
-        normalize = tokenizer.normalizer.normalize
-        later = [(normalize(t.text), t) for t in tokens if t.normalized]
-        later = [(text, t) for text, t in later if text]
+        space = tokenizer.pre_tokenizer.spaces_as or " "
+        later = [
+            (text.replace(" ", space), token)
+            for text, token in tokenizer.added_tokens.normalized_texts.items()
+        ]
         inside = self._mapping.findable(tokens)
 
         def finder(found: list[tuple[bytes, AddedToken]]) -> TokenFinder:

@@ -269,7 +269,7 @@ def _merges(merges: list[Any], ids: dict[str, int]) -> Merges:
             left, right = entry.split(" ") if type(entry) is str else entry
             found.append(ids[left])
             found.append(ids[right])
-        except (KeyError, ValueError, TypeError) as error:
+        except KeyError as error:
             raise UserError(f"merge {number} uses {entry!r}, which the vocabulary lacks") from error
     return Merges(found)
 

@@ -128,7 +128,10 @@ class Mapping:
         if self._form and any(self._normalizer.normalize(t.text) != t.text for t in tokens):
             return None
         news = [new for _, new in self.replacements]
-        return [t for t in tokens if not any(new in t.text.encode() for new in news)]
+        held = [token for token in tokens if any(new in token.text.encode() for new in news)]
+        if any(token.normalized for token in held):  # the change may make its text
+            return None
+        return [token for token in tokens if token not in held]
 
     def token(self, text: str) -> bytes:
         """An added token's text as it stands in changed text."""
