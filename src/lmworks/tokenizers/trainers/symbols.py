@@ -9,7 +9,6 @@ import numpy as np
 
 from lmworks.tokenizers.word_counts import WordCounts
 
-
 _AT_ONCE = 1 << 18  # words
 
 
