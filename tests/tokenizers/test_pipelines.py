@@ -163,6 +163,25 @@ def test_ids_and_offsets(both: Any, hard: list[str]) -> None:
             assert found.ids == expected.ids, repr(text)
             assert found.offsets == expected.offsets, repr(text)
             assert found.special_tokens_mask == expected.special_tokens_mask
+            assert found.word_ids == expected.word_ids, repr(text)
+            assert found.sequence_ids == expected.sequence_ids
+
+
+def test_from_characters_to_tokens_and_back(both: Any, hard: list[str]) -> None:
+    _, theirs, ours = both
+    for text, other in ((TEXTS[0][:90], "short one"), *zip(hard[5::400], hard[9::400])):
+        expected, found = theirs.encode(text, other), ours.encoding(text, other)
+        assert found.word_ids == expected.word_ids
+        assert found.sequence_ids == expected.sequence_ids
+        for number, part in enumerate((text, other)):
+            for at in range(len(part) + 1):
+                assert found.char_to_token(at, number) == expected.char_to_token(at, number)
+                assert found.char_to_word(at, number) == expected.char_to_word(at, number)
+            for word in range(max([w for w in found.word_ids if w is not None], default=0) + 2):
+                assert found.word_to_tokens(word, number) == expected.word_to_tokens(word, number)
+                assert found.word_to_chars(word, number) == expected.word_to_chars(word, number)
+        for token in range(len(found)):
+            assert found.token_to_chars(token) == expected.token_to_chars(token)
 
 
 def test_pairs_truncation_and_padding(both: Any) -> None:
@@ -176,6 +195,8 @@ def test_pairs_truncation_and_padding(both: Any) -> None:
                     text, other, max_length=room, stride=stride, truncation_side=side
                 )
                 assert (found.ids, found.type_ids) == (expected.ids, expected.type_ids)
+                assert found.sequence_ids == expected.sequence_ids
+                assert found.word_ids == expected.word_ids
                 one = theirs.encode(text)
                 ours_one = ours.encoding(text, max_length=room, stride=stride, truncation_side=side)
                 assert ours_one.ids == one.ids

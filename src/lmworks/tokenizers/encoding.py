@@ -19,18 +19,32 @@ class Encoding:
     tokens: list[str]  # as files write them
     special_tokens_mask: list[int]
     attention_mask: list[int]  # 0 for padding
+    word_ids: list[int | None]  # which piece of its text a token is in; None for added ones
+    sequence_ids: list[int | None]  # 0 for the first text, 1 for the second; None for added ones
     overflowing: list[Encoding] = dataclasses.field(default_factory=list)  # what was cut off
 
     @classmethod
-    def of(cls, ids: list[int], offsets: list[Span], tokens: list[str]) -> Encoding:
-        """Ordinary tokens of one text."""
+    def of(
+        cls,
+        ids: list[int],
+        offsets: list[Span],
+        tokens: list[str],
+        *,
+        words: list[int] | None = None,
+        sequence: int = 0,
+    ) -> Encoding:
+        """Ordinary tokens of one text; without `words`, all are in one."""
         size = len(ids)
-        return cls(ids, offsets, [0] * size, tokens, [0] * size, [1] * size)
+        return cls(
+            *(ids, offsets, [0] * size, tokens, [0] * size, [1] * size),
+            word_ids=[0] * size if words is None else [*words],
+            sequence_ids=[sequence] * size,
+        )
 
     @classmethod
     def special(cls, token_id: int, token: str, type_id: int = 0) -> Encoding:
         """One token that stands for no text."""
-        return cls([token_id], [(0, 0)], [type_id], [token], [1], [1])
+        return cls([token_id], [(0, 0)], [type_id], [token], [1], [1], [None], [None])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,6 +65,7 @@ class Encoding:
         return (
             *(self.ids, self.offsets, self.type_ids),
             *(self.tokens, self.special_tokens_mask, self.attention_mask),
+            *(self.word_ids, self.sequence_ids),
         )
 
     def padded(self, length: int, pad_id: int, pad_token: str, *, side: str = "right") -> Encoding:
@@ -58,14 +73,48 @@ class Encoding:
         more = length - len(self)
         if more <= 0:
             return self
+        none: list[int | None] = [None] * more
         fill = Encoding(
-            [pad_id] * more, [(0, 0)] * more, [0] * more, [pad_token] * more, [1] * more, [0] * more
+            *([pad_id] * more, [(0, 0)] * more, [0] * more, [pad_token] * more),
+            *([1] * more, [0] * more, none, none),
         )
         whole = self.joined(fill) if side == "right" else fill.joined(self)
         whole.overflowing = [
             part.padded(length, pad_id, pad_token, side=side) for part in self.overflowing
         ]
         return whole
+
+    def char_to_token(self, position: int, sequence: int = 0) -> int | None:
+        """The first token that stands for the character at `position` of a text."""
+        for token, (owner, (start, end)) in enumerate(zip(self.sequence_ids, self.offsets)):
+            if owner == sequence and start <= position < end:
+                return token
+        return None
+
+    def char_to_word(self, position: int, sequence: int = 0) -> int | None:
+        """The piece of a text that the character at `position` is in."""
+        token = self.char_to_token(position, sequence)
+        return None if token is None else self.word_ids[token]
+
+    def token_to_chars(self, token: int) -> Span | None:
+        """Start and end of a token in its text; None for an added one."""
+        return None if self.sequence_ids[token] is None else self.offsets[token]
+
+    def word_to_tokens(self, word: int, sequence: int = 0) -> Span | None:
+        """The first token of a piece, and the one after its last."""
+        inside = [
+            token
+            for token, (owner, own) in enumerate(zip(self.sequence_ids, self.word_ids))
+            if owner == sequence and own == word
+        ]
+        return (inside[0], inside[-1] + 1) if inside else None
+
+    def word_to_chars(self, word: int, sequence: int = 0) -> Span | None:
+        """Start and end of a piece in its text."""
+        tokens = self.word_to_tokens(word, sequence)
+        return (
+            None if tokens is None else (self.offsets[tokens[0]][0], self.offsets[tokens[1] - 1][1])
+        )
 
     def windows(self, length: int, stride: int, *, side: str = "right") -> list[Encoding]:
         """Parts of `length` tokens that share `stride` with the part before; the kept one first.

@@ -191,21 +191,23 @@ class PipelineTokenizer:
 
         Tokens that share a character have the whole character as their span.
         """
-        ids: list[int] = []
-        spans: list[Span] = []
-        found = self.added_tokens.split_aligned(_text_of(text), allow_special=allow_special)
-        for piece, token_id in found:
+        found = list(self._aligned(_text_of(text), allow_special))
+        return [token_id for token_id, _, _ in found], [span for _, span, _ in found]
+
+    def _aligned(self, text: str, allow_special: bool) -> Iterator[tuple[int, Span, int]]:
+        """(id, span, number of the piece) of every token."""
+        word = -1
+        for piece, token_id in self.added_tokens.split_aligned(text, allow_special=allow_special):
             if token_id is not None:
-                ids.append(token_id)
-                spans.append(piece.span(0, len(piece.text)))
+                word += 1
+                yield token_id, piece.span(0, len(piece.text)), word
                 continue
             begins = bool(piece.text) and piece.spans[0][0] == 0
             piece = self.pre_tokenizer.align(piece, at_start=begins)
             for start, end in self.pre_tokenizer.pieces(piece.text):
+                word += 1
                 for token in self.vocabulary.model.encode_spans(piece.text[start:end]):
-                    ids.append(token.id)
-                    spans.append(piece.span(start + token.start, start + token.end))
-        return ids, spans
+                    yield token.id, piece.span(start + token.start, start + token.end), word
 
     def encoding(
         self,
@@ -227,7 +229,7 @@ class PipelineTokenizer:
         Raises: UserError when `max_length` leaves no room for the special tokens.
         """
         texts = [text] if text_pair is None else [text, text_pair]
-        parts = [self._plain(part, allow_special).with_type(i) for i, part in enumerate(texts)]
+        parts = [self._plain(part, i, allow_special).with_type(i) for i, part in enumerate(texts)]
         if max_length is None:
             return self._assembled(parts, add_special_tokens)
         step = self.vocabulary.post_processor
@@ -247,9 +249,16 @@ class PipelineTokenizer:
                 whole.overflowing.append(self._assembled(kept, add_special_tokens))
         return whole
 
-    def _plain(self, text: str, allow_special: bool) -> Encoding:
-        ids, spans = self.encode_offsets(text, allow_special=allow_special)
-        return Encoding.of(ids, spans, [self.token_text(i) for i in ids])
+    def _plain(self, text: str, number: int, allow_special: bool) -> Encoding:
+        found = list(self._aligned(text, allow_special))
+        ids = [token_id for token_id, _, _ in found]
+        return Encoding.of(
+            ids,
+            [span for _, span, _ in found],
+            [self.token_text(i) for i in ids],
+            words=[word for _, _, word in found],
+            sequence=number,
+        )
 
     def _assembled(self, parts: list[Encoding], add_special_tokens: bool) -> Encoding:
         whole = self._post_process(parts, add_special_tokens)
