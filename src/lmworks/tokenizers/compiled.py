@@ -365,7 +365,7 @@ class _State:
         self._set(slots.WORDS, np.zeros(4 * size, dtype=np.uint64))
         self._set(slots.LONG_TEXTS, np.empty(room, dtype=np.uint8))
         self.slots[slots.WORDS_MASK], self.slots[slots.LONG_ROOM] = size - 1, room
-        self._set(slots.MASKS, _MASKS)
+        self._set(slots.MASKS, WORD_MASKS)
         self._set(slots.QUEUE, np.zeros(slots.QUEUED * slots.QUEUE_WIDTH, dtype=np.uint64))
         self._set(slots.POOL, np.empty(_POOL, dtype=np.int32))
         self._set(slots.PLACES, np.zeros(16, dtype=np.int64))
@@ -418,5 +418,5 @@ def _masks() -> Any:
     return np.array([number & whole for pair in pairs for number in pair], dtype=np.uint64)
 
 
-_MASKS = _masks()
+WORD_MASKS = _masks()
 _MARK = np.array(0x2581)  # SentencePiece's space

@@ -22,6 +22,7 @@ from lmworks.core.files import atomic_open
 from lmworks.core.progress import say
 from lmworks.tokenizers import slots
 from lmworks.tokenizers.calls import COUNTING, call, kernel
+from lmworks.tokenizers.compiled import WORD_MASKS
 from lmworks.tokenizers.compiled_tables import cut_levels
 from lmworks.tokenizers.pre_tokenizers import Cut
 
@@ -74,6 +75,7 @@ class WordCounter:
         self._places, self._ends_of_levels = np.zeros(16, np.int64), np.zeros(16, np.int64)
         self._slots[slots.PLACES] = self._places.ctypes.data
         self._slots[slots.ENDS] = self._ends_of_levels.ctypes.data
+        self._slots[slots.MASKS] = WORD_MASKS.ctypes.data
         self._count = kernel("count_words", module=COUNTING)
         self._add = kernel("add_words", module=COUNTING)
         self._folder = folder
