@@ -40,7 +40,7 @@ from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 RESULTS = Path(__file__).parent / "results" / "tokenizer_parity.json"
 _AT_ONCE = 2000  # texts
-_PART = 20  # of so many texts one goes through the readable path and is asked for offsets
+_PART = 40  # of so many texts one goes through the readable path and is asked for offsets
 _PLANES: list[Callable[[random.Random], int]] = [
     lambda draw: draw.randrange(32, 127),
     lambda draw: draw.randrange(0x20, 0xD800),
