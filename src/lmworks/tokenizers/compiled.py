@@ -62,6 +62,7 @@ class CompiledEncoder:
         model = tokenizer.vocabulary.model
         self._mapping = Mapping(tokenizer)
         self._template = np.zeros(slots.ENCODE_SLOTS, dtype=np.int64)
+        self._given: Any = None  # words that are known from the start
         cuts = [cut for cut in tokenizer.pre_tokenizer.cuts if not self._mapping.lacks(cut)]
         self._kept += cut_levels(self._template, cuts)
         self._set_model(model)
@@ -143,6 +144,8 @@ class CompiledEncoder:
             a[slots.VOCABULARY], a[slots.VOCABULARY_MASK] = self._address(found.table), found.mask
             a[slots.VOCABULARY_TEXTS] = self._address(found.texts)
             a[slots.VOCABULARY_ENDS] = self._address(found.ends)
+            self._given, a[slots.WORDS_KNOWN] = found.words(_WORDS)
+            a[slots.WORDS_GIVEN] = self._address(self._given)
         dropped = [byte for byte, i in enumerate(model.byte_ids) if i is None]
         self._set_safe(model.tokens, dropped if model.byte_level else ())
 
@@ -346,14 +349,14 @@ class CompiledEncoder:
     def _state(self) -> _State:
         found = getattr(self._local, "state", None)
         if found is None:
-            found = self._local.state = _State(self._template)
+            found = self._local.state = _State(self._template, self._given)
         return found
 
 
 class _State:
     """What one thread works with."""
 
-    def __init__(self, template: Any) -> None:
+    def __init__(self, template: Any, given: Any) -> None:
         self.slots = template.copy()
         self.view = memoryview(self.slots)  # the quick way to set a slot
         self.address = int(self.slots.ctypes.data)
@@ -362,9 +365,11 @@ class _State:
         self.out = np.empty(0, dtype=np.int32)
         keeps = bool(template[slots.KEEP_WORDS])
         size, room = (_WORDS, _LONG_TEXTS) if keeps else (1, 512)
-        self._set(slots.WORDS, np.zeros(4 * size, dtype=np.uint64))
+        words = np.zeros(4 * size, dtype=np.uint64) if given is None else given.copy()
+        self._set(slots.WORDS, words)
         self._set(slots.LONG_TEXTS, np.empty(room, dtype=np.uint8))
-        self.slots[slots.WORDS_MASK], self.slots[slots.LONG_ROOM] = size - 1, room
+        self.slots[slots.WORDS_MASK], self.slots[slots.LONG_ROOM] = len(words) // 4 - 1, room
+        self.slots[slots.WORDS_USED] = self.slots[slots.WORDS_KNOWN]
         self._set(slots.MASKS, WORD_MASKS)
         self._set(slots.QUEUE, np.zeros(slots.QUEUED * slots.QUEUE_WIDTH, dtype=np.uint64))
         self._set(slots.POOL, np.empty(_POOL, dtype=np.int32))

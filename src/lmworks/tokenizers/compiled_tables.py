@@ -132,9 +132,18 @@ class VocabularyTable:
     def __init__(self, tokens: Sequence[bytes]) -> None:
         self.texts, self.ends = flat(tokens)
         size = 1 << max(4, (2 * len(tokens)).bit_length())
-        self.table, self.mask = np.zeros(size, dtype=np.uint32), size - 1
+        self.table, self.mask = np.zeros(size, dtype=np.uint64), size - 1
         self._arguments = (self.table, self.mask, self.texts, self.ends)
         call("learn_vocabulary", *self._arguments, len(tokens))
+
+    def words(self, least: int) -> tuple[Any, int]:
+        """A table of words (kernel_words.py) in which every short token stands, and how many do.
+
+        It has `least` places or more, at most half of them taken.
+        """
+        size = max(least, 1 << (2 * len(self.ends)).bit_length())
+        table = np.zeros(4 * size, dtype=np.uint64)
+        return table, call("learn_words", table, size - 1, self.texts, self.ends, len(self.ends))
 
     def merged_ids(self, left: Any, right: Any) -> Any:
         """int32 [pairs]: the token that each pair of tokens makes, or -1."""

@@ -172,7 +172,7 @@ def merge_heap(a, symbols, count):
 @njit(**_OPTIONS)
 def encode_bpe(a, text, start, end, symbols, part):
     """Ids of one piece into `symbols`; returns how many."""
-    if a[WHOLE_WORDS] != 0 and part == 0:
+    if a[WHOLE_WORDS] != 0 and part == 0 and end - start > 15:  # shorter ones are known words
         token = whole_token(a, text, start, end)
         if token >= 0:
             symbols[0] = token
@@ -189,7 +189,7 @@ def encode_bpe(a, text, start, end, symbols, part):
 @njit(**_OPTIONS)
 def whole_token(a, text, start, end):
     """The id of the token that is the whole piece, or -1."""
-    table, mask = u32p(a[VOCABULARY]), np.uint64(a[VOCABULARY_MASK])
+    table, mask = u64p(a[VOCABULARY]), np.uint64(a[VOCABULARY_MASK])
     texts, ends = u8p(a[VOCABULARY_TEXTS]), i64p(a[VOCABULARY_ENDS])
     return find_text(table, mask, texts, ends, text, start, end, a[TEXT_SIZE])
 

@@ -129,6 +129,14 @@ def same_bytes(text, start, other, begin, size):
 
 
 @njit(**_OPTIONS)
+def word_key(text, start, size, limit):
+    """The key of a word of at most 15 bytes: its bytes, and its size in the upper byte."""
+    low = bytes_at(text, start, min(size, 8), limit)
+    high = bytes_at(text, start + 8, size - 8, limit) if size > 8 else np.uint64(0)
+    return low, high | np.uint64(size) << np.uint64(56)
+
+
+@njit(**_OPTIONS)
 def word_hash(low, high):
     """A hash of a word's bytes, in its upper bits."""
     h = low * np.uint64(0x9E3779B97F4A7C15) + high * np.uint64(0xC2B2AE3D27D4EB4F)
@@ -292,12 +300,17 @@ def is_token(texts, ends, token, text, start, end):
 
 @njit(**_OPTIONS)
 def find_text(table, mask, texts, ends, text, start, end, limit):
-    """The token with these bytes, or -1; nothing of `text` is read beyond `limit`."""
-    at = text_hash(text, start, end, limit) >> np.uint64(8) & mask
+    """The token with these bytes, or -1; nothing of `text` is read beyond `limit`.
+
+    An entry is the upper half of the hash, and token + 1 below: what differs is seldom looked at.
+    """
+    h = text_hash(text, start, end, limit)
+    at = h >> np.uint64(8) & mask
     while table[at] != 0:
-        token = np.int64(table[at]) - 1
-        if is_token(texts, ends, token, text, start, end):
-            return np.int32(token)
+        if table[at] >> np.uint64(32) == h >> np.uint64(32):
+            token = np.int64(table[at] & np.uint64(0xFFFFFFFF)) - 1
+            if is_token(texts, ends, token, text, start, end):
+                return np.int32(token)
         at = (at + np.uint64(1)) & mask
     return np.int32(-1)
 

@@ -64,23 +64,45 @@ def find_node(a):
 
 def learn_vocabulary(a):
     """Put tokens into a table by their bytes: the last of equals."""
-    table, mask, texts, ends = u32p(a[0]), np.uint64(a[1]), u8p(a[2]), i64p(a[3])
+    table, mask, texts, ends = u64p(a[0]), np.uint64(a[1]), u8p(a[2]), i64p(a[3])
     start = np.int64(0)
     for i in range(a[4]):
         if ends[i] > start:
-            at = text_hash(texts, start, ends[i], ends[a[4] - 1]) >> np.uint64(8) & mask
+            h = text_hash(texts, start, ends[i], ends[a[4] - 1])
+            at = h >> np.uint64(8) & mask
             while table[at] != 0 and not is_token(
-                texts, ends, np.int64(table[at]) - 1, texts, start, ends[i]
+                texts, ends, np.int64(table[at] & np.uint64(0xFFFFFFFF)) - 1, texts, start, ends[i]
             ):
                 at = (at + np.uint64(1)) & mask
-            table[at] = np.uint32(i + 1)
+            table[at] = h >> np.uint64(32) << np.uint64(32) | np.uint64(i + 1)
         start = ends[i]
     return 0
 
 
+def learn_words(a):
+    """Put tokens of up to 15 bytes into a table of words; returns how many there are.
+
+    The same key and entry as in kernel_words.py; the last of equals counts.
+    """
+    table, mask, texts, ends = u64p(a[0]), np.uint64(a[1]), u8p(a[2]), i64p(a[3])
+    start, known = np.int64(0), np.int64(0)
+    for i in range(a[4]):
+        size = ends[i] - start
+        if 0 < size <= 15:
+            low, high = word_key(texts, start, size, ends[a[4] - 1])
+            entry = np.int64(4 * (word_hash(low, high) & mask))
+            while table[entry + 1] != 0 and (table[entry + 1] != high or table[entry] != low):
+                entry = (entry + 4) & np.int64(4 * mask + np.uint64(3))
+            known += np.int64(table[entry + 1] == 0)
+            table[entry], table[entry + 1] = low, high
+            table[entry + 2], table[entry + 3] = np.uint64(i), np.uint64(1) << np.uint64(56)
+        start = ends[i]
+    return known
+
+
 def merged_ids(a):
     """The id of the token that each pair makes, or -1: its bytes are those of both."""
-    table, mask, texts, ends = u32p(a[0]), np.uint64(a[1]), u8p(a[2]), i64p(a[3])
+    table, mask, texts, ends = u64p(a[0]), np.uint64(a[1]), u8p(a[2]), i64p(a[3])
     left, right, merged, scratch, room = i32p(a[4]), i32p(a[5]), i32p(a[6]), u8p(a[8]), a[9]
     for i in range(a[7]):
         size = np.int64(0)
@@ -98,7 +120,7 @@ def rank_merges(a):
 
     A pair's merged token is its rank: the ids are ranks.
     """
-    table, mask, texts, ends = u32p(a[0]), np.uint64(a[1]), u8p(a[2]), i64p(a[3])
+    table, mask, texts, ends = u64p(a[0]), np.uint64(a[1]), u8p(a[2]), i64p(a[3])
     left, right, rank, limit = i32p(a[5]), i32p(a[6]), i32p(a[7]), ends[a[4] - 1]
     count, start = np.int64(0), np.int64(0)
     for token in range(a[4]):

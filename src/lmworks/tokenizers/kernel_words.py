@@ -134,9 +134,11 @@ def new_word(a, low, high, ids):
     table, mask = u64p(a[WORDS]), np.uint64(a[WORDS_MASK])
     full = 3 * a[WORDS_USED] > 2 * a[WORDS_MASK] or a[POOL_USED] + ids > a[POOL_ROOM]
     if full or a[LONG_USED] + LONGEST_KEPT + 8 > a[LONG_ROOM]:
+        given = u64p(a[WORDS_GIVEN])
         for i in range(4 * (a[WORDS_MASK] + 1)):
-            table[i] = np.uint64(0)
-        a[WORDS_USED] = a[POOL_USED] = a[LONG_USED] = 0
+            table[i] = given[i] if a[WORDS_GIVEN] != 0 else np.uint64(0)
+        a[WORDS_USED] = a[WORDS_KNOWN]
+        a[POOL_USED] = a[LONG_USED] = 0
     at = word_hash(low, high) & mask
     while table[4 * np.int64(at) + 1] != 0:
         at = (at + np.uint64(1)) & mask
@@ -154,9 +156,8 @@ def word(a, text, start, end, limit, out, done, part):
     """
     size = end - start
     table, mask, symbols = u64p(a[WORDS]), np.uint64(a[WORDS_MASK]), i32p(a[SYMBOLS])
-    low = bytes_at(text, start, min(size, 8), limit)
-    high = bytes_at(text, start + 8, size - 8, limit) if size > 8 else np.uint64(0)
-    high |= np.uint64(size) << np.uint64(56) | np.uint64(part) << np.uint64(63)
+    low, high = word_key(text, start, size, limit)
+    high |= np.uint64(part) << np.uint64(63)
     at = word_hash(low, high) & mask
     entry = np.int64(4 * at)
     while table[entry + 1] != 0:

@@ -2,7 +2,7 @@
 # uses: lmworks.tokenizers.kernel_words lmworks.tokenizers.kernel_tables
 # kernels: encode find_tokens map_characters map_longest
 # kernels: insert_pairs insert_merges insert_trie find_node learn_vocabulary merged_ids rank_merges
-# kernels: mark_joints
+# kernels: mark_joints learn_words
 """The compiled way from text to ids: find added tokens, map characters, cut, look up, merge.
 
 Each kernel works on UTF-8 bytes and gives the ids of the readable path (tokenizer.py), which is
@@ -118,7 +118,7 @@ def map_plain(a, text, at, size, out, done):
         if squeeze and byte == 32:
             length *= np.int64(squeezed == 0)
             squeezed = np.int64(1)
-        else:
+        elif length > 0:
             squeezed = np.int64(0)
         store32(out, done, texts[byte])
         done += length

@@ -18,6 +18,7 @@ WORDS, WORDS_MASK, WORDS_USED, POOL, POOL_ROOM, POOL_USED = (_number() for _ in 
 LONG_TEXTS, LONG_ROOM, LONG_USED = (_number() for _ in range(3))
 SPACE, SYMBOLS, HEAP, FOLLOWING, BEFORE = (_number() for _ in range(5))
 JOIN_UNKNOWN, PIECE_DONE, KEEP_WORDS, LOOKED_AHEAD = (_number() for _ in range(4))
+WORDS_GIVEN, WORDS_KNOWN = (_number() for _ in range(2))
 MASKS, BYTE_PAIRS, MERGE_VALUES, QUEUE, TRIE_ROOT = (_number() for _ in range(5))
 VOCABULARY, VOCABULARY_MASK, VOCABULARY_TEXTS, VOCABULARY_ENDS = (_number() for _ in range(4))
 TOKENS, NUM_TOKENS, TOKEN_AT = (_number() for _ in range(3))
