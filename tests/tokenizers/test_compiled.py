@@ -21,7 +21,12 @@ from lmworks.tokenizers.train import train_bpe
 
 TEXTS = [text for _, text in sorted(topics.items())]
 LONG = ["ab" * 3000, "你好世界我们" * 300, "a" * 5000, " " * 3000 + "x", "é" * 700, "x\ufffd" * 99]
-KINDS = ("bpe", "cl100k", "o200k", "deepseek", "unigram", "bytes", "wordpiece")
+KINDS = ("bpe", "cl100k", "o200k", "deepseek", "unigram", "squeezed", "words", "bytes", "wordpiece")
+LONG += [
+    "a \x04\ufffd b  c",
+    " ▁a ▁b\u3000c ",
+    "\x1d \t a\x7f \x05 ",
+]  # spaces meet, words are marked
 
 
 @functools.cache
@@ -35,7 +40,7 @@ def tokenizer(kind: str, folder: Path) -> PipelineTokenizer:
 
 
 def learnt_elsewhere(kind: str, folder: Path) -> Path:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     options = {"vocab_size": 1200, "show_progress": False}
     if kind == "wordpiece":
@@ -47,7 +52,14 @@ def learnt_elsewhere(kind: str, folder: Path) -> Path:
     else:
         theirs = Tokenizer(models.Unigram())
         theirs.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Nmt()])
+        if kind == "squeezed":
+            steps = [normalizers.Nmt(), normalizers.NFKC()]
+            steps.append(normalizers.Replace(Regex(" {2,}"), " "))
+            theirs.normalizer = normalizers.Sequence(steps)
         theirs.pre_tokenizer = pre_tokenizers.Metaspace()
+        if kind == "words":
+            steps = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+            theirs.pre_tokenizer = pre_tokenizers.Sequence(steps)
         theirs.decoder = decoders.Metaspace()
         special = ["<unk>", "<s>"]
         if kind == "bytes":

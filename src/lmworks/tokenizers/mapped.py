@@ -20,6 +20,7 @@ from lmworks.tokenizers.buffers import Buffer, of_bytes, utf8
 from lmworks.tokenizers.calls import kernel
 from lmworks.tokenizers.charsmap import CharsMap
 from lmworks.tokenizers.pre_tokenizers import Cut, PreTokenizer
+from lmworks.tokenizers.unicode_data import has
 from lmworks.tokenizers.vocabulary import AddedToken, Step
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Mapping:
         """
         if self.replacements is not None and not self._in_form(text):
             return None
+        if self._changer.each_word and self._changer.prefix in text:
+            return None  # such a word gets no second mark
         if self._table is not None:
             found = self._table.apply(raw)
             if found is None or not self._rest.parts:
@@ -200,6 +203,7 @@ def character_table(
     normalize = normalizers.Chain([normalizers.build(step) for step in steps]).normalize
     graphemes = "Precompiled" in kinds
     composes = bool({"NFC", "NFKC"} & set(kinds))
+    each_word = changer.each_word
 
     def replacement(character: str) -> str | None:
         new = normalize(character)
@@ -207,12 +211,13 @@ def character_table(
             return None
         if (graphemes and _joins(character)) or (composes and character in _composing()):
             return None
-        return new
+        return "".join(" " if has(c, "white") else c for c in new) if each_word else new
 
     return CharacterTable(
         replacement,
-        space=changer.spaces_as or " ",
-        squeeze=squeeze,
+        space=changer.prefix if each_word else changer.spaces_as or " ",
+        squeeze=squeeze or each_word,
+        trim=each_word,
         prefix=changer.prefix,
         unless=changer.prefix_if,
     )
