@@ -98,7 +98,7 @@ def _sentencepiece(path: Path) -> tuple[Encode, Batch]:
 def _tokie(path: Path) -> tuple[Encode, Batch]:
     import tokie
 
-    found = tokie.Tokenizer.from_file(str(path))
+    found = tokie.Tokenizer.from_json(str(_as_json(path)))
     found.no_truncation()
     found.no_padding()
     return (
@@ -110,26 +110,23 @@ def _tokie(path: Path) -> tuple[Encode, Batch]:
 def _gigatoken(path: Path) -> tuple[Encode, Batch]:
     import gigatoken
 
-    from lmworks.tokenizers.tiktoken import ENCODINGS
-
-    if path.suffix == ".tiktoken":
-        from tiktoken.load import load_tiktoken_bpe
-
-        encoding = _as_tiktoken(path, load_tiktoken_bpe(str(path)), ENCODINGS[path.stem][1])
-        found = gigatoken.Tokenizer(encoding)
-    elif path.suffix == ".json":
-        found = gigatoken.Tokenizer.from_json(path.read_text())
+    if path.suffix in (".json", ".tiktoken"):
+        found = gigatoken.Tokenizer.from_json(_as_json(path).read_text())
     else:
         found = gigatoken.Tokenizer.from_sentencepiece(str(path))
     return found.encode, found.encode_batch
 
 
-def _as_tiktoken(path: Path, ranks: dict[bytes, int], special: dict[str, int]) -> Any:
-    import tiktoken
+def _as_json(path: Path) -> Path:
+    """The `tokenizer.json` of a vocabulary, written once, for peers that read nothing else."""
+    from lmworks.tokenizers.load import load_tokenizer
 
-    return tiktoken.Encoding(
-        path.stem, pat_str=_CL100K, mergeable_ranks=ranks, special_tokens=special
-    )
+    if path.suffix == ".json":
+        return path
+    folder = real.FOLDER / "converted" / path.stem
+    if not (folder / "tokenizer.json").is_file():
+        load_tokenizer(path).save(folder)
+    return folder / "tokenizer.json"
 
 
 def _fastokens(path: Path) -> tuple[Encode, Batch]:
