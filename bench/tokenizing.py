@@ -13,6 +13,7 @@ fastokens; those that are missing are left out, and one whose ids differ is mark
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import resource
@@ -20,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -192,22 +193,26 @@ def work(name: str, vocabulary: str, text: str) -> dict[str, Any]:
     }
 
 
-def encode_table(vocabularies: list[str], texts: list[str], rounds: int) -> dict[str, Any]:
-    """Every contestant on every case, in turns."""
-    results: dict[str, Any] = {}
+def encode_cases(
+    vocabularies: list[str], texts: list[str]
+) -> Iterator[tuple[str, Callable[[int], dict[str, Any]]]]:
+    """A name for each case, and what measures it in so many rounds."""
     for vocabulary in vocabularies:
         for text in CASES[vocabulary]:
-            if text not in texts:
-                continue
-            found: dict[str, list[dict[str, Any]]] = {}
-            for _ in range(rounds):
-                for peer in PEERS:
-                    if peer == "lmworks" or util.find_spec(peer):
-                        one = _in_process(peer, vocabulary, text)
-                        if one:
-                            found.setdefault(peer, []).append(one)
-            results[f"{vocabulary}/{text}"] = _show(f"{vocabulary} / {text}", found)
-    return results
+            if text in texts:
+                yield f"{vocabulary}/{text}", functools.partial(encode_case, vocabulary, text)
+
+
+def encode_case(vocabulary: str, text: str, rounds: int) -> dict[str, Any]:
+    """Every contestant on one case, in turns."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(rounds):
+        for peer in PEERS:
+            if peer == "lmworks" or util.find_spec(peer):
+                one = _in_process(peer, vocabulary, text)
+                if one:
+                    found.setdefault(peer, []).append(one)
+    return _show(f"{vocabulary} / {text}", found)
 
 
 def _in_process(peer: str, vocabulary: str, text: str) -> dict[str, Any] | None:
@@ -347,19 +352,27 @@ def main() -> None:
     if options.train:
         print(json.dumps(train(options.train, 20_000_000)))
         return
-    kept = RESULTS / "tokenizing.json"
-    found: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
-    if options.only != "train":
-        found["encode"] = encode_table(options.vocabularies, options.texts, options.rounds)
-    if options.only != "encode":
-        found["train"] = train_table(options.rounds)
+    for part, cases in (
+        ("encode", encode_cases(options.vocabularies, options.texts)),
+        ("train", [("train", train_table)]),
+    ):
+        if options.only in (None, part):
+            for name, measure in cases:
+                keep(part, name, measure(options.rounds))
+
+
+def keep(part: str, case: str, figures: dict[str, Any]) -> None:
+    """Put the figures of one case into the results, beside those that are there."""
+    path = RESULTS / "tokenizing.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    found.setdefault(part, {})[case] = figures
     found["versions"] = {
         name: metadata.version(name)
         for name in (*PEERS, "rustbpe", "numba")
         if util.find_spec(name)
     }
     RESULTS.mkdir(exist_ok=True)
-    kept.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -53,43 +53,63 @@ def first_symbols(a, text, start, end, symbols):
 
 
 @njit(**_OPTIONS)
-def merge_scan(a, symbols, ranks, count):
-    """Merge in place, looking at every pair for the lowest rank; returns how many are left.
-
-    `ranks`: rank above and merged id below of each pair; all ones where none merges.
-    """
-    table, mask, values = u64p(a[MERGES]), np.uint64(a[MERGES_MASK]), u64p(a[MERGE_VALUES])
-    none = np.uint64(0xFFFFFFFFFFFFFFFF)
-    while count > 1:
-        best, at = none, np.int64(-1)
-        for i in range(count - 1):
-            if ranks[i] >> np.uint64(32) < best >> np.uint64(32):
-                best, at = ranks[i], i
-        if at < 0:
-            break
-        symbols[at] = np.int32(best & np.uint64(0xFFFFFFFF))
-        count -= 1
-        for i in range(at + 1, count):
-            symbols[i] = symbols[i + 1]
-            ranks[i] = ranks[i + 1]
-        if at > 0:
-            ranks[at - 1] = find_merge(table, mask, values, symbols[at - 1], symbols[at])
-        if at + 1 < count:
-            ranks[at] = find_merge(table, mask, values, symbols[at], symbols[at + 1])
-    return count
+def lowest(ranks, count):
+    """Where the lowest of some ranks first stands, or -1 when all are NO_RANK."""
+    best, at = np.uint32(NO_RANK), np.int64(0)
+    for i in range(count):  # on its own, so that the compiler takes many at once
+        best = min(best, ranks[i])
+    if best == np.uint32(NO_RANK):
+        return np.int64(-1)
+    while ranks[at] != best:
+        at += 1
+    return at
 
 
 @njit(**_OPTIONS)
-def first_ranks(a, text, start, symbols, ranks, count):
+def set_rank(a, symbols, ranks, merged, at):
+    """The rank of the pair at `at`, and what it merges to."""
+    value = find_merge(
+        u64p(a[MERGES]), np.uint64(a[MERGES_MASK]), u64p(a[MERGE_VALUES]), symbols[at],
+        symbols[at + 1],
+    )  # fmt: skip
+    ranks[at] = np.uint32(value >> np.uint64(32))
+    merged[at] = np.int32(value & np.uint64(0xFFFFFFFF))
+
+
+@njit(**_OPTIONS)
+def first_ranks(a, text, start, symbols, ranks, merged, count):
     """The ranks of all pairs of neighbours; those of bytes have a table of their own."""
-    table, mask, values = u64p(a[MERGES]), np.uint64(a[MERGES_MASK]), u64p(a[MERGE_VALUES])
-    if a[BYTE_PAIRS] != 0:
-        of_bytes = u64p(a[BYTE_PAIRS])
+    if a[BYTE_PAIRS] == 0:
         for i in range(count - 1):
-            ranks[i] = of_bytes[np.int64(text[start + i]) << 8 | np.int64(text[start + i + 1])]
-    else:
-        for i in range(count - 1):
-            ranks[i] = find_merge(table, mask, values, symbols[i], symbols[i + 1])
+            set_rank(a, symbols, ranks, merged, i)
+        return
+    of_bytes = u64p(a[BYTE_PAIRS])
+    for i in range(count - 1):
+        value = of_bytes[np.int64(text[start + i]) << 8 | np.int64(text[start + i + 1])]
+        ranks[i] = np.uint32(value >> np.uint64(32))
+        merged[i] = np.int32(value & np.uint64(0xFFFFFFFF))
+
+
+@njit(**_OPTIONS)
+def merge_scan(a, symbols, ranks, merged, count):
+    """Merge in place, looking at every pair for the lowest rank; returns how many are left."""
+    while count > 1:
+        at = lowest(ranks, count - 1)
+        if at < 0:
+            break
+        symbols[at] = merged[at]
+        count -= 1
+        for i in range(at + 1, count):
+            symbols[i] = symbols[i + 1]
+        for i in range(at + 1, count - 1):
+            ranks[i] = ranks[i + 1]
+        for i in range(at + 1, count - 1):
+            merged[i] = merged[i + 1]
+        if at > 0:
+            set_rank(a, symbols, ranks, merged, at - 1)
+        if at + 1 < count:
+            set_rank(a, symbols, ranks, merged, at)
+    return count
 
 
 @njit(**_OPTIONS)
@@ -181,8 +201,9 @@ def encode_bpe(a, text, start, end, symbols, part):
     if count < 2:
         return count
     if count <= SCAN_LIMIT:
-        first_ranks(a, text, start, symbols, u64p(a[HEAP]), count)
-        return merge_scan(a, symbols, u64p(a[HEAP]), count)
+        ranks, merged = u32p(a[HEAP]), i32p(a[BEFORE])
+        first_ranks(a, text, start, symbols, ranks, merged, count)
+        return merge_scan(a, symbols, ranks, merged, count)
     return merge_heap(a, symbols, count)
 
 

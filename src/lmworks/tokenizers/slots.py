@@ -26,6 +26,7 @@ MANY_TEXTS, MANY_NUMBER, MANY_OUT, MANY_ROOM, MANY_DONE = (_number() for _ in ra
 ENCODE_SLOTS = _number()
 
 MODEL_BPE, MODEL_UNIGRAM, MODEL_WORD_PIECE = range(3)
+NO_RANK = (1 << 32) - 1  # of a pair that does not merge
 SCAN_LIMIT = 48  # symbols; from here on the scan loses to the heap
 LONGEST_KEPT = 255  # bytes of a word that is remembered
 QUEUED, QUEUE_WIDTH = 16, 5  # words that are cut before they are looked up; numbers for each
