@@ -332,14 +332,15 @@ def _classes(sets: tuple[Ranges, ...]) -> tuple[Any, Any, list[tuple[bool, ...]]
     import numpy as np
 
     starts, holds = _memberships(sets)
-    kinds, of_run = np.unique(holds.T, axis=0, return_inverse=True)
+    kinds: dict[bytes, int] = {}
+    of_run = [kinds.setdefault(column.tobytes(), len(kinds)) for column in holds.T.copy()]
     if len(kinds) > 255:
         raise Unsupported("more than 255 classes of characters")
     lengths = np.diff(np.append(starts, 0x110000))
-    data = np.repeat(of_run.reshape(-1).astype(np.uint8), lengths).tobytes()
+    data = np.repeat(np.array(of_run, dtype=np.uint8), lengths).tobytes()
     blocks: dict[bytes, int] = {}
     stage1 = [blocks.setdefault(data[at : at + 128], len(blocks)) for at in range(0, 0x110000, 128)]
-    members = [tuple(map(bool, row)) for row in kinds]
+    members = [tuple(map(bool, kind)) for kind in kinds]
     stage2 = np.frombuffer(b"".join(blocks), dtype=np.uint8)
     return np.array(stage1, dtype=np.uint16), stage2, members
 

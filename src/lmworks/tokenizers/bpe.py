@@ -148,7 +148,8 @@ class BPE:
     def byte_ids(self) -> tuple[int | None, ...]:
         """The id of each byte: its token, or its `<0x..>` token."""
         size = 1 if self.byte_level else 6
-        found = {token: i for i, token in enumerate(self.tokens) if len(token) == size}
+        sizes = map(len, self.tokens)
+        found = {self.tokens[i]: i for i, number in enumerate(sizes) if number == size}
         if self.byte_level:
             return tuple(found.get(bytes([byte])) for byte in range(256))
         return tuple(found.get(b"<0x%02X>" % byte) for byte in range(256))
