@@ -260,6 +260,11 @@ def encode_unigram(a, text, start, end, symbols):
     while at < size:
         n = width(text[start + at])
         base, q, lone = best[at], at + 1, False
+        if single and abs(base) > RESET_BEYOND:
+            for i in range(at, size + 1):
+                if i == at or back[i] >= 0:
+                    best[i] = np.float64(np.float32(best[i] - base))
+            base = 0.0
         link = np.int64(root[text[start + at]])
         while link != 0:
             token = values[link >> 1] - np.int32(1)

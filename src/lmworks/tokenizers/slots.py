@@ -30,6 +30,7 @@ NO_RANK = (1 << 32) - 1  # of a pair that does not merge
 SCAN_LIMIT = 48  # symbols; from here on the scan loses to the heap
 LONGEST_KEPT = 255  # bytes of a word that is remembered
 QUEUED, QUEUE_WIDTH = 16, 5  # words that are cut before they are looked up; numbers for each
+RESET_BEYOND = 100_000.0  # unigram.py says why
 RUNNING_PART = 512  # bytes that are at least done at once where scores go on
 
 # one level of cuts

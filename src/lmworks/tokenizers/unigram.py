@@ -4,7 +4,8 @@ Every token has a log-probability; the best path through all ways to cut is foun
 algorithm. A character that no token covers is the unknown token, at a price below every other.
 
 Two roundings are published, and near-ties depend on them: Hugging Face adds scores in 64 bits from
-the start of each piece, SentencePiece in 32 bits from the start of the text (`float32`).
+the start of each piece, SentencePiece in 32 bits from the start of the text (`float32`), the sums
+beginning anew whenever they are beyond 100,000.
 
 Source: Kudo 2018, arXiv 1804.10959 (sections 3.1 and 3.2: sampling).
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 from lmworks.tokenizers.bpe import Token, utf8
 
+RESET_BEYOND = 100_000.0  # a sum that SentencePiece takes back to 0
 _UNKNOWN_PENALTY = 10.0  # below the least probable token
 
 
@@ -164,6 +166,11 @@ class Unigram:
         for start in range(len(piece)):
             before = best[start]
             reached = before[0] if before else 0.0
+            if self.float32 and abs(reached) > RESET_BEYOND:
+                for at in range(start, len(best)):
+                    if (found := best[at]) is not None:
+                        best[at] = (rounded(found[0] - reached), found[1])
+                reached = 0.0
             for token_id, end, score in self._from(piece, start):
                 total = rounded(rounded(score) + reached)
                 there = best[end]
