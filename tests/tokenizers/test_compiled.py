@@ -137,6 +137,11 @@ def test_a_pattern_that_looks_ahead_without_end_is_given_up() -> None:
     assert odd.encode_array("aaab aab ca").tolist() == odd.encode_readable("aaab aab ca")
     with pytest.raises(UserError, match="takes time with the square of the text"):
         odd.encode_array("a" * 3_000_000)
+    kernels = CompiledEncoder.of(odd)
+    assert kernels is not None
+    with pytest.raises(UserError, match="takes time with the square of the text"):
+        kernels._many(["ab", "a" * 3_000_000], False)
+    assert kernels.encode("aaab aab").tolist() == odd.encode_readable("aaab aab")  # none is left
 
 
 def test_bytes_and_surrogates(folder: Path) -> None:

@@ -339,9 +339,11 @@ class CompiledEncoder:
         state.slots[slots.MANY_TEXTS], state.slots[slots.MANY_NUMBER] = job.ctypes.data, len(texts)
         state.slots[slots.MANY_OUT], state.slots[slots.MANY_ROOM] = out.ctypes.data, len(out)
         state.slots[slots.MANY_DONE] = 0
-        while (done := self._encode(state.address)) < len(texts):
-            self._make_room(state, sizes[done])
-        state.slots[slots.MANY_NUMBER] = 0
+        try:
+            while (done := self._encode(state.address)) < len(texts):
+                self._make_room(state, sizes[done])
+        finally:  # the next text of this thread may come alone
+            state.slots[slots.MANY_NUMBER] = 0
         ends = job[:, 4].tolist()
         ids = out[: ends[-1]].copy()
         return [ids[start:end] for start, end in zip([0, *ends], ends)]
