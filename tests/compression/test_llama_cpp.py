@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from lmworks.compression.quantize import QuantizeConfig, quantize
-from lmworks.models.config import AttentionConfig, ModelConfig, RoPEConfig, SwiGLUConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, RoPEConfig
 from lmworks.models.load import load_model
+from lmworks.models.model import Model
 from lmworks.models.save import save_model
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.train import train_bpe
@@ -24,14 +24,14 @@ llama_cpp = pytest.importorskip("xllamacpp", reason="pip install xllamacpp, to c
 
 TEXTS = ["the cat sat on the mat, and the 12 dogs don't sit on the cat\n"] * 20
 PROMPT = [5, 50, 100, 200, 30, 262]
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.uniform(
     vocab_size=288,  # the tokenizer says
     hidden_size=64,
     num_hidden_layers=2,
     mixer=AttentionConfig(
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope=RoPEConfig(theta=1e4)
     ),
-    feed_forward=SwiGLUConfig(intermediate_size=96),
+    feed_forward=MLPConfig(intermediate_size=96),
     max_position_embeddings=128,
 )
 
@@ -68,7 +68,7 @@ def made(
     folder = tmp_path_factory.mktemp("llama")
     tokenizer = train_bpe(TEXTS, vocab_size=288)
     config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, tie_word_embeddings=tied)
-    model = Decoder(config)
+    model = Model(config)
     model.reset_parameters(torch.Generator().manual_seed(0))
     for parameter in model.parameters():  # away from "all tokens are as likely"
         if parameter.ndim == 2:

@@ -15,30 +15,31 @@ from lmworks.compression.measure import Speed, Speedup, measure_speed, speedup, 
 from lmworks.compression.quantize import QuantizeConfig, encode, quantize, relative_error
 from lmworks.core.errors import UserError
 from lmworks.core.gguf import dequantize, read_gguf
-from lmworks.models.config import AttentionConfig, ModelConfig, RoPEConfig, SwiGLUConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, RoPEConfig
 from lmworks.models.load import load_model
+from lmworks.models.model import Model
 from lmworks.models.save import save_model
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.train import train_bpe
 
 TEXTS = ["the cat sat on the mat and the dog sat on the cat\n"] * 20
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.uniform(
     vocab_size=288,
     hidden_size=64,
     num_hidden_layers=2,
     mixer=AttentionConfig(
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope=RoPEConfig(theta=1e4)
     ),
-    feed_forward=SwiGLUConfig(intermediate_size=96),
+    feed_forward=MLPConfig(intermediate_size=96),
     max_position_embeddings=128,
 )
 
 
-def make(folder: Path, **changes: Any) -> Path:
+def make(folder: Path, intermediate_size: int = 96, **changes: Any) -> Path:
     tokenizer = train_bpe(TEXTS, vocab_size=288)
     config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, **changes)
-    model = Decoder(config)
+    feed_forward = MLPConfig(intermediate_size=intermediate_size)
+    model = Model(config.with_layers(feed_forward=feed_forward))
     model.reset_parameters(torch.Generator().manual_seed(0))
     save_model(model, folder, tokenizer=tokenizer)
     return folder
@@ -49,7 +50,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def logits(model: Decoder) -> torch.Tensor:
+def logits(model: Model) -> torch.Tensor:
     ids = torch.randint(0, 200, (2, 30), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         return model(ids)
@@ -129,7 +130,7 @@ def test_the_same_model_gives_the_same_bytes(source: Path, eight_bit: Path, tmp_
 
 
 def test_rows_that_do_not_divide_fall_back_and_are_named(tmp_path: Path) -> None:
-    folder = make(tmp_path / "odd", feed_forward=SwiGLUConfig(intermediate_size=80))
+    folder = make(tmp_path / "odd", intermediate_size=80)
     made = quantize(QuantizeConfig(model=str(folder)), tmp_path / "q8")
     assert sorted(made.metrics["fallbacks"]) == ["blk.0.ffn_down.weight", "blk.1.ffn_down.weight"]
     assert made.metrics["types"]["F16"] == 2

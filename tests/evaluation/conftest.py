@@ -25,16 +25,16 @@ def make_decoder():
     def make(vocab_size=300, context=16, seed=0):
         import torch
 
-        from lmworks.models.config import AttentionConfig, ModelConfig, SwiGLUConfig
-        from lmworks.models.decoder import Decoder
+        from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+        from lmworks.models.model import Model
 
-        model = Decoder(
-            ModelConfig(
+        model = Model(
+            ModelConfig.uniform(
                 vocab_size=vocab_size,
                 hidden_size=16,
                 num_hidden_layers=2,
                 mixer=AttentionConfig(num_attention_heads=2, num_key_value_heads=1, head_dim=8),
-                feed_forward=SwiGLUConfig(intermediate_size=32),
+                feed_forward=MLPConfig(intermediate_size=32),
                 tie_word_embeddings=True,
                 max_position_embeddings=context,
             )

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lmworks.inference.engine import Engine
-from lmworks.models.config import AttentionConfig, ModelConfig, SwiGLUConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.model import Model
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import train_bpe
 
@@ -23,16 +23,16 @@ def tokenizer() -> PipelineTokenizer:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Decoder:
-    config = ModelConfig(
+def tiny_model() -> Model:
+    config = ModelConfig.uniform(
         vocab_size=264,  # padded: four ids that no token stands for
         hidden_size=32,
         num_hidden_layers=2,
         mixer=AttentionConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8),
-        feed_forward=SwiGLUConfig(intermediate_size=48),
+        feed_forward=MLPConfig(intermediate_size=48),
         max_position_embeddings=CONTEXT,
     )
-    model = Decoder(config).eval()
+    model = Model(config).eval()
     model.reset_parameters(torch.Generator().manual_seed(5))
     with torch.no_grad():  # sharper than fresh weights, so that greedy has no near ties
         for parameter in model.parameters():
@@ -42,6 +42,6 @@ def tiny_model() -> Decoder:
 
 
 @pytest.fixture
-def engine(tiny_model: Decoder, tokenizer: PipelineTokenizer) -> Iterator[Engine]:
+def engine(tiny_model: Model, tokenizer: PipelineTokenizer) -> Iterator[Engine]:
     with Engine(tiny_model, tokenizer, max_batch=4) as engine:
         yield engine

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lmworks.models.config import AttentionConfig, ModelConfig, RoPEConfig, SwiGLUConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, RoPEConfig
+from lmworks.models.model import Model
 
 TINY: dict[str, Any] = {
     "vocab_size": 97,
@@ -25,21 +25,21 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def tiny_config() -> ModelConfig:
-    return ModelConfig(
+    return ModelConfig.uniform(
         vocab_size=97,
         hidden_size=48,
         num_hidden_layers=2,
         mixer=AttentionConfig(
             num_attention_heads=6, num_key_value_heads=2, head_dim=8, rope=RoPEConfig(theta=1000.0)
         ),
-        feed_forward=SwiGLUConfig(intermediate_size=80),
+        feed_forward=MLPConfig(intermediate_size=80),
         max_position_embeddings=128,
     )
 
 
 @pytest.fixture
-def tiny_model(tiny_config: ModelConfig) -> Decoder:
-    model = Decoder(tiny_config)
+def tiny_model(tiny_config: ModelConfig) -> Model:
+    model = Model(tiny_config)
     model.reset_parameters(torch.Generator().manual_seed(0))
     return model.eval()
 

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from lmworks.core.errors import UserError
 from lmworks.models.cache import KVCache
-from lmworks.models.config import AttentionConfig, ModelConfig, SwiGLUConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.model import Model
 
 TOLERANCE = 1e-5
 
 
 @pytest.mark.parametrize("slots", [[0, 1, 2], [0, 2, 4], [4, 0, 3], [2, 1, 0]])
 def test_prefill_and_decode_equal_the_full_forward(
-    tiny_model: Decoder, token_ids: torch.Tensor, slots: list[int]
+    tiny_model: Model, token_ids: torch.Tensor, slots: list[int]
 ) -> None:
     full = tiny_model(token_ids)
     cache = KVCache(tiny_model.config, 5, 64)
@@ -34,7 +34,7 @@ def test_prefill_and_decode_equal_the_full_forward(
 @pytest.mark.parametrize("num_new", [1, 5])
 @pytest.mark.parametrize("slots", [[0, 1, 2], [3, 1, 0]])
 def test_rows_of_different_lengths_share_a_batch(
-    tiny_model: Decoder, token_ids: torch.Tensor, slots: list[int], num_new: int
+    tiny_model: Model, token_ids: torch.Tensor, slots: list[int], num_new: int
 ) -> None:
     full = tiny_model(token_ids)
     cache = KVCache(tiny_model.config, 4, 64)
@@ -50,14 +50,14 @@ def test_rows_of_different_lengths_share_a_batch(
     assert [cache.lengths[slot] for slot in slots] == lengths
 
 
-_CONFIG = ModelConfig(
+_CONFIG = ModelConfig.uniform(
     vocab_size=31,
     hidden_size=16,
     num_hidden_layers=2,
     mixer=AttentionConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=4),
-    feed_forward=SwiGLUConfig(intermediate_size=16),
+    feed_forward=MLPConfig(intermediate_size=16),
 )
-_MODEL = Decoder(_CONFIG)
+_MODEL = Model(_CONFIG)
 _MODEL.reset_parameters(torch.Generator().manual_seed(3))
 
 
@@ -97,7 +97,7 @@ def test_any_history_of_slots_equals_the_full_forward(data: st.DataObject) -> No
 
 
 def test_outgrowing_the_cache_is_one_line_and_changes_nothing(
-    tiny_model: Decoder, token_ids: torch.Tensor
+    tiny_model: Model, token_ids: torch.Tensor
 ) -> None:
     cache = KVCache(tiny_model.config, 2, 20)
     tiny_model(token_ids[:1, :12], cache=cache.view([1]))
@@ -108,7 +108,7 @@ def test_outgrowing_the_cache_is_one_line_and_changes_nothing(
     assert cache.lengths == [8, 20]
 
 
-def test_a_bad_id_leaves_the_lengths_alone(tiny_model: Decoder) -> None:
+def test_a_bad_id_leaves_the_lengths_alone(tiny_model: Model) -> None:
     cache = KVCache(tiny_model.config, 1, 20)
     with pytest.raises(UserError, match="from 5 to 97 do not fit the vocabulary of 97"):
         tiny_model(torch.tensor([[5, 97]]), cache=cache.view([0]))
@@ -116,12 +116,12 @@ def test_a_bad_id_leaves_the_lengths_alone(tiny_model: Decoder) -> None:
 
 
 @pytest.mark.parametrize("slots", [[], [0, 0], [2], [-1]])
-def test_wrong_slots_are_refused(tiny_model: Decoder, slots: list[int]) -> None:
+def test_wrong_slots_are_refused(tiny_model: Model, slots: list[int]) -> None:
     with pytest.raises(ValueError, match="slots"):
         KVCache(tiny_model.config, 2, 8).view(slots)
 
 
-def test_wrong_batch_and_truncation_are_refused(tiny_model: Decoder) -> None:
+def test_wrong_batch_and_truncation_are_refused(tiny_model: Model) -> None:
     cache = KVCache(tiny_model.config, 2, 8)
     with pytest.raises(ValueError, match="1 rows, the cache view 2"):
         tiny_model(torch.tensor([[1]]), cache=cache.view([0, 1]))
@@ -132,16 +132,16 @@ def test_wrong_batch_and_truncation_are_refused(tiny_model: Decoder) -> None:
 
 
 def test_a_cache_from_inference_mode_works_outside_it_and_holds_no_graph(
-    tiny_model: Decoder, token_ids: torch.Tensor
+    tiny_model: Model, token_ids: torch.Tensor
 ) -> None:
     with torch.inference_mode():
         cache = KVCache(tiny_model.config, 1, 64)
         tiny_model(token_ids[:1, :30], cache=cache.view([0]))
     logits = tiny_model(token_ids[:1, 30:], cache=cache.view([0]))
-    assert not cache.keys.requires_grad
-    assert not cache.keys.is_inference()
+    assert not cache.growing[0]["keys"].requires_grad
+    assert not cache.growing[0]["keys"].is_inference()
     assert (logits - tiny_model(token_ids[:1])[:, 30:]).abs().max() < TOLERANCE
 
 
-def test_num_bytes_counts_both_blocks(tiny_model: Decoder) -> None:
+def test_num_bytes_counts_both_blocks(tiny_model: Model) -> None:
     assert KVCache(tiny_model.config, 3, 10).num_bytes == 2 * (2 * 3 * 2 * 10 * 8) * 4

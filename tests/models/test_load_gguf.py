@@ -18,22 +18,22 @@ from lmworks.models.config import (
     AttentionConfig,
     LinearScaling,
     Llama3Scaling,
+    MLPConfig,
     ModelConfig,
     RoPEConfig,
-    SwiGLUConfig,
 )
-from lmworks.models.decoder import Decoder
 from lmworks.models.load import load_model
+from lmworks.models.model import Model
 from lmworks.models.packed import PackedEmbedding, PackedLinear
 
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.uniform(
     vocab_size=96,
     hidden_size=64,
     num_hidden_layers=2,
     mixer=AttentionConfig(
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope=RoPEConfig(theta=1e5)
     ),
-    feed_forward=SwiGLUConfig(intermediate_size=96),
+    feed_forward=MLPConfig(intermediate_size=96),
     max_position_embeddings=128,
 )
 IDS = torch.randint(0, 96, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -42,11 +42,11 @@ Edit = Callable[[dict[str, Any], dict[str, GGUFTensor]], None]
 
 
 def attention(**changes: Any) -> ModelConfig:
-    return dataclasses.replace(CONFIG, mixer=dataclasses.replace(CONFIG.mixer, **changes))
+    return CONFIG.with_layers(mixer=dataclasses.replace(CONFIG.layers[0].mixer, **changes))
 
 
-def scattered(config: ModelConfig) -> Decoder:
-    model, generator = Decoder(config), torch.Generator().manual_seed(2)
+def scattered(config: ModelConfig) -> Model:
+    model, generator = Model(config), torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.3, 0.2, generator=generator)
@@ -64,11 +64,11 @@ def as_tensor(name: str, array: np.ndarray, type: str) -> GGUFTensor:
     return GGUFTensor(name=name, shape=array.shape, type=type, data=data)
 
 
-def write(model: Decoder, path: Path, type: str = "F32", edit: Edit | None = None) -> Path:
+def write(model: Model, path: Path, type: str = "F32", edit: Edit | None = None) -> Path:
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     arrays = to_gguf(model.config, state)
     tensors = {name: as_tensor(name, array, type) for name, array in arrays.items()}
-    metadata = architecture_of(model.config).config_to_gguf(model.config)
+    metadata = architecture_of(model.config, "gguf").layout("gguf").config_dict(model.config)
     if edit:
         edit(metadata, tensors)
     write_gguf(path, metadata, tensors)
@@ -81,8 +81,8 @@ VARIANTS = {
     "wide heads": attention(head_dim=32),
     "linear": attention(rope=RoPEConfig(scaling=LinearScaling(factor=4.0))),
     "llama3": attention(rope=RoPEConfig(theta=5e5, scaling=Llama3Scaling(factor=32.0))),
-    "biases": dataclasses.replace(
-        attention(bias=True), feed_forward=SwiGLUConfig(intermediate_size=96, bias=True)
+    "biases": attention(bias="qkvo").with_layers(
+        feed_forward=MLPConfig(intermediate_size=96, bias=True)
     ),
 }
 
@@ -187,13 +187,19 @@ def tensor(name: str, array: np.ndarray | None) -> Edit:
         (metadata(general__architecture=None), "names no general.architecture"),
         (metadata(general__architecture=5), "names no general.architecture"),
         (metadata(llama__block_count=None), "llama.block_count is missing"),
-        (metadata(llama__block_count="two"), "llama.block_count must be one whole number"),
-        (metadata(llama__block_count=10**9), "num_hidden_layers 1000000000 is above"),
+        (metadata(llama__block_count="two"), "llama.block_count must be a whole number"),
+        (
+            metadata(llama__block_count=10**9),
+            "num_hidden_layers must be",
+        ),
         (metadata(llama__block_count=3), "9 missing: blk.2.attn_norm.weight"),
-        (metadata(llama__attention__head_count=[4, 2]), "must be one whole number, not [4, 2]"),
+        (metadata(llama__attention__head_count=[4, 2]), "must be a whole number, not [4, 2]"),
         (metadata(llama__attention__head_count_kv=3), "not a multiple"),
         (metadata(llama__expert_count=8), "mixture-of-experts"),
-        (metadata(llama__rope__dimension_count=8), "differs from the head size 16"),
+        (
+            metadata(llama__rope__dimension_count=8),
+            "dimension_count 8 is not supported: known: 16",
+        ),
         (metadata(llama__rope__freq_base="x"), "llama.rope.freq_base must be a number"),
         (metadata(llama__rope__freq_base=0.0), "theta must be a number above 0"),
         (metadata(llama__rope__scaling__type="yarn"), "rope scaling 'yarn' is not supported"),
@@ -223,7 +229,7 @@ def test_divisors_of_one_are_no_scaling(tmp_path: Path) -> None:
 def test_an_older_key_for_linear_scaling_is_read(tmp_path: Path) -> None:
     edit = metadata(llama__rope__scale_linear=2.0)
     config = load_model(write(scattered(CONFIG), tmp_path / "m.gguf", edit=edit)).config
-    assert config.mixer.rope.scaling == LinearScaling(factor=2.0)
+    assert config.layers[0].mixer.rope.scaling == LinearScaling(factor=2.0)
 
 
 def test_a_truncated_file_is_told(tmp_path: Path) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 
-from lmworks.core.config import from_mapping, to_mapping
 from lmworks.core.errors import UserError
+from lmworks.models.architectures.own import config_from_hf, config_to_hf
 from lmworks.models.config import (
     AttentionConfig,
     LinearScaling,
     Llama3Scaling,
+    MLPConfig,
     ModelConfig,
+    RMSNormConfig,
     RoPEConfig,
-    SwiGLUConfig,
 )
 
 
@@ -31,9 +33,9 @@ def model(**overrides: Any) -> ModelConfig:
         "hidden_size": 8,
         "num_hidden_layers": 1,
         "mixer": attention(),
-        "feed_forward": SwiGLUConfig(intermediate_size=8),
+        "feed_forward": MLPConfig(intermediate_size=8),
     }
-    return ModelConfig(**values | overrides)
+    return ModelConfig.uniform(**values | overrides)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def model(**overrides: Any) -> ModelConfig:
     [
         (lambda: attention(num_key_value_heads=3), "not a multiple of num_key_value_heads 3"),
         (lambda: attention(num_key_value_heads=0), "num_key_value_heads must be a whole number"),
-        (lambda: attention(head_dim=7), "head_dim 7 is odd"),
+        (lambda: attention(head_dim=7), "7 rotary dimensions of head_dim 7 are an odd number"),
         (lambda: attention(head_dim=8.0), "head_dim must be a whole number"),
         (lambda: attention(num_attention_heads=True), "num_attention_heads must be a whole"),
         (lambda: RoPEConfig(theta=0.0), "rope: theta must be a number above 0"),
@@ -51,12 +53,15 @@ def model(**overrides: Any) -> ModelConfig:
             lambda: Llama3Scaling(factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0),
             "high_freq_factor 4 must be above low_freq_factor 4",
         ),
-        (lambda: SwiGLUConfig(intermediate_size=0), "swiglu: intermediate_size"),
+        (lambda: MLPConfig(intermediate_size=0), "mlp: intermediate_size"),
         (lambda: model(vocab_size=-1), "model: vocab_size must be a whole number >= 1, not -1"),
         (lambda: model(hidden_size="256"), "model: hidden_size"),
-        (lambda: model(num_hidden_layers=10**9), "num_hidden_layers 1000000000 is above 1024"),
+        (
+            lambda: model(num_hidden_layers=10**9),
+            "must be a whole number from 1 to 1024, not 10000",
+        ),
         (lambda: model(vocab_size=10**13), "vocab_size must be a whole number"),
-        (lambda: model(rms_norm_eps=0.0), "rms_norm_eps must be a number above 0"),
+        (lambda: RMSNormConfig(eps=0.0), "rms_norm: eps must be a number above 0"),
     ],
 )
 def test_a_config_that_contradicts_itself_is_one_line(make: Any, told: str) -> None:
@@ -69,7 +74,8 @@ def test_a_config_that_contradicts_itself_is_one_line(make: Any, told: str) -> N
 def test_a_config_survives_plain_json() -> None:
     scaling = Llama3Scaling(factor=8.0)
     config = model(mixer=attention(rope=RoPEConfig(theta=5e5, scaling=scaling)))
-    assert from_mapping(ModelConfig, to_mapping(config)) == config
+    written = json.loads(json.dumps(config_to_hf(config)))
+    assert config_from_hf(written) == config
 
 
 def test_configs_load_without_torch() -> None:

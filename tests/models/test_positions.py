@@ -21,9 +21,10 @@ def test_frequencies_equal_those_of_transformers(scaling: object) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    from lmworks.models.architectures.llama import _scaling_to_hf
+    from lmworks.models.architectures.rope import rope_to_hf
 
-    rope = {"rope_type": "default", "rope_theta": 5e5} | (_scaling_to_hf(scaling) or {})
+    settings = rope_to_hf(RoPEConfig(theta=5e5, scaling=scaling))
+    rope = {"rope_type": "default", "rope_theta": 5e5} | (settings["rope_scaling"] or {})
     config = transformers.LlamaConfig(
         head_dim=64, rope_parameters=rope, max_position_embeddings=131072
     )

@@ -13,35 +13,35 @@ import torch
 from lmworks.core.errors import UserError
 from lmworks.models import save
 from lmworks.models.config import LinearScaling, Llama3Scaling, ModelConfig, RoPEConfig
-from lmworks.models.decoder import Decoder
 from lmworks.models.load import load_model
+from lmworks.models.model import Model
 from lmworks.models.save import save_model
 
 LLAMA3 = Llama3Scaling(factor=8.0, original_max_position_embeddings=64)
 
 
 def variant(config: ModelConfig, name: str) -> ModelConfig:
-    mixer = config.mixer
+    layer: Any = config.layers[0]
+    mixer, feed_forward = layer.mixer, layer.feed_forward
     ropes = {
         "llama3": RoPEConfig(theta=5e5, scaling=LLAMA3),
         "linear": RoPEConfig(scaling=LinearScaling(factor=2.0)),
     }
     if name in ropes:
-        return dataclasses.replace(config, mixer=dataclasses.replace(mixer, rope=ropes[name]))
+        return config.with_layers(mixer=dataclasses.replace(mixer, rope=ropes[name]))
     if name == "biases":
-        return dataclasses.replace(
-            config,
-            mixer=dataclasses.replace(mixer, bias=True),
-            feed_forward=dataclasses.replace(config.feed_forward, bias=True),
+        return config.with_layers(
+            mixer=dataclasses.replace(mixer, bias="qkvo"),
+            feed_forward=dataclasses.replace(feed_forward, bias=True),
         )
     if name == "wide heads":
-        return dataclasses.replace(config, mixer=dataclasses.replace(mixer, head_dim=20))
+        return config.with_layers(mixer=dataclasses.replace(mixer, head_dim=20))
     return dataclasses.replace(config, tie_word_embeddings=name == "tied")
 
 
-def scattered(config: ModelConfig) -> Decoder:
+def scattered(config: ModelConfig) -> Model:
     """A model in which no two weights are alike, norms and biases included."""
-    model, generator = Decoder(config), torch.Generator().manual_seed(2)
+    model, generator = Model(config), torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.3, 0.2, generator=generator)
@@ -71,7 +71,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_same_weights_same_bytes(tiny_model: Decoder, tmp_path: Path) -> None:
+def test_same_weights_same_bytes(tiny_model: Model, tmp_path: Path) -> None:
     save_model(tiny_model, tmp_path / "a", card="Trained on nothing.")
     save_model(tiny_model, tmp_path / "b", card="Trained on nothing.")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -80,7 +80,7 @@ def test_same_weights_same_bytes(tiny_model: Decoder, tmp_path: Path) -> None:
 
 
 def test_large_models_are_sharded(
-    tiny_model: Decoder, token_ids: torch.Tensor, tmp_path: Path
+    tiny_model: Model, token_ids: torch.Tensor, tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")
     save_model(tiny_model, tmp_path, shard_bytes=40_000)
@@ -116,7 +116,7 @@ class FakeTokenizer:
         (folder / "tokenizer.json").write_text("{}")
 
 
-def test_the_end_tokens_are_those_of_the_tokenizer(tiny_model: Decoder, tmp_path: Path) -> None:
+def test_the_end_tokens_are_those_of_the_tokenizer(tiny_model: Model, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     save_model(tiny_model, tmp_path, tokenizer=FakeTokenizer())  # type: ignore[arg-type]
     expected = {"bos_token_id": 0, "eos_token_id": [0, 2], "pad_token_id": 3}
@@ -126,7 +126,7 @@ def test_the_end_tokens_are_those_of_the_tokenizer(tiny_model: Decoder, tmp_path
     assert theirs.eos_token_id == [0, 2]
 
 
-def test_without_a_tokenizer_no_end_token_is_claimed(tiny_model: Decoder, tmp_path: Path) -> None:
+def test_without_a_tokenizer_no_end_token_is_claimed(tiny_model: Model, tmp_path: Path) -> None:
     save_model(tiny_model, tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     assert values["eos_token_id"] is None
@@ -134,7 +134,7 @@ def test_without_a_tokenizer_no_end_token_is_claimed(tiny_model: Decoder, tmp_pa
 
 
 def test_a_full_disk_leaves_the_former_model_whole(
-    tiny_model: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_model(tiny_model, tmp_path)
     before = contents(tmp_path)
@@ -148,20 +148,20 @@ def test_a_full_disk_leaves_the_former_model_whole(
     assert contents(tmp_path) == before
 
 
-def test_leftovers_of_a_killed_save_are_thrown_away(tiny_model: Decoder, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_save_are_thrown_away(tiny_model: Model, tmp_path: Path) -> None:
     (tmp_path / ".saving").mkdir()
     (tmp_path / ".saving" / "model-00001-of-00002.safetensors").write_bytes(b"half")
     save_model(tiny_model, tmp_path)
     assert sorted(contents(tmp_path)) == ["README.md", "config.json", "model.safetensors"]
 
 
-def test_a_folder_that_is_a_file_is_told(tiny_model: Decoder, tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_told(tiny_model: Model, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file, not a folder"):
         save_model(tiny_model, tmp_path / "file" / "model")
 
 
-def test_an_adapted_model_is_told(tiny_model: Decoder, tmp_path: Path) -> None:
+def test_an_adapted_model_is_told(tiny_model: Model, tmp_path: Path) -> None:
     tiny_model.layers[0].adapter = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"first layers\.0\.adapter\.bias"):
         save_model(tiny_model, tmp_path / "m")

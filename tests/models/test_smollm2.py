@@ -11,8 +11,8 @@ import torch
 from lmworks.core.gguf import find_gguf
 from lmworks.core.references import resolve
 from lmworks.models.cache import KVCache
-from lmworks.models.decoder import Decoder
 from lmworks.models.load import load_model
+from lmworks.models.model import Model
 
 pytestmark = pytest.mark.weights
 
@@ -42,7 +42,7 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def ours() -> Decoder:
+def ours() -> Model:
     return load_model("smollm2-135m")
 
 
@@ -68,7 +68,7 @@ def prompt_ids(tokenizer: Any, prompt: str) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def greedy(model: Decoder, ids: torch.Tensor, num_new: int) -> list[int]:
+def greedy(model: Model, ids: torch.Tensor, num_new: int) -> list[int]:
     view = KVCache(model.config, 1, ids.shape[1] + num_new).view([0])
     answer: list[int] = []
     for _ in range(num_new):
@@ -87,7 +87,7 @@ def their_greedy(model: Any, ids: torch.Tensor, num_new: int) -> list[int]:
     return answer
 
 
-def test_logits(ours: Decoder, theirs: tuple[Any, Any]) -> None:
+def test_logits(ours: Model, theirs: tuple[Any, Any]) -> None:
     model, tokenizer = theirs
     with torch.inference_mode():
         for prompt in PROMPTS[:3]:
@@ -95,16 +95,16 @@ def test_logits(ours: Decoder, theirs: tuple[Any, Any]) -> None:
             assert (ours(ids) - model(ids).logits).abs().max() < 1e-3
 
 
-def test_config(ours: Decoder, theirs: tuple[Any, Any]) -> None:
+def test_config(ours: Model, theirs: tuple[Any, Any]) -> None:
     expected = theirs[0].config
     assert ours.config.tie_word_embeddings
     assert ours.config.vocab_size == expected.vocab_size
-    assert ours.config.mixer.num_key_value_heads == expected.num_key_value_heads
+    assert ours.config.layers[0].mixer.num_key_value_heads == expected.num_key_value_heads
     assert ours.config.max_position_embeddings == expected.max_position_embeddings
 
 
 @pytest.mark.parametrize("prompt", PROMPTS[:2])
-def test_greedy_answers_are_equal(ours: Decoder, theirs: tuple[Any, Any], prompt: str) -> None:
+def test_greedy_answers_are_equal(ours: Model, theirs: tuple[Any, Any], prompt: str) -> None:
     ids = prompt_ids(theirs[1], prompt)
     assert greedy(ours, ids, NUM_NEW) == their_greedy(theirs[0], ids, NUM_NEW)
 
@@ -112,12 +112,12 @@ def test_greedy_answers_are_equal(ours: Decoder, theirs: tuple[Any, Any], prompt
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", PROMPTS[2:])
 def test_greedy_answers_are_equal_on_more(
-    ours: Decoder, theirs: tuple[Any, Any], prompt: str
+    ours: Model, theirs: tuple[Any, Any], prompt: str
 ) -> None:
     ids = prompt_ids(theirs[1], prompt)
     assert greedy(ours, ids, NUM_NEW) == their_greedy(theirs[0], ids, NUM_NEW)
 
 
-def test_it_names_paris(ours: Decoder, theirs: tuple[Any, Any]) -> None:
+def test_it_names_paris(ours: Model, theirs: tuple[Any, Any]) -> None:
     ids = prompt_ids(theirs[1], PROMPTS[0])
     assert "Paris" in theirs[1].decode(greedy(ours, ids, 16))

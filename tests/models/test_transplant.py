@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmworks.core.errors import UserError
-from lmworks.models.config import AttentionConfig, ModelConfig, SwiGLUConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
 from lmworks.models.load import load_model
+from lmworks.models.model import Model
 from lmworks.models.save import save_model
 from lmworks.models.transplant.base import METHODS, NEED_AUXILIARY, Auxiliary, Relation, method
 from lmworks.models.transplant.donor import donor_space
@@ -59,14 +59,14 @@ def auxiliary(old: PipelineTokenizer, new: PipelineTokenizer) -> Auxiliary:
     return static_embedding(old, new, relate(old, new), FIELD, SMALL)
 
 
-def tiny(vocab_size: int, *, tied: bool = True) -> Decoder:
-    model = Decoder(
-        ModelConfig(
+def tiny(vocab_size: int, *, tied: bool = True) -> Model:
+    model = Model(
+        ModelConfig.uniform(
             vocab_size=vocab_size,
             hidden_size=32,
             num_hidden_layers=2,
             mixer=AttentionConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8),
-            feed_forward=SwiGLUConfig(intermediate_size=48),
+            feed_forward=MLPConfig(intermediate_size=48),
             tie_word_embeddings=tied,
             max_position_embeddings=256,
         )

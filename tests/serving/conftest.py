@@ -12,8 +12,8 @@ import torch
 
 from lmworks.inference.engine import Engine
 from lmworks.inference.local import LocalChat
-from lmworks.models.config import AttentionConfig, ModelConfig, SwiGLUConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.model import Model
 from lmworks.serving.app import create_app
 from lmworks.serving.guard import LOOPBACK_HOSTS
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
@@ -29,16 +29,16 @@ def tokenizer() -> PipelineTokenizer:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Decoder:
-    config = ModelConfig(
+def tiny_model() -> Model:
+    config = ModelConfig.uniform(
         vocab_size=264,  # padded: four ids that no token stands for
         hidden_size=32,
         num_hidden_layers=2,
         mixer=AttentionConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=8),
-        feed_forward=SwiGLUConfig(intermediate_size=48),
+        feed_forward=MLPConfig(intermediate_size=48),
         max_position_embeddings=CONTEXT,
     )
-    model = Decoder(config).eval()
+    model = Model(config).eval()
     model.reset_parameters(torch.Generator().manual_seed(5))
     with torch.no_grad():  # sharper than fresh weights, so that greedy has no near ties
         for parameter in model.parameters():
@@ -48,7 +48,7 @@ def tiny_model() -> Decoder:
 
 
 @pytest.fixture(scope="session")
-def chat(tiny_model: Decoder, tokenizer: PipelineTokenizer) -> Iterator[LocalChat]:
+def chat(tiny_model: Model, tokenizer: PipelineTokenizer) -> Iterator[LocalChat]:
     engine = Engine(tiny_model, tokenizer, max_batch=4, max_waiting=20)
     yield LocalChat(engine, "tiny")
     engine.close()

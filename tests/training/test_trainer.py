@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lmworks.core.errors import UserError
-from lmworks.models.config import AttentionConfig, ModelConfig, SwiGLUConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.model import Model
 from lmworks.training.checkpoint import load_checkpoint, save_checkpoint
 from lmworks.training.objectives.base import Loss
 from lmworks.training.objectives.causal import causal
@@ -24,14 +24,14 @@ from lmworks.training.trainer_config import LoopConfig
 VOCAB = 64
 
 
-def tiny_model(seed: int = 0) -> Decoder:
-    model = Decoder(
-        ModelConfig(
+def tiny_model(seed: int = 0) -> Model:
+    model = Model(
+        ModelConfig.uniform(
             vocab_size=VOCAB,
             hidden_size=32,
             num_hidden_layers=2,
             mixer=AttentionConfig(num_attention_heads=2, num_key_value_heads=1, head_dim=16),
-            feed_forward=SwiGLUConfig(intermediate_size=64),
+            feed_forward=MLPConfig(intermediate_size=64),
             tie_word_embeddings=True,
             max_position_embeddings=32,
         )
@@ -51,7 +51,7 @@ class Killed(Exception):
     """Stands for the process dying at a step."""
 
 
-def trainer(model: Decoder, work: Path, die_after: int | None = None, **options: object) -> Trainer:
+def trainer(model: Model, work: Path, die_after: int | None = None, **options: object) -> Trainer:
     work.mkdir(exist_ok=True)
 
     def after_step(step: int, history: History) -> None:
@@ -129,7 +129,7 @@ def test_adamw_steps_equal_a_plain_pytorch_loop(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path) -> None:
-    def objective(model: Decoder, batch: Batch) -> Loss:
+    def objective(model: Model, batch: Batch) -> Loss:
         return Loss(value=causal(model, batch).value * math.nan, num_targets=1)
 
     with pytest.raises(UserError, match=r"nan at step 0: lower the learning rate"):

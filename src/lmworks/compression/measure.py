@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,7 @@ def _rounds_outside(num_rounds: int) -> int:
     return sum(total <= 0.025 * 2**num_rounds for total in ways)
 
 
-def measure_speed(
-    models: Sequence[Decoder], *, num_tokens: int = 48, rounds: int = 7
-) -> list[Speed]:
+def measure_speed(models: Sequence[Model], *, num_tokens: int = 48, rounds: int = 7) -> list[Speed]:
     """Decode the same number of tokens with each model in turn, several rounds, median of each.
 
     Taking turns shares the noise of the machine between the models.
@@ -76,7 +74,7 @@ def measure_speed(
     ]
 
 
-def decode(model: Decoder, num_tokens: int) -> float:
+def decode(model: Model, num_tokens: int) -> float:
     """Seconds to decode `num_tokens` greedily, one sequence, from an empty cache."""
     import torch
 
@@ -92,7 +90,7 @@ def decode(model: Decoder, num_tokens: int) -> float:
         return time.perf_counter() - started
 
 
-def weight_bytes(model: Decoder) -> int:
+def weight_bytes(model: Model) -> int:
     """Memory of all weights, packed ones at their packed size, shared ones once."""
     from lmworks.models.packed import PackedMatrix
 

@@ -55,13 +55,13 @@ def quantize(config: QuantizeConfig, run: Run) -> dict[str, Any]:
         name: encode(name, array, config.type)
         for name, array in to_gguf(model.config, state).items()
     }
-    architecture = architecture_of(model.config)
+    architecture = architecture_of(model.config, "gguf")
     metadata = {
         "general.architecture": architecture.name,
         "general.name": Path(config.model).name,
         "general.file_type": _FILE_TYPES[config.type],
         "general.quantization_version": 2,
-        **architecture.config_to_gguf(model.config),
+        **architecture.layout("gguf").config_dict(model.config),
         **tokenizer.gguf_metadata(),
     }
     write_gguf(run.folder / MODEL_FILE, metadata, tensors)

@@ -21,7 +21,7 @@ from lmworks.evaluation.statistics import Interval, paired_interval, ratio_inter
 
 if TYPE_CHECKING:
     from lmworks.data.documents import Document
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
 
 
@@ -57,7 +57,7 @@ class _Measured:
 
 def decoder_candidate(
     name: str,
-    model: Decoder,
+    model: Model,
     tokenizer: Tokenizer,
     *,
     note: str = "",
@@ -75,14 +75,14 @@ def decoder_candidate(
 
 
 def untrained(
-    name: str, like: Decoder, tokenizer: Tokenizer, *, seed: int = 0, window: int = 0
+    name: str, like: Model, tokenizer: Tokenizer, *, seed: int = 0, window: int = 0
 ) -> Candidate:
     """A model of the same shape with fresh weights: what the architecture knows by itself."""
     import torch
 
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
 
-    model = Decoder(like.config)
+    model = Model(like.config)
     model.reset_parameters(torch.Generator().manual_seed(seed))
     note = "the same shape with random weights"
     return decoder_candidate(name, model, tokenizer, note=note, window=window)

@@ -21,7 +21,7 @@ from lmworks.core.progress import track
 if TYPE_CHECKING:
     import torch
 
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.scratch.ngram import KneserNey
 
 # Sequences (N,) of ids -> for each (N - 1,) float64 nats: tokens 1.. given those before them.
@@ -39,7 +39,7 @@ def ngram_logprobs(model: KneserNey) -> LogprobFn:
     return lambda sequences: [model.logprobs(ids)[1:] for ids in sequences]
 
 
-def decoder_logprobs(model: Decoder, *, window: int = 0) -> LogprobFn:
+def decoder_logprobs(model: Model, *, window: int = 0) -> LogprobFn:
     """Score with a decoder, in inference mode.
 
     Args:
@@ -93,7 +93,7 @@ def _batches(windows: list[Window]) -> Iterator[list[Window]]:
 
 
 def _score_batch(
-    model: Decoder, sequences: Sequence[np.ndarray], batch: list[Window], nats: list[np.ndarray]
+    model: Model, sequences: Sequence[np.ndarray], batch: list[Window], nats: list[np.ndarray]
 ) -> None:
     import torch
 
@@ -118,7 +118,7 @@ def _score_batch(
         at += end - first
 
 
-def _target_logprobs(model: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+def _target_logprobs(model: Model, hidden: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
     """(M, H), (M,) -> (M,) float64 nats."""
     import torch
     import torch.nn.functional as F

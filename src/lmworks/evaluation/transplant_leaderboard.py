@@ -26,7 +26,7 @@ from lmworks.models.transplant.settings import StaticEmbeddingConfig
 if TYPE_CHECKING:
     from lmworks.data.documents import Document
     from lmworks.evaluation.scores import Scores
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.models.transplant.base import Auxiliary
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
@@ -158,7 +158,7 @@ def _passage(document: Document, text: str, number: int) -> Document:
 
 
 def measure(
-    model: Decoder,
+    model: Model,
     old: PipelineTokenizer,
     new: PipelineTokenizer,
     passages: Sequence[Document],

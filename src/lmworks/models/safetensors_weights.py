@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json
-from lmworks.models.architectures.base import Architecture, Format
+from lmworks.models.architectures.base import Layout
 from lmworks.models.config import ModelConfig
 from lmworks.models.weights import Shape, without
-
-if TYPE_CHECKING:
-    pass
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,51 +28,57 @@ _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 class SafetensorsWeights:
     """The opened folder. Keeps its files mapped as long as it lives."""
 
-    format: Format = "hf"
-
-    def __init__(self, folder: Path, architecture: Architecture, config: ModelConfig) -> None:
-        self.path, self.architecture, self.config = folder, architecture, config
-        self._files: dict[str, Any] = {}
+    def __init__(self, folder: Path, layout: Layout, config: ModelConfig) -> None:
+        self.path, self.layout, self.config = folder, layout, config
+        self._files: dict[str, tuple[Any, str]] = {}  # (file, name in it)
         for path in _files(folder):
             file = _open(path)
-            self._files |= dict.fromkeys(file.keys(), file)
+            self._files |= {name: (file, name) for name in file.keys()}  # noqa: SIM118
+        if not any(name.startswith(layout.prefix) for name in self._files):
+            # The folder holds the base model alone, whose names lack the prefix.
+            self._files = {layout.prefix + name: held for name, held in self._files.items()}
         self._shapes = {name: self._check(name) for name in self._files}
 
     def _check(self, name: str) -> Shape:
-        part = self._files[name].get_slice(name)
+        file, stored = self._files[name]
+        part = file.get_slice(stored)
         if part.get_dtype() not in _TYPES:
             raise UserError(
-                f"{self.path}: {name} is of type {part.get_dtype()}; known: {', '.join(_TYPES)}"
+                f"{self.path}: {stored} is of type {part.get_dtype()}; known: {', '.join(_TYPES)}"
             )
         return tuple(part.get_shape())
 
     def shapes(self) -> dict[str, Shape]:
         """See `Weights`. A tied head that is stored all the same must equal the embedding."""
-        shapes = without(self._shapes, self.architecture.ignored_hf)
-        head = self.architecture.foreign_name(_HEAD, "hf")
+        shapes = without(self._shapes, self.layout.ignored)
+        head, embedding = (_foreign(self.layout, name) for name in (_HEAD, _EMBEDDING))
         if self.config.tie_word_embeddings and head in shapes:
-            self._check_tied(head)
+            self._check_tied(head, embedding)
             del shapes[head]
         return shapes
 
-    def _check_tied(self, head: str) -> None:
-        embedding = self.architecture.foreign_name(_EMBEDDING, "hf")
+    def _check_tied(self, head: str, embedding: str) -> None:
         if embedding not in self._files:
             return
-        if not torch.equal(self._tensor(head), self._tensor(embedding)):
+        if not torch.equal(self._raw(head), self._raw(embedding)):
             raise UserError(
                 f"{self.path}: config.json ties the head to the embedding, but {head} differs "
                 f"from {embedding}: set tie_word_embeddings to false"
             )
 
-    def _tensor(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
+    def _raw(self, name: str) -> torch.Tensor:
+        file, stored = self._files[name]
+        tensor: torch.Tensor = file.get_tensor(stored)
         return tensor
 
-    def read(self, name: str) -> torch.Tensor:
+    def tensor(self, name: str) -> torch.Tensor:
         """See `Weights`."""
-        tensor = self._tensor(self.architecture.foreign_name(name, "hf"))
-        return tensor.to(torch.float32, copy=True)
+        return self._raw(name).to(torch.float32, copy=True)
+
+
+def _foreign(layout: Layout, own: str) -> str:
+    """What the file calls our parameter `own`, or "" if no rule speaks of it alone."""
+    return next((rule.foreign[0] for rule in layout.rules if rule.own == (own,)), "")
 
 
 def _files(folder: Path) -> list[Path]:

@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import atomic_save, fsync_folder, write_json, write_text, writing
-from lmworks.models.architectures.base import Architecture, architecture_of
+from lmworks.models.architectures.base import Layout, architecture, architecture_of, to_foreign
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
 from lmworks.models.safetensors_weights import INDEX, SINGLE
 
 if TYPE_CHECKING:
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
 
 _SHARD_BYTES = 2 * 2**30
@@ -32,12 +33,13 @@ _END_TOKENS = ("<|endoftext|>", "<|im_end|>")  # the end of a document, the end 
 
 
 def save_model(
-    model: Decoder,
+    model: Model,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
     card: str = "",
     shard_bytes: int = _SHARD_BYTES,
+    model_type: str = "",
 ) -> None:
     """Write `model` into `folder`, in place of a model that is there.
 
@@ -45,16 +47,17 @@ def save_model(
         tokenizer: saved with the model; its end tokens go into generation_config.json.
         card: Markdown for the model card, after the table of sizes.
         shard_bytes: the largest file of weights.
+        model_type: the architecture to write; by default the first that can tell the config.
     Raises: UserError for a full disk, a folder that can't be written, or a packed model.
     """
     folder = Path(folder)
-    target = architecture_of(model.config)
-    state = _state(model, target)
+    layout = _layout(model, model_type)
+    state = _state(model, layout)
     with writing(folder / SINGLE), _staging(folder) as staged:
         _save_weights(state, staged, shard_bytes)
         write_text(staged / "README.md", _card(model, card))
         ids = _special_ids(tokenizer)
-        write_json(staged / "config.json", target.config_to_hf(model.config) | ids)
+        write_json(staged / "config.json", layout.config_dict(model.config) | ids)
         if tokenizer is not None:
             tokenizer.save(staged)
             write_json(staged / "generation_config.json", ids)
@@ -87,7 +90,16 @@ def _move_in(staged: Path, folder: Path) -> None:
     fsync_folder(folder)
 
 
-def _state(model: Decoder, target: Architecture) -> dict[str, torch.Tensor]:
+def _layout(model: Model, model_type: str) -> Layout:
+    if not model_type:
+        return architecture_of(model.config).layout("hf")
+    chosen = architecture(model_type)
+    if not chosen.expresses(model.config, "hf"):
+        raise UserError(f"{model_type} has no words for this model's config: leave model_type out")
+    return chosen.layout("hf")
+
+
+def _state(model: Model, layout: Layout) -> dict[str, torch.Tensor]:
     """The parameters by their Hugging Face names, float32 on the CPU."""
     state = model.state_dict()
     with torch.device("meta"):
@@ -97,10 +109,9 @@ def _state(model: Decoder, target: Architecture) -> dict[str, torch.Tensor]:
             f"a packed or adapted model can't be saved as safetensors ({len(odd)} parameters are "
             f"not plain, first {odd[0]}): load it without packed=True, or merge its adapters"
         )
-    return {
-        target.foreign_name(name, "hf"): tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in state.items()
-    }
+    ours = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in state.items()}
+    theirs = to_foreign(ours, model.config, layout)
+    return {name: tensor.contiguous() for name, tensor in theirs.items()}
 
 
 def _save_weights(state: dict[str, torch.Tensor], folder: Path, shard_bytes: int) -> None:
@@ -147,20 +158,32 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
     }
 
 
-def _card(model: Decoder, card: str) -> str:
+def _card(model: Model, card: str) -> str:
     config = model.config
-    facts = {
+    facts: dict[str, Any] = {
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "layers": config.num_hidden_layers,
         "hidden size": config.hidden_size,
-        "attention heads": f"{config.mixer.num_attention_heads} "
-        f"({config.mixer.num_key_value_heads} for keys and values)",
-        "feed-forward size": config.feed_forward.intermediate_size,
-        "vocabulary": config.vocab_size,
-        "context": f"{config.max_position_embeddings} tokens",
-        "weights": "float32 safetensors",
     }
+    for layer in config.layers[:1]:
+        if isinstance(layer.mixer, AttentionConfig):
+            mixer = layer.mixer
+            facts["attention heads"] = (
+                f"{mixer.num_attention_heads} ({mixer.num_key_value_heads} for keys and values)"
+            )
+        if isinstance(layer.feed_forward, MLPConfig):
+            facts["feed-forward size"] = layer.feed_forward.intermediate_size
+    facts["vocabulary"] = config.vocab_size
+    facts["context"] = f"{config.max_position_embeddings} tokens"
+    facts["weights"] = "float32 safetensors"
     table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
-    body = f"{head}# A Llama-shaped decoder\n\n| | |\n|---|---|\n{table}\n"
+    body = f"{head}# {_title(config)}\n\n| | |\n|---|---|\n{table}\n"
     return body + (f"\n{card.strip()}\n" if card.strip() else "")
+
+
+def _title(config: ModelConfig) -> str:
+    """What kinds of layers there are, in the order in which they first come."""
+    mixers = list(dict.fromkeys(layer.mixer.kind for layer in config.layers))
+    feeds = dict.fromkeys(x.feed_forward.kind for x in config.layers if x.feed_forward)
+    return f"A decoder of {' and '.join([*mixers, *feeds])} layers"

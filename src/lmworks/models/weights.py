@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 
 from lmworks.core.errors import UserError
-from lmworks.models.architectures.base import Architecture, Format
+from lmworks.models.architectures.base import Layout
+from lmworks.models.architectures.rules import Bound
 from lmworks.models.config import ModelConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.model import Model
 
 Shape = tuple[int, ...]
 
@@ -21,19 +22,18 @@ _MOST_NAMES = 8
 
 
 class Weights(Protocol):
-    """Which tensors a checkpoint holds, and each of them on demand."""
+    """Which tensors a checkpoint holds, and each of them on demand, by their names in the file."""
 
     path: Path
-    format: Format
-    architecture: Architecture
+    layout: Layout
     config: ModelConfig
 
     def shapes(self) -> dict[str, Shape]:
-        """The tensors' names in the file and their shapes, without those that are no weights."""
+        """The tensors and their shapes, without those that are no weights."""
         ...
 
-    def read(self, name: str) -> torch.Tensor:
-        """The parameter with our name `name`, in fresh float32 memory."""
+    def tensor(self, name: str) -> torch.Tensor:
+        """One of them, float32."""
         ...
 
 
@@ -46,10 +46,14 @@ def telling(where: Path) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
-def compare_shapes(weights: Weights, model: Decoder) -> None:
-    """Raises: UserError with all tensors that are missing, unexpected or of another shape."""
-    target, format = weights.architecture, weights.format
-    wanted = {target.foreign_name(n, format): tuple(p.shape) for n, p in model.named_parameters()}
+def bind_weights(weights: Weights, model: Model) -> list[Bound]:
+    """The name map between `weights` and `model`.
+
+    Raises: UserError with all tensors that are missing, unexpected or of another shape.
+    """
+    parameters = dict(model.named_parameters())
+    bounds = weights.layout.bind(parameters, weights.config)
+    wanted = _wanted(bounds, parameters)
     held = weights.shapes()
     faults = {
         "missing": [name for name in wanted if name not in held],
@@ -63,15 +67,43 @@ def compare_shapes(weights: Weights, model: Decoder) -> None:
     told = [f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names]
     if told:
         raise UserError(f"{weights.path}: the tensors do not fit the config: {'; '.join(told)}")
+    return bounds
+
+
+def _wanted(bounds: list[Bound], parameters: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
+    """The shapes that the file must hold."""
+    return {
+        name: tuple(tensor.shape)
+        for bound in bounds
+        for name, tensor in bound.to_foreign(
+            [parameters[part].detach().to("meta") for part in bound.own]
+        ).items()
+    }
+
+
+def read_weights(weights: Weights, bound: Bound) -> dict[str, torch.Tensor]:
+    """Our parameters of one rule, in fresh memory.
+
+    Raises: UserError if they hold NaN or infinity.
+    """
+    theirs = [weights.tensor(name) for name in bound.foreign]
+    for name, values in zip(bound.foreign, theirs, strict=True):
+        check_finite(weights, name, values)
+    return {name: fresh(tensor, theirs) for name, tensor in bound.to_own(theirs).items()}
+
+
+def fresh(tensor: torch.Tensor, sources: list[torch.Tensor]) -> torch.Tensor:
+    """`tensor` in memory of its own: a cut of a fused matrix must not keep the whole alive."""
+    whole = tensor.is_contiguous() and any(tensor is source for source in sources)
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def check_finite(weights: Weights, name: str, values: torch.Tensor) -> None:
-    """Raises: UserError if `values` of our parameter `name` hold NaN or infinity."""
+    """Raises: UserError if `values` of the file's tensor `name` hold NaN or infinity."""
     finite = torch.isfinite(values)
     if not bool(finite.all()):
-        foreign = weights.architecture.foreign_name(name, weights.format)
         raise UserError(
-            f"{weights.path}: {foreign} holds {int((~finite).sum())} values that are NaN or "
+            f"{weights.path}: {name} holds {int((~finite).sum())} values that are NaN or "
             "infinite: the weights are damaged"
         )
 

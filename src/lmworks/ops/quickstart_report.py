@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lmworks.data.documents import Document
     from lmworks.evaluation.compare import Candidate
     from lmworks.evaluation.report import GainTable, NextStep, Sample, StageCost
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
 
 _MAX_ANSWERS = 240  # held-out questions measured; enough for an interval, quick enough for a budget
@@ -108,13 +108,13 @@ def _candidates(
 ) -> Iterator[Candidate]:
     """Every stage's model, loaded when its turn comes; each writes its samples on the way."""
     from lmworks.evaluation.compare import decoder_candidate
-    from lmworks.models.decoder import Decoder
     from lmworks.models.load import load_model
+    from lmworks.models.model import Model
 
     base = load_model(run.inputs["base"])
     import torch
 
-    fresh = Decoder(base.config)
+    fresh = Model(base.config)
     fresh.reset_parameters(torch.Generator().manual_seed(config.seed))
     samples.write("Untrained", fresh.eval(), tokenizer)
     yield decoder_candidate("Untrained", fresh, tokenizer, note="the same shape, random weights")
@@ -137,7 +137,7 @@ class _Samples:
             prompt: [] for prompt in [*self._openings, *self._questions]
         }
 
-    def write(self, stage: str, model: Decoder, tokenizer: Tokenizer) -> None:
+    def write(self, stage: str, model: Model, tokenizer: Tokenizer) -> None:
         """Greedy answers of one model."""
         from lmworks.inference.chat import LocalChat
         from lmworks.inference.engine import Engine

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lmworks.models.config import ModelConfig
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
     from lmworks.training.trainer import History
 
@@ -69,12 +69,12 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
     The feed-forward is 8/3 of the width (Shazeer 2020, "GLU variants improve Transformer"), and
     there are half as many key-value heads as query heads (Ainslie et al. 2023, grouped-query).
     """
-    from lmworks.models.config import AttentionConfig, ModelConfig, RoPEConfig, SwiGLUConfig
+    from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, RoPEConfig
 
     shape = config.shape
     hidden = shape.hidden_size or _HEAD_DIM * config.depth
     heads = shape.num_attention_heads or max(1, hidden // _HEAD_DIM)
-    return ModelConfig(
+    return ModelConfig.uniform(
         vocab_size=vocab_size,
         hidden_size=hidden,
         num_hidden_layers=config.depth,
@@ -85,7 +85,7 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
             head_dim=hidden // heads,
             rope=RoPEConfig(theta=10000.0),
         ),
-        feed_forward=SwiGLUConfig(
+        feed_forward=MLPConfig(
             intermediate_size=shape.intermediate_size or -(-hidden * 8 // 3 // 32) * 32
         ),
         tie_word_embeddings=True,
@@ -93,13 +93,13 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
     )
 
 
-def new_model(config: PretrainConfig, vocab_size: int) -> Decoder:
+def new_model(config: PretrainConfig, vocab_size: int) -> Model:
     """The model before training; its weights depend only on the config and the seed."""
     import torch
 
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
 
-    model = Decoder(model_config(config, vocab_size))
+    model = Model(model_config(config, vocab_size))
     model.reset_parameters(torch.Generator().manual_seed(config.seed))
     return model
 
@@ -168,7 +168,7 @@ def cached_stream(path: Path, tokenizer: Tokenizer, work: Path) -> np.ndarray:
 
 
 def summary(
-    history: History, model: Decoder, *, num_steps: int, seconds: float, threads: int
+    history: History, model: Model, *, num_steps: int, seconds: float, threads: int
 ) -> dict[str, Any]:
     """The figures of a training that its manifest keeps. Losses in nats per target token."""
     recent = history.loss[-max(1, len(history.loss) // 20) :]

@@ -21,7 +21,7 @@ from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
     from lmworks.training.conversations import Conversations
     from lmworks.training.tokens import Batch
@@ -105,7 +105,7 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
 
 
 def _conversations(
-    path: Path, tokenizer: Tokenizer, model: Decoder, config: SFTConfig
+    path: Path, tokenizer: Tokenizer, model: Model, config: SFTConfig
 ) -> Conversations:
     from lmworks.training.conversations import Conversations, read_conversations
 
@@ -120,7 +120,7 @@ def _conversations(
     )
 
 
-def _heldout(folder: Path, tokenizer: Tokenizer, model: Decoder, config: SFTConfig) -> list[Batch]:
+def _heldout(folder: Path, tokenizer: Tokenizer, model: Model, config: SFTConfig) -> list[Batch]:
     """The first held-out conversations in fixed batches; none when the dataset has none."""
     path = folder / "heldout.jsonl"
     if not path.is_file() or not path.stat().st_size:
@@ -133,7 +133,7 @@ def _heldout(folder: Path, tokenizer: Tokenizer, model: Decoder, config: SFTConf
 def _with_replay(
     conversations: Conversations,
     tokenizer: Tokenizer,
-    model: Decoder,
+    model: Model,
     config: SFTConfig,
     run: Run,
 ) -> Callable[[int], Batch]:

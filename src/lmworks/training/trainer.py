@@ -28,7 +28,7 @@ from lmworks.training.tokens import Batch
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.training.objectives.base import Objective
 
 
@@ -56,7 +56,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         objective: Objective,
         batches: Callable[[int], Batch],
         config: LoopConfig,

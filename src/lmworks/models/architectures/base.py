@@ -1,4 +1,4 @@
-"""What an architecture is: two config readers, two config writers and a name map.
+"""What an architecture is: config readers and writers, and name maps, for each file format.
 
 `ARCHITECTURES` is keyed by the name that files use for it: `model_type` in a `config.json`,
 `general.architecture` in a GGUF file. Other packages add theirs through the entry-point group
@@ -7,77 +7,118 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmworks.core.errors import UserError
 from lmworks.core.tables import load_target, look_up
+from lmworks.models.architectures.rules import Bound, Rule, bind
 from lmworks.models.config import ModelConfig
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 ARCHITECTURES = {
     "llama": "lmworks.models.architectures.llama:LLAMA",
+    "qwen2": "lmworks.models.architectures.qwen2:QWEN2",
+    "gpt2": "lmworks.models.architectures.gpt2:GPT2",
+    "lmworks": "lmworks.models.architectures.own:OWN",
 }
 
 Format = Literal["hf", "gguf"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Names:
-    """One parameter's name elsewhere; `{}` stands for the number of the layer."""
+def _no_extras(config: ModelConfig) -> dict[str, np.ndarray]:
+    return {}
 
-    hf: str
-    gguf: str
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How one file format holds an architecture.
+
+    Attributes:
+        rules: the name map.
+        read_config: what the file says -> ModelConfig. For Hugging Face a `config.json` as a
+            dict; for GGUF its metadata, and its tensors (any mapping of name to object with
+            `.shape`). Raises: UserError for what is missing or not supported.
+        write_config: the reverse, or None if it can't be written. It may raise whatever it likes
+            for a config of another architecture.
+        ignored: pattern of tensors that hold no parameter.
+        prefix: of names that some files leave out (`transformer.` in GPT-2's).
+        extras: tensors that a file carries beside the parameters.
+    """
+
+    rules: Sequence[Rule]
+    read_config: Callable[..., ModelConfig]
+    write_config: Callable[[ModelConfig], dict[str, Any]] | None = None
+    ignored: str = r"(?!)"
+    prefix: str = ""
+    extras: Callable[[ModelConfig], dict[str, np.ndarray]] = field(default=_no_extras)
+
+    def bind(self, parameters: Mapping[str, Any], config: ModelConfig) -> list[Bound]:
+        """The name map for a model with these parameters (name -> anything with a shape)."""
+        return list(bind(self.rules, parameters, config))
+
+    def config_dict(self, config: ModelConfig) -> dict[str, Any]:
+        """What `write_config` gives. Raises: UserError if this layout can't be written."""
+        if self.write_config is None:
+            raise UserError("models of this architecture can be read, but not written")
+        return self.write_config(config)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """An architecture of another project, told in terms of our blocks.
-
-    Attributes:
-        hf_class: the class that transformers loads it with.
-        names: our parameter names, with `{}` for the layer, to those of the two formats.
-        ignored_hf, ignored_gguf: patterns of tensors that hold no parameter.
-        config_from_hf: `config.json` as a dict -> ModelConfig.
-        config_to_hf: the reverse; together they lose nothing.
-        config_from_gguf: GGUF metadata and tensors (any mapping of name to object with `.shape`)
-            -> ModelConfig.
-        config_to_gguf: the metadata that llama.cpp needs, without the tokenizer's.
-        gguf_row_order: (our name, config) -> rows so that `gguf[order]` is our tensor, or None.
-        gguf_extras: tensors that a GGUF file carries beside the parameters.
-        expresses: whether a config can be written as this architecture.
-    """
+    """An architecture of another project, told in terms of our blocks."""
 
     name: str
-    hf_class: str
-    names: Mapping[str, Names]
-    config_from_hf: Callable[[Mapping[str, Any]], ModelConfig]
-    config_to_hf: Callable[[ModelConfig], dict[str, Any]]
-    config_from_gguf: Callable[[Mapping[str, Any], Mapping[str, Any]], ModelConfig]
-    config_to_gguf: Callable[[ModelConfig], dict[str, Any]]
-    gguf_row_order: Callable[[str, ModelConfig], np.ndarray | None]
-    gguf_extras: Callable[[ModelConfig], dict[str, np.ndarray]]
-    expresses: Callable[[ModelConfig], bool]
-    ignored_hf: str = r"(?!)"
-    ignored_gguf: str = r"(?!)"
+    hf: Layout | None = None
+    gguf: Layout | None = None
 
-    def foreign_name(self, name: str, format: Format) -> str:
-        """Our parameter's name in `format`. Raises: KeyError for a name that is not ours."""
-        template, numbers = _template(name)
-        foreign: str = getattr(self.names[template], format)
-        return foreign.format(*numbers)
+    def layout(self, format: Format) -> Layout:
+        """How `format` holds it. Raises: UserError if it does not."""
+        found = self.hf if format == "hf" else self.gguf
+        if found is None:
+            words = {"hf": "Hugging Face folders", "gguf": "GGUF files"}
+            raise UserError(f"{self.name} is not supported in {words[format]}")
+        return found
 
-    def own_name(self, name: str, format: Format) -> str | None:
-        """Our name for a tensor of `format`, or None if it is no parameter of ours."""
-        template, numbers = _template(name)
-        for own, names in self.names.items():
-            if getattr(names, format) == template:
-                return own.format(*numbers)
-        return None
+    def expresses(self, config: ModelConfig, format: Format) -> bool:
+        """Whether `config`, written and read again, is still the same."""
+        layout = self.hf if format == "hf" else self.gguf
+        if layout is None or layout.write_config is None:
+            return False
+        try:
+            written = layout.write_config(config)
+            again = (
+                layout.read_config(written, _tensors(layout, config))
+                if (format == "gguf")
+                else layout.read_config(written)
+            )
+        except Exception:  # a writer meets a config that is not its own
+            return False
+        return again == config
+
+
+def _tensors(layout: Layout, config: ModelConfig) -> dict[str, Any]:
+    """The tensors of a GGUF file with this config, without memory."""
+    import torch
+
+    from lmworks.core.gguf import GGUFTensor
+    from lmworks.models.model import Model
+
+    with torch.device("meta"):
+        state = Model(config).state_dict()
+    tensors: dict[str, Any] = {
+        name: tensor
+        for bound in layout.bind(state, config)
+        for name, tensor in bound.to_foreign([state[part] for part in bound.own]).items()
+    }
+    for name, array in layout.extras(config).items():
+        data = array.astype("float32").view("uint8").reshape(-1)
+        tensors[name] = GGUFTensor(name=name, shape=array.shape, type="F32", data=data)
+    return tensors
 
 
 def architecture(name: str) -> Architecture:
@@ -86,28 +127,38 @@ def architecture(name: str) -> Architecture:
     return found
 
 
-def architecture_of(config: ModelConfig) -> Architecture:
-    """The architecture to write `config` as. Raises: UserError if none can express it."""
+def architecture_of(config: ModelConfig, format: Format = "hf") -> Architecture:
+    """The architecture to write `config` as: the first whose own reader gives it back.
+
+    Raises: UserError if none can express it.
+    """
     for target in ARCHITECTURES.values():
         found: Architecture = load_target(target)
-        if found.expresses(config):
+        if found.expresses(config, format):
             return found
-    parts = f"{config.mixer.kind} and {config.feed_forward.kind}"
-    raise UserError(f"no known architecture has layers of {parts}: the model can't be saved")
+    kinds = {part.kind for x in config.layers for part in (x.mixer, x.feed_forward) if part}
+    raise UserError(
+        f"no architecture of {'GGUF' if format == 'gguf' else 'Hugging Face'} files has layers of "
+        f"{' and '.join(sorted(kinds))} as this model has them: it can't be written as one"
+    )
+
+
+def to_foreign(
+    state: Mapping[str, torch.Tensor], config: ModelConfig, layout: Layout
+) -> dict[str, torch.Tensor]:
+    """Our parameters as the tensors of a file. Raises: KeyError for one that is not the model's."""
+    return {
+        name: tensor
+        for bound in layout.bind(state, config)
+        for name, tensor in bound.to_foreign([state[part] for part in bound.own]).items()
+    }
 
 
 def to_gguf(config: ModelConfig, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Our parameters as the tensors of a GGUF file: renamed, rows reordered, extras added."""
-    target = architecture_of(config)
-    tensors = {}
-    for name, array in state.items():
-        order = target.gguf_row_order(name, config)
-        if order is not None:
-            array = array[order.argsort()]
-        tensors[target.foreign_name(name, "gguf")] = array
-    return tensors | target.gguf_extras(config)
+    import torch
 
-
-def _template(name: str) -> tuple[str, list[str]]:
-    """`a.12.b` as (`a.{}.b`, ["12"])."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "{}", name), re.findall(r"(?<=\.)(\d+)(?=\.)", name)
+    layout = architecture_of(config, "gguf").layout("gguf")
+    ours = {name: torch.from_numpy(array) for name, array in state.items()}
+    theirs = to_foreign(ours, config, layout)
+    return {name: t.contiguous().numpy() for name, t in theirs.items()} | layout.extras(config)

@@ -10,12 +10,12 @@ from lmworks.models.transplant.base import Auxiliary
 from lmworks.models.transplant.relation import relate
 
 if TYPE_CHECKING:
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 
 def donor_space(
-    donor: Decoder,
+    donor: Model,
     tokenizer: PipelineTokenizer,
     old: PipelineTokenizer,
     new: PipelineTokenizer,
@@ -28,7 +28,7 @@ def donor_space(
     return Auxiliary(new=_rows(donor, tokenizer, new), old=_rows(donor, tokenizer, old))
 
 
-def _rows(donor: Decoder, tokenizer: PipelineTokenizer, wanted: PipelineTokenizer) -> torch.Tensor:
+def _rows(donor: Model, tokenizer: PipelineTokenizer, wanted: PipelineTokenizer) -> torch.Tensor:
     shared = torch.from_numpy(relate(tokenizer, wanted).shared)
     weight = donor.embed_tokens.weight
     assert isinstance(weight, torch.Tensor)

@@ -13,21 +13,21 @@ import torch
 from torch import nn
 
 from lmworks.core.errors import UserError
-from lmworks.models.decoder import Decoder
+from lmworks.models.model import Model
 from lmworks.models.transplant.base import NEED_AUXILIARY, Auxiliary, Relation, method, no_space
 
 _MATRICES = ("embed_tokens.weight", "lm_head.weight")
 
 
 def transplant(
-    model: Decoder,
+    model: Model,
     relation: Relation,
     name: str,
     *,
     auxiliary: Auxiliary | None = None,
     seed: int = 0,
     pad_to_multiple_of: int = 1,
-) -> Decoder:
+) -> Model:
     """The model with an embedding and head for the new vocabulary.
 
     Args:
@@ -53,12 +53,12 @@ def transplant(
             made = make_rows(old, relation, auxiliary, seed=seed + number)
             state[key] = nn.Parameter(_matrix(old, relation, made, rows))
     with torch.device("meta"):
-        changed = Decoder(dataclasses.replace(model.config, vocab_size=rows))
+        changed = Model(dataclasses.replace(model.config, vocab_size=rows))
     changed.load_state_dict(state, assign=True)
     return changed.eval()
 
 
-def _check(model: Decoder, relation: Relation) -> None:
+def _check(model: Model, relation: Relation) -> None:
     if not isinstance(model.embed_tokens, nn.Embedding):
         raise UserError("a packed model has no rows to change: load it without packed=True")
     if relation.num_old > model.config.vocab_size:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.training.tokens import Batch
 
 OBJECTIVES = {
@@ -27,4 +27,4 @@ class Loss:
 class Objective(Protocol):
     """Batch in, loss out."""
 
-    def __call__(self, model: Decoder, batch: Batch) -> Loss: ...
+    def __call__(self, model: Model, batch: Batch) -> Loss: ...

@@ -14,11 +14,11 @@ from lmworks.training.objectives.base import Loss
 from lmworks.training.tokens import IGNORED
 
 if TYPE_CHECKING:
-    from lmworks.models.decoder import Decoder
+    from lmworks.models.model import Model
     from lmworks.training.tokens import Batch
 
 
-def causal(model: Decoder, batch: Batch) -> Loss:
+def causal(model: Model, batch: Batch) -> Loss:
     """Mean cross-entropy over the labels that count.
 
     Args:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 from lmworks.core.errors import UserError
 from lmworks.models.base import BLOCKS, build_block
-from lmworks.models.config import AttentionConfig, ModelConfig
-from lmworks.models.decoder import Decoder
+from lmworks.models.config import AttentionConfig, ModelConfig, RoPEConfig
+from lmworks.models.model import Model
 
 
-def test_last_only_is_the_last_of_all(tiny_model: Decoder, token_ids: torch.Tensor) -> None:
+def test_last_only_is_the_last_of_all(tiny_model: Model, token_ids: torch.Tensor) -> None:
     logits = tiny_model(token_ids)
     assert logits.shape == (3, 40, 97)
     assert logits.dtype == torch.float32
@@ -25,14 +25,14 @@ def test_last_only_is_the_last_of_all(tiny_model: Decoder, token_ids: torch.Tens
 
 
 def test_hidden_states_and_logits_are_the_forward(
-    tiny_model: Decoder, token_ids: torch.Tensor
+    tiny_model: Model, token_ids: torch.Tensor
 ) -> None:
     hidden = tiny_model.hidden_states(token_ids)
     assert hidden.shape == (3, 40, 48)
     assert torch.equal(tiny_model.logits(hidden), tiny_model(token_ids))
 
 
-def test_no_position_sees_a_later_one(tiny_model: Decoder, token_ids: torch.Tensor) -> None:
+def test_no_position_sees_a_later_one(tiny_model: Model, token_ids: torch.Tensor) -> None:
     changed = token_ids.clone()
     changed[:, 25:] = 0
     before, after = tiny_model(token_ids), tiny_model(changed)
@@ -42,7 +42,7 @@ def test_no_position_sees_a_later_one(tiny_model: Decoder, token_ids: torch.Tens
 
 def test_same_seed_same_weights(tiny_config: ModelConfig) -> None:
     def drawn(seed: int) -> dict[str, torch.Tensor]:
-        model = Decoder(tiny_config)
+        model = Model(tiny_config)
         model.reset_parameters(torch.Generator().manual_seed(seed))
         return model.state_dict()
 
@@ -53,8 +53,8 @@ def test_same_seed_same_weights(tiny_config: ModelConfig) -> None:
 
 
 def test_the_spread_of_fresh_weights(tiny_config: ModelConfig) -> None:
-    mixer = dataclasses.replace(tiny_config.mixer, head_dim=64, bias=True)
-    model = Decoder(dataclasses.replace(tiny_config, hidden_size=256, mixer=mixer))
+    mixer = dataclasses.replace(tiny_config.layers[0].mixer, head_dim=64, bias="qkvo")
+    model = Model(dataclasses.replace(tiny_config, hidden_size=256).with_layers(mixer=mixer))
     model.reset_parameters(torch.Generator().manual_seed(0))
     for name, tensor in model.state_dict().items():
         if name.endswith("norm.weight"):
@@ -70,7 +70,7 @@ def test_the_spread_of_fresh_weights(tiny_config: ModelConfig) -> None:
 def test_tied_weights_learn_from_both_ends(
     tiny_config: ModelConfig, token_ids: torch.Tensor
 ) -> None:
-    model = Decoder(dataclasses.replace(tiny_config, tie_word_embeddings=True))
+    model = Model(dataclasses.replace(tiny_config, tie_word_embeddings=True))
     assert model.lm_head is None
     model.reset_parameters(torch.Generator().manual_seed(0))
     F.cross_entropy(model(token_ids).flatten(0, 1), token_ids.flatten()).backward()
@@ -81,7 +81,7 @@ def test_tied_weights_learn_from_both_ends(
     assert gradient[unseen].abs().sum() > 0
 
 
-def test_a_copy_is_independent(tiny_model: Decoder, token_ids: torch.Tensor) -> None:
+def test_a_copy_is_independent(tiny_model: Model, token_ids: torch.Tensor) -> None:
     before = tiny_model(token_ids)
     other = copy.deepcopy(tiny_model)
     with torch.no_grad():
@@ -93,9 +93,9 @@ def test_training_works_after_a_forward_in_inference_mode(
     tiny_config: ModelConfig, token_ids: torch.Tensor
 ) -> None:
     mixer = dataclasses.replace(
-        tiny_config.mixer, rope=dataclasses.replace(tiny_config.mixer.rope, theta=777.0)
+        tiny_config.layers[0].mixer, rope=RoPEConfig(theta=777.0)
     )  # a rotary table that no other test has made
-    model = Decoder(dataclasses.replace(tiny_config, mixer=mixer))
+    model = Model(tiny_config.with_layers(mixer=mixer))
     model.reset_parameters(torch.Generator().manual_seed(0))
     with torch.inference_mode():
         model(token_ids)
@@ -103,7 +103,7 @@ def test_training_works_after_a_forward_in_inference_mode(
     assert model.embed_tokens.weight.grad is not None
 
 
-def test_an_id_outside_the_vocabulary_is_one_line(tiny_model: Decoder) -> None:
+def test_an_id_outside_the_vocabulary_is_one_line(tiny_model: Model) -> None:
     with pytest.raises(UserError, match="from -1 to 3 do not fit the vocabulary of 97"):
         tiny_model(torch.tensor([[3, -1]]))
 

@@ -1,0 +1,43 @@
+"""What a model is made of, as nested frozen dataclasses that load without torch.
+
+Every slot (a layer's `mixer` and `feed_forward`, the rotary `scaling`, the `norm`, the `head`)
+holds a config object, and its type chooses the block: another mixer is another config type in the
+same slot, never a flag. `kind` is the block's name in `lmworks.models.base.BLOCKS`.
+
+A config that contradicts itself raises `UserError` when it is made, so a `ModelConfig` that exists
+can be built. Left out: dropout, which no checkpoint needs to answer as its makers' code does.
+"""
+
+from lmworks.models.config.attention import AttentionConfig, SlidingWindow
+from lmworks.models.config.base import BlockConfig, Kept
+from lmworks.models.config.feed_forward import MLPConfig
+from lmworks.models.config.heads import LMHeadConfig
+from lmworks.models.config.model import EmbeddingConfig, LayerConfig, ModelConfig
+from lmworks.models.config.norms import LayerNormConfig, NormConfig, RMSNormConfig
+from lmworks.models.config.positions import (
+    LearnedPositions,
+    LinearScaling,
+    Llama3Scaling,
+    RoPEConfig,
+    SinusoidalPositions,
+)
+
+__all__ = [
+    "AttentionConfig",
+    "BlockConfig",
+    "EmbeddingConfig",
+    "Kept",
+    "LMHeadConfig",
+    "LayerConfig",
+    "LayerNormConfig",
+    "LearnedPositions",
+    "LinearScaling",
+    "Llama3Scaling",
+    "MLPConfig",
+    "ModelConfig",
+    "NormConfig",
+    "RMSNormConfig",
+    "RoPEConfig",
+    "SinusoidalPositions",
+    "SlidingWindow",
+]

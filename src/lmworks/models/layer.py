@@ -1,0 +1,70 @@
+"""One layer: a mixer, perhaps cross attention, a feed-forward, and where their norms stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmworks.models.attention import CrossAttention
+from lmworks.models.base import build_block
+from lmworks.models.config import LayerConfig, ModelConfig
+from lmworks.models.context import Context
+from lmworks.models.norms import build_norm
+
+
+class Layer(nn.Module):
+    """(B, T, H) -> (B, T, H); see `LayerConfig` for the placements of the norms."""
+
+    def __init__(self, config: LayerConfig, model: ModelConfig) -> None:
+        super().__init__()
+        self.placement = config.placement
+        self._add("mixer", build_block(config.mixer, model), config, model)
+        if config.cross_attention is not None:
+            across = CrossAttention(config.cross_attention, model)
+            self._add("cross_attention", across, config, model)
+        if config.feed_forward is not None:
+            self._add("feed_forward", build_block(config.feed_forward, model), config, model)
+        self.parts = [name for name in _PARTS if hasattr(self, name)]
+
+    def _add(self, name: str, block: nn.Module, config: LayerConfig, model: ModelConfig) -> None:
+        setattr(self, f"{name}_norm", build_norm(config.norm, model.hidden_size))
+        setattr(self, name, block)
+        if self.placement == "sandwich":
+            setattr(self, f"{name}_output_norm", build_norm(config.norm, model.hidden_size))
+
+    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """See the class."""
+        if self.placement == "parallel":
+            x = x + sum(self._update(name, x, context) for name in self.parts)
+            context.note("residual", x)
+            return x
+        for name in self.parts:
+            x = x + self._update(name, x, context)
+            if self.placement == "post":
+                x = getattr(self, f"{name}_norm")(x)
+            context.note(f"{name}_residual", x)
+        return x
+
+    def _update(self, name: str, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """What the part called `name` adds to x."""
+        norm: Any = getattr(self, f"{name}_norm")
+        if self.placement not in ("post", "output"):
+            x = norm(x)
+            context.note(f"{name}_norm", x)
+        update: torch.Tensor = getattr(self, name)(x, context)
+        context.note(name, update)
+        if self.placement == "output":
+            update = norm(update)
+        elif self.placement == "sandwich":
+            update = getattr(self, f"{name}_output_norm")(update)
+        return update
+
+    def reset_parameters(self, generator: torch.Generator | None, *, output_std: float) -> None:
+        """Draw fresh weights of every part; norms are the model's to reset."""
+        for name in self.parts:
+            getattr(self, name).reset_parameters(generator, output_std=output_std)
+
+
+_PARTS = ("mixer", "cross_attention", "feed_forward")
