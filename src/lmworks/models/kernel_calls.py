@@ -1,0 +1,76 @@
+"""Calls of the recurrences' kernels: which channels, which arguments, on which threads.
+
+A call works on one sequence and some blocks of channels. How the work is cut depends on its shape
+and never on the number of threads, so sums over channels come out the same on every machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from lmworks.core import compiled
+from lmworks.models import kernel_slots
+from lmworks.models.kernel_slots import LANES
+
+_PARTS = 8  # of the channels of a sequence
+_SPLIT_WORK = 1 << 17  # numbers of state to compute, from which on a second thread pays
+
+
+def computes(*tensors: torch.Tensor | None) -> bool:
+    """Whether the kernels can take these: on the CPU, and no more precise than float32."""
+    given = [t for t in tensors if t is not None]
+    return all(t.device.type == "cpu" and t.dtype != torch.float64 for t in given)
+
+
+def rows(tensor: torch.Tensor) -> torch.Tensor:
+    """float32 with the channels of a position side by side, channels a multiple of LANES."""
+    tensor = F.pad(tensor.float(), (0, -tensor.shape[-1] % LANES))
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def parts(num_channels: int, work: int) -> list[tuple[int, int]]:
+    """First and last block of each part of the channels; one part if there is little work."""
+    blocks = -(-num_channels // LANES)
+    count = min(_PARTS, blocks) if work >= _SPLIT_WORK else 1
+    ends = [blocks * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(ends))
+
+
+def address(tensor: torch.Tensor | None, index: int = 0) -> int:
+    """Where row `index` of the first dimension begins; 0 for no tensor."""
+    if tensor is None:
+        return 0
+    return tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
+
+
+def arguments(values: Mapping[str, int]) -> np.ndarray:
+    """The array that a kernel gets, from the names in kernel_slots."""
+    slots = np.zeros(kernel_slots.ARGUMENTS, dtype=np.int64)
+    for name, value in values.items():
+        slots[getattr(kernel_slots, name)] = value
+    return slots
+
+
+def run(module: str, name: str, calls: Sequence[np.ndarray]) -> None:
+    """Run a kernel once for each array of arguments."""
+    kernel = compiled.kernel(f"lmworks.models.{module}", name)
+    starts = [call.ctypes.data for call in calls]
+    if len(calls) == 1 or torch.get_num_threads() == 1:
+        for start in starts:
+            kernel(start)
+    else:
+        list(_pool(os.getpid()).map(kernel, starts))
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    # By process: a fork has the pool's queue but none of its threads.
+    return ThreadPoolExecutor(compiled.threads(), thread_name_prefix="scan")
