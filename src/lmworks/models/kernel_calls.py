@@ -38,10 +38,13 @@ def rows(tensor: torch.Tensor) -> torch.Tensor:
 
 def parts(num_channels: int, work: int) -> list[tuple[int, int]]:
     """First and last block of each part of the channels; one part if there is little work."""
-    blocks = -(-num_channels // LANES)
-    count = min(_PARTS, blocks) if work >= _SPLIT_WORK else 1
-    ends = [blocks * i // count for i in range(count + 1)]
-    return list(itertools.pairwise(ends))
+    return parts_of(-(-num_channels // LANES), work, _PARTS)
+
+
+def parts_of(num_blocks: int, work: int, most: int) -> list[tuple[int, int]]:
+    """First and last block of at most `most` parts; one part if there is little work."""
+    count = min(most, num_blocks) if work >= _SPLIT_WORK else 1
+    return list(itertools.pairwise(num_blocks * i // count for i in range(count + 1)))
 
 
 def address(tensor: torch.Tensor | None, index: int = 0) -> int:

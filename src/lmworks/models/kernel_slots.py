@@ -24,4 +24,11 @@ WEIGHT, BIAS, TAPS, SILU, G_WEIGHT, G_BIAS = range(15, 21)
 VALUES, DECAY, BONUS, VALUES_ROW = range(15, 19)
 G_VALUES, G_DECAY, G_BONUS = range(19, 22)
 
+# Gated linear attention; X is the values. HEADS: heads that share a key. The state of a head is
+# STATES rows of HEAD_WIDTH. DECAY_STEP: 1 if each number of a key has a decay, 0 if a head has one.
+QUERIES, KEYS, DECAYS = range(15, 18)
+QUERIES_ROW, KEYS_ROW, DECAYS_ROW, DECAY_STEP, DECAYS_HEAD, HEAD_WIDTH = range(18, 24)
+G_QUERIES, G_KEYS, G_DECAYS = range(26, 29)
+LONG_CHUNK = 256  # positions between two fresh sums of the decays' gradients
+
 ARGUMENTS = 32
