@@ -93,14 +93,14 @@ def test_equals_the_layer_of_transformers(num_global: int) -> None:
         attention_window=[16],
         attention_probs_dropout_prob=0.0,
     )
-    layer = longformer.LongformerSelfAttention(config, 0).double()
-    x = torch.randn(2, 96, 32, dtype=torch.float64, requires_grad=True)
+    layer = longformer.LongformerSelfAttention(config, 0)
+    x = torch.randn(2, 96, 32, requires_grad=True)
     tokens = torch.zeros(2, 96, dtype=torch.bool)
     tokens[0, :num_global] = True
     tokens[1, 40 : 40 + num_global // 2] = True  # fewer, and in the middle
     padding = torch.ones(2, 96, dtype=torch.bool)
-    padding[1, 90:] = False  # a query whose whole window is padding has NaN gradients there
-    state = torch.zeros(2, 96, dtype=torch.float64)
+    padding[1, 90:] = False
+    state = torch.zeros(2, 96)
     state[tokens] = 10000.0
     state[~padding] = -10000.0
     (theirs,) = layer(
@@ -124,10 +124,9 @@ def test_equals_the_layer_of_transformers(num_global: int) -> None:
         padding=padding,
     )
     ours = ours.transpose(1, 2).flatten(2)
-    # Their softmax is float32 whatever the weights are.
-    assert torch.allclose(ours[padding], theirs[padding], atol=1e-6)
+    assert torch.allclose(ours[padding], theirs[padding], atol=1e-5)
     mine, oracle = (torch.autograd.grad(y[padding].sin().sum(), x)[0] for y in (ours, theirs))
-    assert (mine - oracle).abs().max() < 1e-6 * oracle.abs().max()
+    assert (mine - oracle).abs().max() < 1e-5 * oracle.abs().max()
 
 
 def test_positions_of_rows_with_different_numbers_of_global_tokens() -> None:
