@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 BLOCKS = {
     "attention": "lmworks.models.attention:Attention",
     "mlp": "lmworks.models.feed_forward:MLP",
+    "mamba": "lmworks.models.mamba:Mamba",
+    "mamba2": "lmworks.models.mamba2:Mamba2",
+    "rwkv_time_mix": "lmworks.models.rwkv:TimeMix",
+    "rwkv_channel_mix": "lmworks.models.rwkv:ChannelMix",
+    "gated_linear_attention": "lmworks.models.gated_linear_attention:GatedLinearAttention",
+    "short_convolution": "lmworks.models.short_convolution:ShortConvolution",
 }
 
 

@@ -18,9 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from lmworks.models.config import GatedLinearAttentionConfig, ModelConfig
+from lmworks.models.context import Context
+from lmworks.models.initialization import INIT_STD, init_linear
 from lmworks.models.kernel_calls import address, arguments, computes, parts_of, run
 from lmworks.models.kernel_slots import LANES, LONG_CHUNK
 
@@ -76,6 +80,56 @@ def gated_linear_attention_sequential(
         s = decay[:, t, :, :, None] * s + k[:, t, :, :, None] * v[:, t, :, None]
         outs.append(torch.einsum("bhn,bhnp->bhp", q[:, t], s))
     return torch.stack(outs, dim=1), s
+
+
+class GatedLinearAttention(nn.Module):
+    """The mixer: out(silu(gate) * norm(what the queries read)), (B, T, H) -> (B, T, H).
+
+    Source: Yang et al. 2023, section 4.4.
+    """
+
+    def __init__(self, config: GatedLinearAttentionConfig, model: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = model.hidden_size
+        self.q_proj = nn.Linear(hidden, config.key_size, bias=False)
+        self.k_proj = nn.Linear(hidden, config.key_size, bias=False)
+        self.v_proj = nn.Linear(hidden, config.value_size, bias=False)
+        self.decay_down_proj = nn.Linear(hidden, config.gate_rank, bias=False)
+        self.decay_up_proj = nn.Linear(config.gate_rank, config.key_size)
+        self.gate_proj = nn.Linear(hidden, config.value_size, bias=False)
+        self.norm_weight = nn.Parameter(torch.empty(config.value_size // config.num_heads))
+        self.o_proj = nn.Linear(config.value_size, hidden, bias=False)
+
+    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """See the class."""
+        config, cache = self.config, context.cache
+        decay = self.decay_up_proj(self.decay_down_proj(x))
+        q, k, v, decay = (
+            part.unflatten(-1, (config.num_heads, -1))
+            for part in (self.q_proj(x), self.k_proj(x), self.v_proj(x), decay)
+        )
+        y, memory = gated_linear_attention(
+            q * q.shape[-1] ** -0.5,
+            k,
+            v,
+            F.logsigmoid(decay) / config.gate_divisor,
+            state=None if cache is None else cache.state("memory"),
+        )
+        if cache is not None:
+            cache.set_state("memory", memory)
+        context.note("mixer.read", y)
+        y = F.rms_norm(y, y.shape[-1:], self.norm_weight, config.norm_eps).flatten(2)
+        out: torch.Tensor = self.o_proj(F.silu(self.gate_proj(x)) * y)
+        return out
+
+    def reset_parameters(self, generator: torch.Generator | None, *, output_std: float) -> None:
+        """Normal matrices, a norm of ones."""
+        projections = (self.q_proj, self.k_proj, self.v_proj, self.gate_proj)
+        for projection in (*projections, self.decay_down_proj, self.decay_up_proj):
+            init_linear(projection, generator, INIT_STD)
+        init_linear(self.o_proj, generator, output_std)
+        nn.init.ones_(self.norm_weight)
 
 
 def _for_heads(shared: torch.Tensor, heads: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """A short causal convolution of each channel by itself, with the positions before as its state.
 
+It is a part of other mixers, and gated on both sides one of its own (Hyena, LFM2).
+
     y[t] = act(bias + sum over k of weight[k] x[t - K + 1 + k])
 
 On a CPU a compiled kernel reads positions as they lie, (B, T, channels), so nothing is transposed
@@ -10,12 +12,17 @@ Source: Poli et al. 2023 (Hyena), arXiv 2302.10866; Gu and Dao 2023 (Mamba), arX
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.autograd.function import once_differentiable
 
+from lmworks.models.config import ModelConfig, ShortConvolutionConfig
+from lmworks.models.context import Context
+from lmworks.models.initialization import INIT_STD, init_linear
 from lmworks.models.kernel_calls import address, arguments, computes, parts, rows, run
 
 
@@ -60,6 +67,60 @@ def short_convolution_of_shifts(
     total = sum(x[:, k : k + length] * weight[:, k] for k in range(taps))
     assert isinstance(total, torch.Tensor)
     return total if bias is None else total + bias
+
+
+class DepthwiseConvolution(nn.Module):
+    """Each channel by itself, over the last `taps` positions; keeps them in the cache as `conv`."""
+
+    vectors = ("weight",)
+
+    def __init__(self, size: int, taps: int, *, bias: bool, silu: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, 1, taps))
+        self.bias = nn.Parameter(torch.empty(size)) if bias else None
+        self.silu = silu
+
+    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """(B, T, I) -> (B, T, I)."""
+        cache = context.cache
+        state = None if cache is None else cache.state("conv")
+        y, state = short_convolution(
+            x, self.weight.squeeze(1), self.bias, silu=self.silu, state=state
+        )
+        if cache is not None:
+            cache.set_state("conv", state)
+        context.note("mixer.conv", y)
+        return y
+
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        """Uniform within 1 / sqrt(taps), which keeps the size of what goes through; no bias."""
+        bound = 1 / math.sqrt(self.weight.shape[-1])
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class ShortConvolution(nn.Module):
+    """out(c * conv(b * x)), where b, c and x are projections of the input."""
+
+    def __init__(self, config: ShortConvolutionConfig, model: ModelConfig) -> None:
+        super().__init__()
+        hidden, bias = model.hidden_size, config.bias
+        self.in_proj = nn.Linear(hidden, 3 * hidden, bias=bias)
+        self.conv = DepthwiseConvolution(hidden, config.conv_kernel, bias=bias)
+        self.out_proj = nn.Linear(hidden, hidden, bias=bias)
+
+    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """(B, T, H) -> (B, T, H)."""
+        before, after, x = self.in_proj(x).chunk(3, dim=-1)
+        y: torch.Tensor = self.out_proj(after * self.conv(before * x, context))
+        return y
+
+    def reset_parameters(self, generator: torch.Generator | None, *, output_std: float) -> None:
+        """Normal matrices, a convolution as large as what goes through it."""
+        init_linear(self.in_proj, generator, INIT_STD)
+        self.conv.reset_parameters(generator)
+        init_linear(self.out_proj, generator, output_std)
 
 
 class _Convolution(torch.autograd.Function):

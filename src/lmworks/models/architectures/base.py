@@ -24,6 +24,9 @@ ARCHITECTURES = {
     "llama": "lmworks.models.architectures.llama:LLAMA",
     "qwen2": "lmworks.models.architectures.qwen2:QWEN2",
     "gpt2": "lmworks.models.architectures.gpt2:GPT2",
+    "mamba": "lmworks.models.architectures.mamba:MAMBA",
+    "mamba2": "lmworks.models.architectures.mamba:MAMBA2",
+    "rwkv": "lmworks.models.architectures.rwkv:RWKV",
     "lmworks": "lmworks.models.architectures.own:OWN",
 }
 

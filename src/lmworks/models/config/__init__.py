@@ -21,11 +21,21 @@ from lmworks.models.config.positions import (
     RoPEConfig,
     SinusoidalPositions,
 )
+from lmworks.models.config.recurrent import (
+    ChannelMixConfig,
+    GatedLinearAttentionConfig,
+    Mamba2Config,
+    MambaConfig,
+    ShortConvolutionConfig,
+    TimeMixConfig,
+)
 
 __all__ = [
     "AttentionConfig",
     "BlockConfig",
+    "ChannelMixConfig",
     "EmbeddingConfig",
+    "GatedLinearAttentionConfig",
     "Kept",
     "LMHeadConfig",
     "LayerConfig",
@@ -34,10 +44,14 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "MLPConfig",
+    "Mamba2Config",
+    "MambaConfig",
     "ModelConfig",
     "NormConfig",
     "RMSNormConfig",
     "RoPEConfig",
+    "ShortConvolutionConfig",
     "SinusoidalPositions",
     "SlidingWindow",
+    "TimeMixConfig",
 ]

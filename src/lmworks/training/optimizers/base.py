@@ -55,19 +55,21 @@ def matrices_and_rest(
 ) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter], list[torch.nn.Parameter]]:
     """Trainable parameters as (hidden matrices, embeddings and output head, vectors).
 
-    The split decides weight decay (vectors get none) and what Muon may treat as a matrix.
+    The split decides weight decay (vectors get none) and what Muon may treat as a matrix. A module
+    names in `vectors` those of its parameters that are none, whatever their shape.
     """
     from torch import nn
 
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables |= {id(p) for name, p in model.named_parameters() if name.startswith("lm_head")}
+    named = {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "vectors", ())}
     matrices, embeddings, vectors = [], [], []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
         if id(parameter) in tables:
             embeddings.append(parameter)
-        elif parameter.ndim >= 2:
+        elif parameter.ndim >= 2 and id(parameter) not in named:
             matrices.append(parameter)
         else:
             vectors.append(parameter)
