@@ -23,10 +23,19 @@ if TYPE_CHECKING:
 ARCHITECTURES = {
     "llama": "lmworks.models.architectures.llama:LLAMA",
     "qwen2": "lmworks.models.architectures.qwen2:QWEN2",
+    "mistral": "lmworks.models.architectures.mistral:MISTRAL",
+    "qwen3": "lmworks.models.architectures.qwen3:QWEN3",
+    "gemma": "lmworks.models.architectures.gemma:GEMMA",
+    "gemma2": "lmworks.models.architectures.gemma2:GEMMA2",
+    "gemma3_text": "lmworks.models.architectures.gemma3:GEMMA3_TEXT",
+    "gemma3": "lmworks.models.architectures.gemma3:GEMMA3",
+    "phi3": "lmworks.models.architectures.phi3:PHI3",
+    "olmo2": "lmworks.models.architectures.olmo2:OLMO2",
     "gpt2": "lmworks.models.architectures.gpt2:GPT2",
     "mamba": "lmworks.models.architectures.mamba:MAMBA",
     "mamba2": "lmworks.models.architectures.mamba:MAMBA2",
     "rwkv": "lmworks.models.architectures.rwkv:RWKV",
+    "gpt_neox": "lmworks.models.architectures.gpt_neox:GPT_NEOX",
     "lmworks": "lmworks.models.architectures.own:OWN",
 }
 

@@ -33,10 +33,20 @@ FEED_FORWARD = {
     "up_proj": ("up_proj", "ffn_up"),
     "down_proj": ("down_proj", "ffn_down"),
 }
-# Our norm -> theirs, for layers with two of them.
+# Our norm -> theirs, for layers with two of them before, two behind, and four around the parts.
 PRE_NORMS = {
     "mixer_norm": ("input_layernorm", "attn_norm"),
     "feed_forward_norm": ("post_attention_layernorm", "ffn_norm"),
+}
+OUTPUT_NORMS = {
+    "mixer_norm": ("post_attention_layernorm", "post_attention_norm"),
+    "feed_forward_norm": ("post_feedforward_layernorm", "post_ffw_norm"),
+}
+SANDWICH_NORMS = {
+    "mixer_norm": ("input_layernorm", "attn_norm"),
+    "mixer_output_norm": ("post_attention_layernorm", "post_attention_norm"),
+    "feed_forward_norm": ("pre_feedforward_layernorm", "ffn_norm"),
+    "feed_forward_output_norm": ("post_feedforward_layernorm", "post_ffw_norm"),
 }
 
 
@@ -100,15 +110,18 @@ def mlp_from_hf(values: Values, **changes: Any) -> MLPConfig:
 
 
 def model_from_hf(
-    values: Values, *, norm: RMSNormConfig | None = None, **parts: Any
+    values: Values, *, norm: RMSNormConfig | None = None, tied: bool = False, **parts: Any
 ) -> ModelConfig:
-    """A decoder whose layers are alike; `parts` are those of `ModelConfig.uniform`."""
+    """A decoder whose layers are alike; `parts` are those of `ModelConfig.uniform`.
+
+    `tied` is the architecture's default of `tie_word_embeddings`.
+    """
     return ModelConfig.uniform(
         vocab_size=values.count("vocab_size"),
         hidden_size=values.count("hidden_size"),
         num_hidden_layers=values.count("num_hidden_layers"),
         norm=norm or RMSNormConfig(eps=values.number("rms_norm_eps", 1e-6)),
-        tie_word_embeddings=values.flag("tie_word_embeddings", False),
+        tie_word_embeddings=values.flag("tie_word_embeddings", tied),
         max_position_embeddings=values.count("max_position_embeddings", 2048),
         **parts,
     )
@@ -168,16 +181,20 @@ def model_from_gguf(
     """A decoder whose layers are alike. Raises: UserError for what is missing."""
     if "token_embd.weight" not in tensors:
         raise UserError("the tensor token_embd.weight is missing")
-    eps = shortest(values.number("attention.layer_norm_rms_epsilon", 1e-6))
     return ModelConfig.uniform(
         vocab_size=int(tensors["token_embd.weight"].shape[0]),
         hidden_size=values.count("embedding_length"),
         num_hidden_layers=values.count("block_count"),
-        norm=norm or RMSNormConfig(eps=eps),
+        norm=norm or RMSNormConfig(eps=eps_from_gguf(values)),
         tie_word_embeddings="output.weight" not in tensors,
         max_position_embeddings=values.count("context_length", 2048),
         **parts,
     )
+
+
+def eps_from_gguf(values: Values) -> float:
+    """The eps of the norms, as the decimal that the float32 came from."""
+    return shortest(values.number("attention.layer_norm_rms_epsilon", 1e-6))
 
 
 def common_to_gguf(config: ModelConfig, name: str) -> dict[str, Any]:

@@ -121,6 +121,30 @@ def fused(
     return Rule(own=tuple(own), foreign=(foreign,), to_own=to_own, to_foreign=to_foreign)
 
 
+def fused_per_head(
+    own: Sequence[str], foreign: str, *, heads: Callable[[ModelConfig], int]
+) -> Rule:
+    """Several of ours as one of theirs that takes turns head by head (GPT-NeoX, BLOOM).
+
+    Args:
+        heads: (config) -> how many heads each of ours has.
+    """
+
+    def to_own(tensors: Tensors, config: ModelConfig, numbers: tuple[int, ...]) -> Tensors:
+        whole = tensors[0]
+        parts = whole.reshape(heads(config), len(own), -1, *whole.shape[1:])
+        return [part.reshape(-1, *whole.shape[1:]) for part in parts.unbind(1)]
+
+    def to_foreign(tensors: Tensors, config: ModelConfig, numbers: tuple[int, ...]) -> Tensors:
+        import torch
+
+        rest = tensors[0].shape[1:]
+        parts = [tensor.reshape(heads(config), -1, *rest) for tensor in tensors]
+        return [torch.stack(parts, dim=1).reshape(-1, *rest)]
+
+    return Rule(own=tuple(own), foreign=(foreign,), to_own=to_own, to_foreign=to_foreign)
+
+
 def stacked(own: str, foreign: str) -> Rule:
     """One of ours (experts, out, in) as many of theirs; the last `{}` counts the experts."""
 
