@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -10,28 +11,30 @@ import pytest
 import torch
 
 from lmworks.core.errors import UserError
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, MoEConfig, RouterConfig
 from lmworks.models.model import Model
 from lmworks.training.checkpoint import load_checkpoint, save_checkpoint
 from lmworks.training.objectives.base import Loss
 from lmworks.training.objectives.causal import causal
-from lmworks.training.optimizers.base import OptimizerConfig
+from lmworks.training.optimizers.base import OptimizerConfig, build_optimizer
 from lmworks.training.optimizers.muon import orthogonalize
 from lmworks.training.tokens import IGNORED, Batch, PackedWindows, leading_windows
 from lmworks.training.trainer import History, Trainer
 from lmworks.training.trainer_config import LoopConfig
 
 VOCAB = 64
+DENSE = MLPConfig(intermediate_size=64)
+EXPERTS = MoEConfig(num_experts=8, num_experts_per_tok=2, intermediate_size=32)
 
 
-def tiny_model(seed: int = 0) -> Model:
+def tiny_model(seed: int = 0, feed_forward: MLPConfig | MoEConfig = DENSE) -> Model:
     model = Model(
         ModelConfig.uniform(
             vocab_size=VOCAB,
             hidden_size=32,
             num_hidden_layers=2,
             mixer=AttentionConfig(num_attention_heads=2, num_key_value_heads=1, head_dim=16),
-            feed_forward=MLPConfig(intermediate_size=64),
+            feed_forward=feed_forward,
             tie_word_embeddings=True,
             max_position_embeddings=32,
         )
@@ -93,6 +96,66 @@ def test_resume_is_bit_identical(tmp_path: Path, name: str, die_after: int) -> N
             whole.state_dict().items(), resumed.state_dict().values(), strict=True
         ):
             assert torch.equal(left, right), key
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_experts_are_trained_and_resumed_alike(tmp_path: Path, name: str) -> None:
+    config = LoopConfig(eval_every=5, optimizer=OptimizerConfig(name=name))
+    whole = tiny_model(feed_forward=EXPERTS)
+    expected = trainer(whole, tmp_path / "whole", config=config).fit()
+    assert expected.heldout_loss[-1] < expected.heldout_loss[0] - 0.5
+    broken = tiny_model(feed_forward=EXPERTS)
+    with pytest.raises(Killed):
+        trainer(broken, tmp_path / "cut", 7, config=config).fit()
+    resumed = tiny_model(seed=99, feed_forward=EXPERTS)
+    assert trainer(resumed, tmp_path / "cut", config=config).fit() == expected
+    assert {k: len(v) for k, v in expected.metrics.items()} == {"auxiliary": 20, "busiest": 20}
+    for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_the_auxiliary_loss_reaches_the_routers_and_no_figure(tmp_path: Path) -> None:
+    batch = windows()(0)
+
+    def step(coef: float) -> tuple[Loss, torch.Tensor]:
+        router = RouterConfig(aux_loss_coef=coef)
+        model = tiny_model(feed_forward=dataclasses.replace(EXPERTS, router=router)).train()
+        loss = causal(model, batch)
+        assert loss.auxiliary is not None
+        (loss.value + loss.auxiliary).backward()
+        gradient = model.get_parameter("layers.0.feed_forward.router.weight").grad
+        assert gradient is not None
+        return loss, gradient
+
+    (light, small), (heavy, large) = step(0.01), step(10.0)
+    assert torch.equal(light.value, heavy.value)
+    assert heavy.metrics["auxiliary"] == pytest.approx(1000 * light.metrics["auxiliary"], rel=1e-5)
+    assert light.metrics["busiest"] >= 1
+    assert large.norm() > 10 * small.norm()
+    with torch.no_grad():
+        loss = causal(tiny_model(feed_forward=EXPERTS).eval(), batch)
+    assert loss.auxiliary is None
+    assert not loss.metrics
+
+
+def test_muon_treats_each_expert_as_a_matrix_of_its_own() -> None:
+    settings = OptimizerConfig(weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    stacked = torch.nn.Module()
+    stacked.experts = torch.nn.Parameter(torch.randn(3, 6, 10, generator=generator))
+    apart = torch.nn.ParameterList([stacked.experts[i].detach().mT.clone() for i in range(3)])
+    for module in (stacked, apart):
+        module.register_parameter("vector", torch.nn.Parameter(torch.zeros(1)))
+    optimizers = [build_optimizer(stacked, settings), build_optimizer(apart, settings)]
+    for _ in range(2):
+        gradient = torch.randn(3, 6, 10, generator=generator)
+        stacked.experts.grad = gradient
+        for one, other in zip(list(apart)[:3], gradient, strict=True):
+            one.grad = other.mT.clone()
+        for optimizer in optimizers:
+            optimizer.step(1.0)
+    for one, other in zip(list(apart)[:3], stacked.experts, strict=True):
+        torch.testing.assert_close(one.mT, other, rtol=1e-4, atol=1e-6)
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ BLOCKS = {
     "rwkv_channel_mix": "lmworks.models.rwkv:ChannelMix",
     "gated_linear_attention": "lmworks.models.gated_linear_attention:GatedLinearAttention",
     "short_convolution": "lmworks.models.short_convolution:ShortConvolution",
+    "moe": "lmworks.models.moe:MoE",
 }
 
 

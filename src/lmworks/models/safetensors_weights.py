@@ -29,7 +29,7 @@ class SafetensorsWeights:
     """The opened folder. Keeps its files mapped as long as it lives."""
 
     def __init__(self, folder: Path, layout: Layout, config: ModelConfig) -> None:
-        self.path, self.layout, self.config = folder, layout, config
+        self.path, self.config = folder, config
         self._files: dict[str, tuple[Any, str]] = {}  # (file, name in it)
         for path in _files(folder):
             file = _open(path)
@@ -37,6 +37,7 @@ class SafetensorsWeights:
         if not any(name.startswith(layout.prefix) for name in self._files):
             # The folder holds the base model alone, whose names lack the prefix.
             self._files = {layout.prefix + name: held for name, held in self._files.items()}
+        self.layout = layout.of_file(self._files)
         self._shapes = {name: self._check(name) for name in self._files}
 
     def _check(self, name: str) -> Shape:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from lmworks.core.errors import UserError
 from lmworks.core.files import atomic_save, fsync_folder, write_json, write_text, writing
 from lmworks.models.architectures.base import Layout, architecture, architecture_of, to_foreign
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, MoEConfig
 from lmworks.models.safetensors_weights import INDEX, SINGLE
 
 if TYPE_CHECKING:
@@ -173,6 +173,10 @@ def _card(model: Model, card: str) -> str:
             )
         if isinstance(layer.feed_forward, MLPConfig):
             facts["feed-forward size"] = layer.feed_forward.intermediate_size
+        if isinstance(layer.feed_forward, MoEConfig):
+            moe = layer.feed_forward
+            facts["experts"] = f"{moe.num_experts} ({moe.num_experts_per_tok} for each token)"
+            facts["expert size"] = moe.intermediate_size
     facts["vocabulary"] = config.vocab_size
     facts["context"] = f"{config.max_position_embeddings} tokens"
     facts["weights"] = "float32 safetensors"

@@ -34,13 +34,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(kw_only=True)
 class History:
-    """What happened, as columns: training loss per step, held-out loss now and then (nats)."""
+    """What happened, as columns: training loss per step, held-out loss now and then (nats).
+
+    `metrics` are the objective's figures of each step, such as a router's loss.
+    """
 
     loss: list[float] = dataclasses.field(default_factory=list)
     grad_norm: list[float] = dataclasses.field(default_factory=list)
     heldout_step: list[int] = dataclasses.field(default_factory=list)
     heldout_loss: list[float] = dataclasses.field(default_factory=list)
     num_targets: int = 0  # target tokens seen so far
+    metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 class Trainer:
@@ -89,7 +93,8 @@ class Trainer:
             bar.advance(start)
             for step in range(start, self._num_steps):
                 self._step(step)
-                bar.advance(loss=self.history.loss[-1])
+                shown = {name: column[-1] for name, column in self.history.metrics.items()}
+                bar.advance(loss=self.history.loss[-1], **shown)
                 if self._after_step:
                     self._after_step(step, self.history)
                 due = time.monotonic() - saved_at > self._every_s
@@ -112,7 +117,8 @@ class Trainer:
                 f"the loss is {value} at step {step}: lower the learning rate "
                 "(--set loop.optimizer.learning_rate=...), or look at the data of this step"
             )
-        loss.value.backward()  # type: ignore[no-untyped-call]
+        whole = loss.value if loss.auxiliary is None else loss.value + loss.auxiliary
+        whole.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self._config.optimizer.max_grad_norm
         )
@@ -123,6 +129,8 @@ class Trainer:
         self.history.loss.append(value)
         self.history.grad_norm.append(norm.item())
         self.history.num_targets += loss.num_targets
+        for name, figure in loss.metrics.items():
+            self.history.metrics.setdefault(name, []).append(figure)
         if step + 1 == self._num_steps:
             self._look(self._num_steps)
 

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +33,10 @@ ARCHITECTURES = {
     "gemma3": "lmworks.models.architectures.gemma3:GEMMA3",
     "phi3": "lmworks.models.architectures.phi3:PHI3",
     "olmo2": "lmworks.models.architectures.olmo2:OLMO2",
+    "mixtral": "lmworks.models.architectures.mixtral:MIXTRAL",
+    "olmoe": "lmworks.models.architectures.olmoe:OLMOE",
+    "qwen2_moe": "lmworks.models.architectures.qwen2_moe:QWEN2_MOE",
+    "qwen3_moe": "lmworks.models.architectures.qwen3_moe:QWEN3_MOE",
     "gpt2": "lmworks.models.architectures.gpt2:GPT2",
     "mamba": "lmworks.models.architectures.mamba:MAMBA",
     "mamba2": "lmworks.models.architectures.mamba:MAMBA2",
@@ -60,6 +66,7 @@ class Layout:
         ignored: pattern of tensors that hold no parameter.
         prefix: of names that some files leave out (`transformer.` in GPT-2's).
         extras: tensors that a file carries beside the parameters.
+        variants: pattern of a tensor's name -> the name map of files that hold such a one.
     """
 
     rules: Sequence[Rule]
@@ -68,6 +75,14 @@ class Layout:
     ignored: str = r"(?!)"
     prefix: str = ""
     extras: Callable[[ModelConfig], dict[str, np.ndarray]] = field(default=_no_extras)
+    variants: Mapping[str, Sequence[Rule]] = field(default_factory=dict)
+
+    def of_file(self, names: Collection[str]) -> Layout:
+        """The layout of a file that holds tensors of these names."""
+        for pattern, rules in self.variants.items():
+            if any(re.fullmatch(pattern, name) for name in names):
+                return dataclasses.replace(self, rules=rules)
+        return self
 
     def bind(self, parameters: Mapping[str, Any], config: ModelConfig) -> list[Bound]:
         """The name map for a model with these parameters (name -> anything with a shape)."""

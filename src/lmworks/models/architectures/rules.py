@@ -165,6 +165,30 @@ def stacked(own: str, foreign: str) -> Rule:
     )
 
 
+def experts(own: str, foreign: Sequence[str]) -> Rule:
+    """One of ours (experts, in, out) as matrices (out, in) of each expert, side by side in ours.
+
+    `foreign` are the names of one expert's; the last `{}` in each counts the experts.
+    """
+
+    def to_own(tensors: Tensors, config: ModelConfig, numbers: tuple[int, ...]) -> Tensors:
+        import torch
+
+        count = len(tensors) // len(foreign)
+        return [torch.stack([torch.cat(tensors[i::count]) for i in range(count)]).mT]
+
+    def to_foreign(tensors: Tensors, config: ModelConfig, numbers: tuple[int, ...]) -> Tensors:
+        return [one for part in tensors[0].mT.chunk(len(foreign), 1) for one in part.unbind()]
+
+    return Rule(
+        own=(own,),
+        foreign=tuple(foreign),
+        to_own=to_own,
+        to_foreign=to_foreign,
+        count=lambda tensors: len(tensors[0]),
+    )
+
+
 def for_kinds(own: str, foreign: str, kinds: Sequence[str] = ("weight", "bias")) -> list[Rule]:
     """`same` for the weight and the bias of a module."""
     return [same(f"{own}.{kind}", f"{foreign}.{kind}") for kind in kinds]
@@ -211,7 +235,9 @@ def bind(
             foreign = tuple(_fill(part, numbers) for part in rule.foreign)
         else:
             count = rule.count([parameters[part] for part in own])
-            foreign = tuple(_fill(rule.foreign[0], (*numbers, i)) for i in range(count))
+            foreign = tuple(
+                _fill(part, (*numbers, i)) for part in rule.foreign for i in range(count)
+            )
         yield Bound(rule=rule, config=config, numbers=numbers, own=own, foreign=foreign)
 
 

@@ -10,7 +10,7 @@ can be built. Left out: dropout, which no checkpoint needs to answer as its make
 
 from lmworks.models.config.attention import AttentionConfig, SlidingWindow
 from lmworks.models.config.base import BlockConfig, Kept
-from lmworks.models.config.feed_forward import MLPConfig
+from lmworks.models.config.feed_forward import MLPConfig, MoEConfig, RouterConfig
 from lmworks.models.config.heads import LMHeadConfig
 from lmworks.models.config.model import EmbeddingConfig, LayerConfig, ModelConfig
 from lmworks.models.config.norms import LayerNormConfig, NormConfig, RMSNormConfig
@@ -46,10 +46,12 @@ __all__ = [
     "MLPConfig",
     "Mamba2Config",
     "MambaConfig",
+    "MoEConfig",
     "ModelConfig",
     "NormConfig",
     "RMSNormConfig",
     "RoPEConfig",
+    "RouterConfig",
     "ShortConvolutionConfig",
     "SinusoidalPositions",
     "SlidingWindow",

@@ -72,6 +72,11 @@ def check_choice(config: Any, name: str, choices: Any) -> None:
 
 def owner(config: Any) -> str:
     """What an error calls `config`."""
-    words = {"ModelConfig": "model", "RoPEConfig": "rope", "LayerConfig": "layer"}
+    words = {
+        "ModelConfig": "model",
+        "RoPEConfig": "rope",
+        "LayerConfig": "layer",
+        "RouterConfig": "router",
+    }
     name = type(config).__name__
     return words.get(name) or str(getattr(config, "kind", name))

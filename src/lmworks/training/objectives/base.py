@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -18,10 +19,20 @@ OBJECTIVES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """`value` is a scalar in nats per target token, with its graph; `num_targets` its weight."""
+    """What a batch gave.
+
+    Attributes:
+        value: (), nats per target token, with its graph.
+        num_targets: its weight.
+        auxiliary: (), with its graph: what is learnt beside it and is no measure of the text, such
+            as a router's balance; None if nothing is.
+        metrics: figures to show and to keep with the history.
+    """
 
     value: torch.Tensor
     num_targets: int
+    auxiliary: torch.Tensor | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class Objective(Protocol):

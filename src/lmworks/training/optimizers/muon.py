@@ -3,7 +3,8 @@
 Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". Differs:
 three steps of the iteration with the coefficients of Polar Express instead of five fixed ones (on
 a small model the five cost as much as the gradients do), and matrices of equal shape are stacked,
-so that the time goes into a few batched products instead of many tiny ones.
+so that the time goes into a few batched products instead of many tiny ones. The weights of experts
+(experts, in, out) are such stacks already; each expert's matrix is made orthogonal by itself.
 """
 
 from __future__ import annotations
@@ -71,8 +72,10 @@ class Muon:
         for stack, momentum in zip(self._stacks, self._momenta, strict=True):
             gradients = torch.stack([p.grad for p in stack if p.grad is not None])
             momentum.lerp_(gradients, 1 - beta)
-            updates = orthogonalize(gradients.lerp_(momentum, beta))  # Nesterov's look ahead
-            rows, columns = stack[0].shape
+            ahead = gradients.lerp_(momentum, beta)  # Nesterov
+            updates = orthogonalize(ahead.flatten(0, -3)).view_as(ahead)
+            # (out, in), but experts are (experts, in, out)
+            rows, columns = stack[0].shape if stack[0].ndim == 2 else stack[0].shape[:0:-1]
             scale = learning_rate * max(1.0, rows / columns) ** 0.5
             for parameter, update in zip(stack, updates, strict=True):
                 parameter.mul_(1 - learning_rate * self._config.weight_decay)
