@@ -6,6 +6,7 @@ layer, the gradient of every parameter, and greedy decoding with our cache.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def assert_parity(
     num_greedy: int = 64,
     skip_states: tuple[int, ...] = (),
     first_state: int = 0,
+    skip_gradients: tuple[str, ...] = (),
+    input_name: str = "input_ids",
     **inputs: torch.Tensor,
 ) -> Model:
     """Save `theirs` to `folder`, load it, compare; returns ours. Spoils the weights of `theirs`.
@@ -43,24 +46,38 @@ def assert_parity(
         num_greedy: tokens that both continue the first row with; 0 for an encoder.
         skip_states: numbers of hidden states (0 is the embedding) that the two define otherwise.
         first_state: number of the state that theirs begin with (1 where the embedding is none).
-        inputs: what both take beside the ids (attention_mask, token_type_ids).
+        skip_gradients: parameters of ours that are no parameters of theirs.
+        input_name: what theirs calls the ids (pixel_values).
+        inputs: what both take beside the ids (attention_mask, token_type_ids). States and logits
+            of padding are not compared: nothing sees them.
     """
     theirs.save_pretrained(folder)
     ours = load_model(folder)
     states = _states(ours)
     logits = ours(ids, **inputs)
-    expected = theirs(input_ids=ids, output_hidden_states=True, **inputs)
+    expected = theirs(**{input_name: ids}, output_hidden_states=True, **inputs)
     wanted = expected.logits if "logits" in expected else expected.last_hidden_state
+    wanted = wanted.view_as(logits)
+    real = _real(inputs.get("attention_mask"))
+    if wanted.shape[:2] == ids.shape[:2] and wanted.dim() == 3:
+        wanted, logits = wanted * real, logits * real
     assert wanted.std() > 0.05, "these logits are too alike to prove anything"
     assert (logits - wanted).abs().max() < 1e-4
-    compared = zip(states[first_state:], expected.hidden_states[:-1], strict=False)
-    for number, (mine, other) in enumerate(compared):  # their last one is normed
+    last = len(states) - (ours.norm is not None)  # theirs comes after the final norm
+    compared = zip(states[first_state:last], expected.hidden_states, strict=False)
+    for number, (mine, other) in enumerate(compared):
         if number not in skip_states:
-            assert (mine - other).abs().max() < 1e-4, f"hidden state {number}"
+            assert ((mine - other) * real).abs().max() < 1e-4, f"hidden state {number}"
     if num_greedy:
         assert greedy(ours, ids[:1], num_greedy) == their_greedy(theirs, ids[:1], num_greedy)
-    _assert_gradients(theirs, ours, folder, wanted, logits)
+    _assert_gradients(theirs, ours, folder, wanted, logits, skip_gradients)
     return ours
+
+
+def _real(attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """1 where a token is, 0 where padding, for (B, T, ...) tensors."""
+    mask = torch.ones(1, 1) if attention_mask is None else attention_mask
+    return mask[..., None].float()
 
 
 def _states(model: Model) -> list[torch.Tensor]:
@@ -73,7 +90,12 @@ def _states(model: Model) -> list[torch.Tensor]:
 
 
 def _assert_gradients(
-    theirs: Any, ours: Model, folder: Path, wanted: torch.Tensor, logits: torch.Tensor
+    theirs: Any,
+    ours: Model,
+    folder: Path,
+    wanted: torch.Tensor,
+    logits: torch.Tensor,
+    skipped: tuple[str, ...] = (),
 ) -> None:
     """The gradients of both, compared by our names: theirs are saved as if they were weights."""
     weight = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3))
@@ -92,6 +114,8 @@ def _assert_gradients(
     noise = max(float(g.abs().max()) for g in mine.values() if g is not None) * 1e-3
     for bound in bind_weights(weights, ours):
         for name, gradient in read_weights(weights, bound).items():
+            if name in skipped:
+                continue
             got = mine[name]
             got = torch.zeros_like(gradient) if got is None else got
             scale = gradient.abs().max().clamp(min=noise)
@@ -127,18 +151,33 @@ def their_greedy(model: Any, ids: torch.Tensor, num_new: int) -> list[int]:
     return tokens
 
 
-def assert_written(ours: Model, folder: Path, ids: torch.Tensor, model_type: str) -> None:
-    """transformers reads what we write as `model_type`, with the same logits; so do we."""
+def assert_written(
+    ours: Model,
+    folder: Path,
+    ids: torch.Tensor,
+    model_type: str,
+    kind: str = "AutoModelForCausalLM",
+    unused: str = r"(?!)",
+) -> None:
+    """transformers reads what we write as `model_type`, with the same logits; so do we.
+
+    Args:
+        kind: the class that reads it.
+        unused: pattern of weights that the class has and that no answer depends on.
+    """
     import transformers
 
     save_model(ours, folder, model_type=model_type)
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+    theirs, report = getattr(transformers, kind).from_pretrained(
         folder, output_loading_info=True, dtype=torch.float32
     )
     odd = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    odd["missing_keys"] = {key for key in odd["missing_keys"] if not re.fullmatch(unused, key)}
     assert not any(odd.values()), odd
     again = load_model(folder)
     assert again.config == ours.config
     with torch.no_grad():
-        assert (theirs.eval()(ids).logits - ours(ids)).abs().max() < 1e-4
+        answer = theirs.eval()(ids)
+        logits = answer.logits if "logits" in answer else answer.last_hidden_state
+        assert (logits - ours(ids)).abs().max() < 1e-4
         assert torch.equal(again(ids), ours(ids))

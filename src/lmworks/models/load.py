@@ -11,6 +11,7 @@ Pickles (`pytorch_model.bin`) are refused: reading one can run code that is hidd
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lmworks.models.architectures.base import architecture
 from lmworks.models.gguf_weights import GGUFWeights, open_gguf
 from lmworks.models.model import Model
 from lmworks.models.safetensors_weights import SafetensorsWeights
+from lmworks.models.sentence_transformers import sentence_head
 from lmworks.models.weights import Weights, bind_weights, read_weights, telling
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -94,7 +96,10 @@ def _open_safetensors(folder: Path) -> Weights:
         _refuse(values)
         layout = architecture(values["model_type"]).layout("hf")
         config = layout.read_config(values)
-    return SafetensorsWeights(folder, layout, config)
+    weights = SafetensorsWeights(folder, layout, config)
+    if head := sentence_head(folder):
+        weights.config = dataclasses.replace(weights.config, head=head, tie_word_embeddings=False)
+    return weights
 
 
 def _refuse(values: Mapping[str, Any]) -> None:

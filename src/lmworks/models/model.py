@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from lmworks.core.errors import UserError
-from lmworks.models.config import LMHeadConfig, ModelConfig
+from lmworks.models.config import AttentionConfig, LMHeadConfig, ModelConfig
 from lmworks.models.context import Context, Encoded
-from lmworks.models.feed_forward import activation
+from lmworks.models.heads import HeadTransform, PooledHead, build_head
 from lmworks.models.initialization import INIT_STD, init_linear, residual_std
 from lmworks.models.layer import Layer
 from lmworks.models.norms import LayerNorm, RMSNorm, build_norm
-from lmworks.models.positions import build_positions
+from lmworks.models.positions import RelativeBias, build_positions
 
 if TYPE_CHECKING:
     from lmworks.models.cache import CacheView
@@ -37,6 +37,7 @@ Record = Callable[[str, torch.Tensor], None]
 class Model(nn.Module):
     """input_ids (B, T) -> logits (B, T, V) float32, or hidden states where there is no head.
 
+    A pooled head gives one answer for each row instead: classes (B, C), a number (B,), a vector.
     A new one holds arbitrary weights: call `reset_parameters` or load some.
     """
 
@@ -44,19 +45,26 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         hidden, embedding, positions = config.hidden_size, config.embedding, config.positions
-        self.embed_tokens = nn.Embedding(config.vocab_size, hidden)
+        size = config.embedding_size
+        if not embedding.shared:
+            self.embed_tokens = nn.Embedding(config.vocab_size, size)
         self.embed_types = None
         if embedding.type_vocab_size:
-            self.embed_types = nn.Embedding(embedding.type_vocab_size, hidden)
-        self.embed_positions = build_positions(positions, hidden) if positions else None
-        self.embed_norm = build_norm(embedding.norm, hidden) if embedding.norm else None
+            self.embed_types = nn.Embedding(embedding.type_vocab_size, size)
+        self.embed_positions = build_positions(positions, size) if positions else None
+        self.embed_norm = build_norm(embedding.norm, size) if embedding.norm else None
+        self.embed_proj = nn.Linear(size, hidden) if size != hidden else None
+        self.relative_bias = None
+        if config.relative_positions is not None:
+            mixer = cast(AttentionConfig, config.layers[0].mixer)
+            self.relative_bias = RelativeBias(config.relative_positions, mixer.num_attention_heads)
         self.encoder = Model(config.encoder) if config.encoder else None
         self.layers = nn.ModuleList(Layer(layer, config) for layer in config.layers)
         self.norm = build_norm(config.norm, hidden) if config.norm else None
-        self.head = _head_transform(config)
+        self.head = build_head(config)
         self.lm_head: nn.Module | None = None
         if isinstance(config.head, LMHeadConfig) and not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(hidden, config.vocab_size, bias=config.head.bias)
+            self.lm_head = nn.Linear(size, config.vocab_size, bias=config.head.bias)
 
     def forward(
         self,
@@ -69,14 +77,17 @@ class Model(nn.Module):
         """Logits of the next token after each position, or of each position if not causal.
 
         Args:
-            input_ids: (B, T) int64.
+            input_ids: (B, T) int64, or rows of the embedding that were looked up before, (B, T, H).
             cache: slots that the rows continue; their lengths grow by T. No gradient flows then.
             last_only: compute the head for the last position only, as sampling needs.
             inputs: what else `hidden_states` takes.
-        Returns: (B, T, V), or (B, 1, V) with `last_only`, float32.
+        Returns: (B, T, V), or (B, 1, V) with `last_only`, float32; or what the head makes of it.
         Raises: UserError for an id outside the vocabulary or a row that outgrows the cache.
         """
         hidden = self.hidden_states(input_ids, cache, **inputs)
+        if isinstance(self.head, PooledHead):
+            pooled: torch.Tensor = self.head(hidden, inputs.get("attention_mask"), input_ids)
+            return pooled
         return self.logits(hidden[:, -1:] if last_only else hidden)
 
     def hidden_states(
@@ -102,12 +113,15 @@ class Model(nn.Module):
             padding = attention_mask.bool()
         context = Context(padding=padding, encoded=encoded, record=record)
         if cache is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-            return self._run(self._embed(input_ids, positions, token_type_ids), context)
-        step = cache.begin(*input_ids.shape)
+            rows = self._rows(input_ids)
+            positions = torch.arange(rows.shape[1], device=rows.device)
+            context = self._with_bias(context, positions[None], rows.shape[1])
+            return self._run(self._embed(rows, positions, token_type_ids), context)
+        step = cache.begin(*input_ids.shape[:2])
         with torch.no_grad():
-            x = self._embed(input_ids, step.positions, token_type_ids)
+            x = self._embed(self._rows(input_ids), step.positions, token_type_ids)
             caches = [step.layer(i) for i in range(len(self.layers))]
+            context = self._with_bias(context, caches[0].positions, step.total)
             hidden = self._run(x, context, caches)
         step.commit()
         return hidden
@@ -118,7 +132,8 @@ class Model(nn.Module):
         """The encoder's states, for `encoded`. Raises: UserError for a model without an encoder."""
         if self.encoder is None:
             raise UserError("this model has no encoder")
-        states = self.encoder.hidden_states(input_ids, attention_mask=attention_mask)
+        rows = self._rows(input_ids) if self.encoder.config.embedding.shared else input_ids
+        states = self.encoder.hidden_states(rows, attention_mask=attention_mask)
         return Encoded(states, None if attention_mask is None else attention_mask.bool())
 
     def _run(
@@ -135,40 +150,61 @@ class Model(nn.Module):
                 context.record("norm", x)
         return x
 
-    def _embed(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        token_type_ids: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def _with_bias(self, context: Context, positions: torch.Tensor, num_seen: int) -> Context:
+        if self.relative_bias is None:
+            return context
+        return dataclasses.replace(context, bias=self.relative_bias(positions, num_seen))
+
+    def _rows(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The tokens' rows of the table, (B, T, H)."""
+        if input_ids.is_floating_point():
+            return input_ids
         try:
-            x: torch.Tensor = self.embed_tokens(input_ids)
+            return cast(torch.Tensor, self.embed_tokens(input_ids))
         except IndexError as error:
             low, high = int(input_ids.min()), int(input_ids.max())
             raise UserError(
                 f"token ids from {low} to {high} do not fit the vocabulary of "
                 f"{self.config.vocab_size}: is this the model's own tokenizer?"
             ) from error
+
+    def _embed(
+        self, x: torch.Tensor, positions: torch.Tensor, token_type_ids: torch.Tensor | None
+    ) -> torch.Tensor:
         if self.config.embedding.scale != 1:
             x = x * self.config.embedding.scale
         if self.embed_types is not None:
-            types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-            x = x + self.embed_types(types)
+            types = torch.zeros_like(positions) if token_type_ids is None else token_type_ids
+            x = x + self._types(types)
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
-        return x if self.embed_norm is None else self.embed_norm(x)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        return x if self.embed_proj is None else self.embed_proj(x)
+
+    def _types(self, token_type_ids: torch.Tensor) -> torch.Tensor:
+        table = cast(nn.Embedding, self.embed_types)
+        low, high = int(token_type_ids.min()), int(token_type_ids.max())
+        if low < 0 or high >= table.num_embeddings:
+            raise UserError(
+                f"token types from {low} to {high} do not fit the {table.num_embeddings} that "
+                "the model knows"
+            )
+        return cast(torch.Tensor, table(token_type_ids))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., H) after the final norm -> (..., V), or `hidden` itself where there is no head."""
-        head = self.config.head
+        head, transform = self.config.head, self.head
         if head is None:
             return hidden
-        if self.head is not None:
-            hidden = self.head(hidden)
+        if not isinstance(head, LMHeadConfig):
+            return cast(torch.Tensor, cast(PooledHead, transform)(hidden))
+        if transform is not None:
+            hidden = transform(hidden)
         if head.scale != 1:
             hidden = hidden * head.scale
         if self.lm_head is None:
-            bias = self.head.bias if self.head is not None else None
+            bias = transform.bias if isinstance(transform, HeadTransform) else None
             logits = F.linear(hidden, cast(torch.Tensor, self.embed_tokens.weight), bias)
         else:
             logits = self.lm_head(hidden)
@@ -187,13 +223,14 @@ class Model(nn.Module):
 
         Normal with a spread of 0.02, projections into the residual divided by sqrt(2 layers).
         """
-        for table in (self.embed_tokens, self.embed_types):
+        for table in (getattr(self, "embed_tokens", None), self.embed_types):
             if table is not None:
                 nn.init.normal_(table.weight, std=INIT_STD, generator=generator)
-        if self.embed_positions is not None:
-            self.embed_positions.reset_parameters(generator)
-        if self.encoder is not None:
-            self.encoder.reset_parameters(generator)
+        if self.embed_proj is not None:
+            init_linear(self.embed_proj, generator, INIT_STD)
+        for part in (self.embed_positions, self.relative_bias, self.encoder):
+            if part is not None:
+                part.reset_parameters(generator)
         for module in self.modules():
             if isinstance(module, RMSNorm | LayerNorm):
                 module.reset_parameters()
@@ -204,38 +241,3 @@ class Model(nn.Module):
             self.head.reset_parameters(generator)
         if isinstance(self.lm_head, nn.Linear):
             init_linear(self.lm_head, generator, INIT_STD)
-
-
-class HeadTransform(nn.Module):
-    """What stands before a tied or masked-model head: a square layer, its norm, the head's bias."""
-
-    def __init__(self, config: LMHeadConfig, model: ModelConfig) -> None:
-        super().__init__()
-        hidden = model.hidden_size
-        self.dense = nn.Linear(hidden, hidden) if config.transform else None
-        self.activation = activation(config.transform) if config.transform else None
-        norm = config.transform_norm
-        self.norm = build_norm(norm, hidden) if norm else None
-        self.bias = None
-        if config.bias and model.tie_word_embeddings:
-            self.bias = nn.Parameter(torch.zeros(model.vocab_size))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., H) -> (..., H)."""
-        if self.dense is not None and self.activation is not None:
-            x = self.activation(self.dense(x))
-        return x if self.norm is None else self.norm(x)
-
-    def reset_parameters(self, generator: torch.Generator | None) -> None:
-        """Normal weights, zero biases."""
-        if self.dense is not None:
-            init_linear(self.dense, generator, INIT_STD)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-def _head_transform(config: ModelConfig) -> HeadTransform | None:
-    head = config.head
-    if head is None or not (head.transform or (head.bias and config.tie_word_embeddings)):
-        return None
-    return HeadTransform(head, config)

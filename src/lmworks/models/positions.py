@@ -24,6 +24,7 @@ from lmworks.models.config import (
     LearnedPositions,
     LinearScaling,
     Llama3Scaling,
+    RelativePositions,
     RoPEConfig,
     SinusoidalPositions,
 )
@@ -185,6 +186,39 @@ def sinusoids(positions: torch.Tensor, size: int, config: SinusoidalPositions) -
     if config.interleaved:
         return torch.stack(parts, dim=-1).flatten(-2)[..., :size]
     return torch.cat(parts, dim=-1)[..., :size]
+
+
+class RelativeBias(nn.Module):
+    """A learned number per head and bucket of distance, added to the scores of all layers."""
+
+    def __init__(self, config: RelativePositions, num_heads: int) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.num_buckets, num_heads))
+
+    def forward(self, positions: torch.Tensor, num_seen: int) -> torch.Tensor:
+        """Positions (B or 1, T) of what looks -> (B or 1, heads, T, num_seen)."""
+        seen = torch.arange(num_seen, device=positions.device)
+        buckets = distance_buckets(seen - positions[..., None], self.config)
+        return torch.nn.functional.embedding(buckets, self.weight).permute(0, 3, 1, 2)
+
+    def reset_parameters(self, generator: torch.Generator | None) -> None:
+        """Normal with a spread of 0.02."""
+        nn.init.normal_(self.weight, std=INIT_STD, generator=generator)
+
+
+def distance_buckets(distance: torch.Tensor, config: RelativePositions) -> torch.Tensor:
+    """The bucket of each distance (position seen - position that looks), same shape, int64.
+
+    Source: Raffel et al. 2020, arXiv 1910.10683, and the mesh-tensorflow code that it came with.
+    """
+    count = config.num_buckets // 2 if config.bidirectional else config.num_buckets
+    first = (distance > 0).long() * count if config.bidirectional else torch.zeros_like(distance)
+    far = distance.abs() if config.bidirectional else (-distance).clamp(min=0)
+    exact = count // 2
+    share = torch.log(far.clamp(min=1).float() / exact) / math.log(config.max_distance / exact)
+    wide = (exact + (share * (count - exact)).long()).clamp(max=count - 1)
+    return first + torch.where(far < exact, far, wide)
 
 
 def build_positions(

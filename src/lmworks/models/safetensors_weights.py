@@ -6,6 +6,8 @@ as float32. Half-precision files are widened, other types (integers, 8-bit float
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json
 from lmworks.models.architectures.base import Layout
-from lmworks.models.config import ModelConfig
-from lmworks.models.weights import Shape, without
+from lmworks.models.config import LMHeadConfig, ModelConfig
+from lmworks.models.weights import Shape
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,12 +35,15 @@ class SafetensorsWeights:
         self._files: dict[str, tuple[Any, str]] = {}  # (file, name in it)
         for path in _files(folder):
             file = _open(path)
-            self._files |= {name: (file, name) for name in file.keys()}  # noqa: SIM118
+            self._files |= {_today(name, layout): (file, name) for name in file.keys()}  # noqa: SIM118
         if not any(name.startswith(layout.prefix) for name in self._files):
-            # The folder holds the base model alone, whose names lack the prefix.
+            # The folder holds the base model alone, whose names lack the prefix, and no head,
+            # whatever its config says (sentence-transformers keeps the one it began from).
             self._files = {layout.prefix + name: held for name, held in self._files.items()}
+            self.config = _without_head(config)
         self.layout = layout.of_file(self._files)
-        self._shapes = {name: self._check(name) for name in self._files}
+        ignored = re.compile(layout.ignored).fullmatch
+        self._shapes = {name: self._check(name) for name in self._files if not ignored(name)}
 
     def _check(self, name: str) -> Shape:
         file, stored = self._files[name]
@@ -51,7 +56,7 @@ class SafetensorsWeights:
 
     def shapes(self) -> dict[str, Shape]:
         """See `Weights`. A tied head that is stored all the same must equal the embedding."""
-        shapes = without(self._shapes, self.layout.ignored)
+        shapes = dict(self._shapes)
         head, embedding = (_foreign(self.layout, name) for name in (_HEAD, _EMBEDDING))
         if self.config.tie_word_embeddings and head in shapes:
             self._check_tied(head, embedding)
@@ -75,6 +80,23 @@ class SafetensorsWeights:
     def tensor(self, name: str) -> torch.Tensor:
         """See `Weights`."""
         return self._raw(name).to(torch.float32, copy=True)
+
+
+def _today(name: str, layout: Layout) -> str:
+    """What a file of today calls the tensor that an old one calls `name`."""
+    for old, new in layout.renamed.items():
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
+def _without_head(config: ModelConfig) -> ModelConfig:
+    """`config` without a head that would need weights of its own."""
+    head = config.head
+    plain = isinstance(head, LMHeadConfig) and not head.bias and not head.transform
+    if plain and config.tie_word_embeddings:
+        return config
+    return dataclasses.replace(config, head=None)
 
 
 def _foreign(layout: Layout, own: str) -> str:

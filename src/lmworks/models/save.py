@@ -57,7 +57,7 @@ def save_model(
         _save_weights(state, staged, shard_bytes)
         write_text(staged / "README.md", _card(model, card))
         ids = _special_ids(tokenizer)
-        write_json(staged / "config.json", layout.config_dict(model.config) | ids)
+        write_json(staged / "config.json", ids | layout.config_dict(model.config))
         if tokenizer is not None:
             tokenizer.save(staged)
             write_json(staged / "generation_config.json", ids)

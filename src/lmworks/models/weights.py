@@ -55,9 +55,10 @@ def bind_weights(weights: Weights, model: Model) -> list[Bound]:
     bounds = weights.layout.bind(parameters, weights.config)
     wanted = _wanted(bounds, parameters)
     held = weights.shapes()
+    spare = re.compile(weights.layout.spare).fullmatch
     faults = {
         "missing": [name for name in wanted if name not in held],
-        "unexpected": [name for name in held if name not in wanted],
+        "unexpected": [name for name in held if name not in wanted and not spare(name)],
         "of a wrong shape": [
             f"{name} {held[name]} instead of {shape}"
             for name, shape in wanted.items()

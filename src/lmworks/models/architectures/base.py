@@ -42,6 +42,12 @@ ARCHITECTURES = {
     "mamba2": "lmworks.models.architectures.mamba:MAMBA2",
     "rwkv": "lmworks.models.architectures.rwkv:RWKV",
     "gpt_neox": "lmworks.models.architectures.gpt_neox:GPT_NEOX",
+    "bert": "lmworks.models.architectures.bert:BERT",
+    "roberta": "lmworks.models.architectures.roberta:ROBERTA",
+    "xlm-roberta": "lmworks.models.architectures.roberta:XLM_ROBERTA",
+    "distilbert": "lmworks.models.architectures.distilbert:DISTILBERT",
+    "mpnet": "lmworks.models.architectures.mpnet:MPNET",
+    "electra": "lmworks.models.architectures.electra:ELECTRA",
     "lmworks": "lmworks.models.architectures.own:OWN",
 }
 
@@ -65,6 +71,9 @@ class Layout:
             for a config of another architecture.
         ignored: pattern of tensors that hold no parameter.
         prefix: of names that some files leave out (`transformer.` in GPT-2's).
+        spare: pattern of weights that some files hold beside those that the config asks for, of
+            a head that is not the config's; they are left where they are.
+        renamed: endings of names in old files -> what they are called today.
         extras: tensors that a file carries beside the parameters.
         variants: pattern of a tensor's name -> the name map of files that hold such a one.
     """
@@ -74,6 +83,8 @@ class Layout:
     write_config: Callable[[ModelConfig], dict[str, Any]] | None = None
     ignored: str = r"(?!)"
     prefix: str = ""
+    spare: str = r"(?!)"
+    renamed: Mapping[str, str] = field(default_factory=dict)
     extras: Callable[[ModelConfig], dict[str, np.ndarray]] = field(default=_no_extras)
     variants: Mapping[str, Sequence[Rule]] = field(default_factory=dict)
 

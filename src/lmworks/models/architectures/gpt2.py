@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmworks.models.architectures.base import Architecture, Layout
+from lmworks.models.architectures.classes import decoder_head
 from lmworks.models.architectures.rules import Rule, for_kinds, fused, same, transposed
 from lmworks.models.architectures.values import HF_ACTIVATIONS, Values, activation, head_dim
 from lmworks.models.config import (
@@ -46,7 +47,7 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
         ),
         norm=LayerNormConfig(eps=read.number("layer_norm_epsilon", 1e-5)),
         positions=LearnedPositions(num_positions=read.count("n_positions")),
-        tie_word_embeddings=read.flag("tie_word_embeddings", True),
+        **decoder_head(read, tied=True),
         max_position_embeddings=read.count("n_positions"),
     )
 
@@ -100,6 +101,7 @@ def _rules() -> list[Rule]:
         same(f"{layer}feed_forward.down_proj.bias", f"{theirs}mlp.c_proj.bias"),
         *for_kinds("norm", "transformer.ln_f"),
         same("lm_head.weight", "lm_head.weight"),
+        *for_kinds("head.out_proj", "score"),
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmworks.core.errors import UserError
+from lmworks.models.architectures.classes import decoder_head
 from lmworks.models.architectures.rope import rope_from_gguf, rope_from_hf, rope_to_gguf, rope_to_hf
 from lmworks.models.architectures.rules import Rule, for_kinds, same
 from lmworks.models.architectures.values import (
@@ -59,6 +60,7 @@ def hf_rules(
         same("embed_tokens.weight", f"{prefix}embed_tokens.weight"),
         *for_kinds("norm", f"{prefix}norm"),
         *for_kinds("lm_head", "lm_head"),
+        *for_kinds("head.out_proj", "score"),
     ]
     for own, (theirs, _) in MIXER.items():
         rules += for_kinds(f"{layer}mixer.{own}", f"{hf}self_attn.{theirs}")
@@ -117,11 +119,11 @@ def model_from_hf(
     `tied` is the architecture's default of `tie_word_embeddings`.
     """
     return ModelConfig.uniform(
+        **decoder_head(values, parts.pop("head", None), tied=tied),
         vocab_size=values.count("vocab_size"),
         hidden_size=values.count("hidden_size"),
         num_hidden_layers=values.count("num_hidden_layers"),
         norm=norm or RMSNormConfig(eps=values.number("rms_norm_eps", 1e-6)),
-        tie_word_embeddings=values.flag("tie_word_embeddings", tied),
         max_position_embeddings=values.count("max_position_embeddings", 2048),
         **parts,
     )

@@ -8,6 +8,7 @@ a file must hold are known before anything is read.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,11 +46,30 @@ class Rule:
     plain: bool = False
     # Where the number of foreign tensors depends on ours: (own tensors) -> how many.
     count: Callable[[Tensors], int] | None = None
+    # Whether the rule holds for a config, where names depend on one; None: for all.
+    when: Callable[[ModelConfig], bool] | None = None
 
 
 def same(own: str, foreign: str) -> Rule:
     """One tensor under another name."""
     return Rule(own=(own,), foreign=(foreign,), plain=True)
+
+
+def with_ones(own: str, foreign: str, count: int = 1) -> Rule:
+    """The same values; theirs has `count` dimensions of size 1 before ours."""
+
+    def to_own(tensors: Tensors, config: ModelConfig, numbers: tuple[int, ...]) -> Tensors:
+        return [tensor[(0,) * count] for tensor in tensors]
+
+    def to_foreign(tensors: Tensors, config: ModelConfig, numbers: tuple[int, ...]) -> Tensors:
+        return [tensor[(None,) * count] for tensor in tensors]
+
+    return Rule(own=(own,), foreign=(foreign,), to_own=to_own, to_foreign=to_foreign)
+
+
+def only_when(holds: Callable[[ModelConfig], bool], rules: Sequence[Rule]) -> list[Rule]:
+    """`rules` for the configs of which `holds` is true."""
+    return [dataclasses.replace(rule, when=holds) for rule in rules]
 
 
 def transposed(own: str, foreign: str) -> Rule:
@@ -222,7 +242,8 @@ def bind(
 
     Raises: KeyError for a parameter that no rule speaks of.
     """
-    by_template = {name: rule for rule in rules for name in rule.own}
+    valid = [rule for rule in rules if rule.when is None or rule.when(config)]
+    by_template = {name: rule for rule in valid for name in rule.own}
     done: set[str] = set()
     for name in parameters:
         if name in done:

@@ -11,13 +11,27 @@ can be built. Left out: dropout, which no checkpoint needs to answer as its make
 from lmworks.models.config.attention import AttentionConfig, SlidingWindow
 from lmworks.models.config.base import BlockConfig, Kept
 from lmworks.models.config.feed_forward import MLPConfig, MoEConfig, RouterConfig
-from lmworks.models.config.heads import LMHeadConfig
+from lmworks.models.config.heads import (
+    AttentionPooling,
+    ClassHeadConfig,
+    EmbeddingHeadConfig,
+    FirstPooling,
+    HeadConfig,
+    LastPooling,
+    LMHeadConfig,
+    MeanPooling,
+    PooledHeadConfig,
+    Pooling,
+    TokenPooling,
+    ValueHeadConfig,
+)
 from lmworks.models.config.model import EmbeddingConfig, LayerConfig, ModelConfig
 from lmworks.models.config.norms import LayerNormConfig, NormConfig, RMSNormConfig
 from lmworks.models.config.positions import (
     LearnedPositions,
     LinearScaling,
     Llama3Scaling,
+    RelativePositions,
     RoPEConfig,
     SinusoidalPositions,
 )
@@ -32,12 +46,18 @@ from lmworks.models.config.recurrent import (
 
 __all__ = [
     "AttentionConfig",
+    "AttentionPooling",
     "BlockConfig",
     "ChannelMixConfig",
+    "ClassHeadConfig",
     "EmbeddingConfig",
+    "EmbeddingHeadConfig",
+    "FirstPooling",
     "GatedLinearAttentionConfig",
+    "HeadConfig",
     "Kept",
     "LMHeadConfig",
+    "LastPooling",
     "LayerConfig",
     "LayerNormConfig",
     "LearnedPositions",
@@ -46,14 +66,20 @@ __all__ = [
     "MLPConfig",
     "Mamba2Config",
     "MambaConfig",
+    "MeanPooling",
     "MoEConfig",
     "ModelConfig",
     "NormConfig",
+    "PooledHeadConfig",
+    "Pooling",
     "RMSNormConfig",
+    "RelativePositions",
     "RoPEConfig",
     "RouterConfig",
     "ShortConvolutionConfig",
     "SinusoidalPositions",
     "SlidingWindow",
     "TimeMixConfig",
+    "TokenPooling",
+    "ValueHeadConfig",
 ]

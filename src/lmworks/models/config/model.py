@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from lmworks.core.errors import UserError
 from lmworks.models.config.attention import AttentionConfig
 from lmworks.models.config.base import BlockConfig, Kept, check_choice, check_count, check_positive
-from lmworks.models.config.heads import LMHeadConfig
+from lmworks.models.config.heads import HeadConfig, LMHeadConfig
 from lmworks.models.config.norms import NormConfig, RMSNormConfig
-from lmworks.models.config.positions import LearnedPositions, SinusoidalPositions
+from lmworks.models.config.positions import (
+    LearnedPositions,
+    RelativePositions,
+    SinusoidalPositions,
+)
 
 # Above any published model; keeps a hostile config from building blocks for ever.
 _MOST_LAYERS = 1024
@@ -63,15 +67,26 @@ class LayerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
-    """What is done to a token's row: scaled, a segment's row added (BERT), normed."""
+    """What is done to a token's row: scaled, a segment's row added (BERT), normed.
 
+    Attributes:
+        size: of the rows, which a projection then brings to the hidden size (ELECTRA); None is
+            the hidden size.
+        shared: of an encoder whose rows are its decoder's: it has no table of its own.
+    """
+
+    kind: ClassVar[str] = "tokens"
     scale: float = 1.0
     type_vocab_size: int = 0
     norm: NormConfig | None = None
+    size: int | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         check_positive(self, "scale")
         check_count(self, "type_vocab_size", least=0)
+        if self.size is not None:
+            check_count(self, "size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +97,7 @@ class ModelConfig:
         layers: every layer, so that any pattern can be told.
         norm: after the last layer, or None.
         positions: what is added to the embedding; rotary and ALiBi belong to attention.
+        relative_positions: what is added to the scores of every layer's attention.
         head: what the states after the last norm become; None leaves them as they are.
         max_position_embeddings: the context that the weights were made for. The forward does not
             refuse more, unless positions are learned; a cache has its own limit.
@@ -93,8 +109,9 @@ class ModelConfig:
     layers: tuple[LayerConfig, ...]
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
     positions: LearnedPositions | SinusoidalPositions | None = None
+    relative_positions: RelativePositions | None = None
     norm: NormConfig | None = field(default_factory=RMSNormConfig)
-    head: LMHeadConfig | None = field(default_factory=LMHeadConfig)
+    head: HeadConfig | None = field(default_factory=LMHeadConfig)
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 2048
     encoder: ModelConfig | None = None
@@ -108,6 +125,8 @@ class ModelConfig:
         looks_across = any(layer.cross_attention for layer in self.layers)
         if looks_across != (self.encoder is not None):
             raise UserError("model: cross attention and an encoder go together; one is missing")
+        if self.relative_positions and not isinstance(self.layers[0].mixer, AttentionConfig):
+            raise UserError("model: relative positions need attention in the first layer")
 
     @classmethod
     def uniform(
@@ -124,6 +143,11 @@ class ModelConfig:
         norm = norm or RMSNormConfig()
         layer = LayerConfig(mixer=mixer, feed_forward=feed_forward, norm=norm, placement=placement)
         return cls(layers=repeated(layer, num_hidden_layers), norm=norm, **rest)
+
+    @property
+    def embedding_size(self) -> int:
+        """The size of a token's row."""
+        return self.embedding.size or self.hidden_size
 
     @property
     def num_hidden_layers(self) -> int:

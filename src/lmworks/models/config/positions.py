@@ -97,3 +97,28 @@ class SinusoidalPositions:
 
     def __post_init__(self) -> None:
         check_positive(self, "theta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativePositions:
+    """A learned number per head and distance is added to the scores of all layers.
+
+    Distances share `num_buckets`: near ones have one each, far ones lie in buckets that widen up
+    to `max_distance`. `bidirectional` halves them: one half for what stands before, one for what
+    follows. Source: Raffel et al. 2020 (T5), arXiv 1910.10683, section 2.1.
+    """
+
+    kind: ClassVar[str] = "relative"
+    num_buckets: int = 32
+    max_distance: int = 128
+    bidirectional: bool = True
+
+    def __post_init__(self) -> None:
+        check_count(self, "num_buckets", least=4)
+        check_count(self, "max_distance")
+        exact = self.num_buckets // (4 if self.bidirectional else 2)
+        if self.max_distance <= exact:
+            raise UserError(
+                f"relative positions: max_distance {self.max_distance} must be above {exact}, the "
+                f"distances that have one of {self.num_buckets} buckets each"
+            )
