@@ -65,7 +65,7 @@ def test_values_and_gradients_are_those_of_a_masked_matrix(
     num_keys = cached + num_queries
     q = draw(2, 2 * groups, num_queries, 4)
     k, v = draw(2, 2, num_keys, 4), draw(2, 2, num_keys, 4, seed=1)
-    left, right = (window - 1, 0) if causal else (window, window)
+    left, right = window - 1, 0 if causal else window - 1
     seen = window_mask(num_queries, num_keys, left, right, cached)[None, None]
     padding = None
     if padded:

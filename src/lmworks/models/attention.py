@@ -18,6 +18,7 @@ from lmworks.models.context import Context
 from lmworks.models.initialization import INIT_STD, init_linear
 from lmworks.models.masks import cross_mask, score_mask
 from lmworks.models.norms import build_norm
+from lmworks.models.patterns import build_pattern
 from lmworks.models.positions import apply_rotary, shared_rotary
 
 
@@ -42,6 +43,7 @@ class Attention(nn.Module):
             whole = config.qk_norm_over == "all"
             self.q_norm = build_norm(config.qk_norm, query_size if whole else config.head_dim)
             self.k_norm = build_norm(config.qk_norm, key_size if whole else config.head_dim)
+        self.pattern = build_pattern(config, model)
         self.rotary = None
         if config.rope is not None:
             self.rotary = shared_rotary(config.rope, config.rope.rotary_dim(config.head_dim))
@@ -59,11 +61,13 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)  # (B, K, S, D)
-        mask, is_causal = score_mask(self.config, context, x.shape[1], k.shape[2], x.device)
         context.note("mixer.q", q)
         context.note("mixer.k", k)
         context.note("mixer.v", v)
-        y = attend(q, k, v, self.config, mask=mask, is_causal=is_causal)
+        y = None if self.pattern is None else self.pattern(x, q, k, v, context)
+        if y is None:
+            mask, is_causal = score_mask(self.config, context, x.shape[1], k.shape[2], x.device)
+            y = attend(q, k, v, self.config, mask=mask, is_causal=is_causal)
         return self._output(y, context)
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:

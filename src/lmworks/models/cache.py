@@ -5,7 +5,8 @@ for `num_slots` sequences of at most `max_positions` is reserved, and the system
 as they are first written. A batch is a view of some slots, whose sequences may have
 different lengths: the new positions are written in place after each slot's own length, and a mask
 hides what lies beyond. Evenly spaced slots (0, 1, 2 or 1, 3, 5) are read without a copy; others
-are gathered, cropped to the longest sequence of the batch.
+are gathered, cropped to the longest sequence of the batch. A layer that looks back a window's
+length keeps no more than that (see `ring`).
 
 Left out: paging (a slot's memory is reserved whole) and sharing of prefixes between slots.
 """
@@ -20,6 +21,7 @@ import torch
 
 from lmworks.core.errors import UserError
 from lmworks.models.config import ModelConfig
+from lmworks.models.ring import Ring
 
 if TYPE_CHECKING:
     from lmworks.models.positions import Rotary
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 class KVCache:
     """What each layer keeps of `num_slots` sequences, as its config says (`Kept`), float32.
 
-    Per position: (slots, heads, positions, size), keys and values in attention. Fixed: (slots,
-    *shape), the states of recurrent layers. `lengths[slot]` is the number of positions that slot
-    holds. Not safe for two threads at once.
+    Per position: (slots, heads, positions, size), keys and values in attention; of a window, a ring
+    of its size. Fixed: (slots, *shape), the states of recurrent layers. `lengths[slot]` is the
+    number of positions that slot holds. Not safe for two threads at once.
     """
 
     def __init__(
@@ -47,12 +49,17 @@ class KVCache:
                 f"{max_positions}"
             )
         kept = [layer.kept(config) for layer in config.layers]
+        # The size of a layer's ring, or None where all positions are kept.
+        self.rings = [
+            layer.window if layer.window is not None and layer.window < max_positions else None
+            for layer in kept
+        ]
         self.growing: list[dict[str, torch.Tensor]] = [
             {
-                name: _zeros((num_slots, heads, max_positions, size), device)
+                name: _zeros((num_slots, heads, ring or max_positions, size), device)
                 for name, (heads, size) in layer.per_position.items()
             }
-            for layer in kept
+            for layer, ring in zip(kept, self.rings)
         ]
         self.states: list[dict[str, torch.Tensor]] = [
             {name: _zeros((num_slots, *shape), device) for name, shape in layer.fixed.items()}
@@ -82,7 +89,8 @@ class KVCache:
     def truncate(self, slot: int, length: int) -> None:
         """Keep the first `length` positions of `slot`.
 
-        Raises: ValueError if it holds fewer, or if a layer's state can't be taken back.
+        Raises: ValueError if it holds fewer, or if a layer's state can't be taken back, or if what
+            a window then needs was written over.
         """
         if not 0 <= length <= self.lengths[slot]:
             raise ValueError(f"slot {slot} holds {self.lengths[slot]} positions, not {length}")
@@ -90,6 +98,10 @@ class KVCache:
             self.free(slot)
         elif length < self.lengths[slot] and any(self.states):
             raise ValueError("a recurrent state can't be taken back: free the slot, begin anew")
+        elif length < self.lengths[slot] and any(
+            ring is not None and ring < self.lengths[slot] for ring in self.rings
+        ):
+            raise ValueError("a window's past was written over: free the slot, begin anew")
         self.lengths[slot] = length
 
 
@@ -146,6 +158,13 @@ class CacheStep:
         # (B, T): the position of each new token in its own row.
         self.positions = torch.tensor(starts, device=self.device)[:, None] + new
         self._rotary: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._rings: dict[int, Ring] = {}
+
+    def ring(self, size: int) -> Ring:
+        """This step in the layers whose rings have `size` positions."""
+        if size not in self._rings:
+            self._rings[size] = Ring(size, self.view.lengths, self.num_new, self.device)
+        return self._rings[size]
 
     def rotary(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of the new positions, broadcastable to (B, heads, T, D)."""
@@ -182,6 +201,8 @@ class LayerCache:
         self._step = step
         self._growing = step.view.cache.growing[index]
         self._states = step.view.cache.states[index]
+        size = step.view.cache.rings[index]
+        self._ring = None if size is None else step.ring(size)
         self.positions = step.positions[:1] if step.even else step.positions
         self.is_causal = step.even and step.start == 0
         self.sees_all = step.even and step.num_new == 1
@@ -196,12 +217,20 @@ class LayerCache:
     def extend(self, name: str, new: torch.Tensor) -> torch.Tensor:
         """Write (B, heads, T, D) of `name`; return what is held of it, (B, heads, S, D)."""
         step, held = self._step, self._growing[name]
+        if self._ring is not None:
+            return self._ring.extend(held, new, step.slots, step.rows)
         if step.even and step.rows is not None:
             held[step.rows, :, step.start : step.total] = new
         else:
             held[step.slots[:, None], :, step.positions] = new.transpose(1, 2)
         cropped = held[:, :, : step.total]
         return cropped.index_select(0, step.slots) if step.rows is None else cropped[step.rows]
+
+    def key_positions(self, num_seen: int) -> torch.Tensor:
+        """(B or 1, S): the positions of what `extend` returned; below 0 where there is none."""
+        if self._ring is not None:
+            return self._ring.key_positions
+        return torch.arange(num_seen, device=self._step.device)[None]
 
     def state(self, name: str) -> torch.Tensor:
         """The fixed state called `name`, (B, *shape): zeros for a sequence that begins."""

@@ -59,7 +59,7 @@ def longformer_attention(
     index, real = global_positions(global_tokens)
     if not index.shape[1]:
         return windowed_attention(
-            q, k, v, window=window if causal else right, causal=causal, padding=padding, scale=scale
+            q, k, v, window=left + 1, causal=causal, padding=padding, scale=scale
         )
     parts = list(window_parts(q, k.shape[2], left, right, offset=0, padding=padding))
     parts.append(_seen_by_all(q, index, real, left, right, causal=causal, padding=padding))

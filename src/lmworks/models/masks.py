@@ -52,9 +52,11 @@ def _build(
     if plain and cache is not None and cache.sees_all:
         return None, False
     queries = torch.arange(num_new, device=device)[None] if cache is None else cache.positions
-    keys = torch.arange(num_seen, device=device)
-    distance = queries[:, None, :, None] - keys  # (B or 1, 1, T, S)
-    hidden = torch.zeros_like(distance, dtype=torch.bool)
+    keys = torch.arange(num_seen, device=device)[None]
+    if cache is not None:
+        keys = cache.key_positions(num_seen)
+    distance = queries[:, None, :, None] - keys[:, None, None, :]  # (B or 1, 1, T, S)
+    hidden = (keys < 0)[:, None, None, :].expand_as(distance).clone()
     if causal:
         hidden |= distance < 0
     if window is not None:

@@ -1,8 +1,8 @@
 """Attention within a window, at a cost that follows the window and not the length.
 
 Causal: position i sees i - window + 1 .. i, itself included (Mistral, Gemma, Hugging Face's
-`sliding_window_overlay`). Symmetric: i sees i - reach .. i + reach (encoders; Longformer's window
-w is reach w / 2, ModernBERT's is given as the reach).
+`sliding_window_overlay`). Symmetric: as far to the other side as well, i - window + 1 ..
+i + window - 1; what Hugging Face calls a reach, inclusive, is one less.
 
 Queries go in blocks of about a quarter of a window, each against the run of keys that its block
 can see, so that about a fifth of the computed scores is thrown away. Blocks in the middle share
@@ -41,8 +41,8 @@ def windowed_attention(
     Args:
         q: (B, N, T, D).
         k, v: (B, K, S, D), N a multiple of K, S >= offset + T.
-        window: causal: how many keys a query sees, itself included. Otherwise how far it sees to
-            each side. >= 1.
+        window: how many keys a query sees, itself included, before it and unless causal as many
+            after it. >= 1.
         offset: the key position of the first query; None takes S - T.
         padding: (B, S) bool, True where a token is; keys elsewhere are not seen.
         scale, softcap: as in `attend`.
@@ -56,7 +56,7 @@ def windowed_attention(
             f"window {window} >= 1 and {num_queries} queries from {offset} on within {num_keys} "
             "keys are needed"
         )
-    left, right = (window - 1, 0) if causal else (window, window)
+    left, right = window - 1, 0 if causal else window - 1
     padding = only_if_needed(padding)
     if num_queries == 1 and softcap is None:
         return _one_query(q, k, v, left, right, offset, padding, scale)
