@@ -62,7 +62,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "train pretrain": (
         "stage:lmworks.training.pretrain:pretrain",
-        "Train a decoder from scratch.",
+        "Train a decoder from scratch: attention, or any pattern of layers.",
     ),
     "train sft": (
         "stage:lmworks.training.sft:sft",
@@ -79,6 +79,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval transplant": (
         "stage:lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",
         "Which way to begin new tokens' rows costs a model least, with intervals.",
+    ),
+    "eval architectures": (
+        "stage:lmworks.evaluation.architectures:compare_architectures",
+        "Patterns of layers trained side by side at the same compute, with intervals.",
     ),
     "model transplant": (
         "stage:lmworks.models.transplant.stage:transplant_stage",

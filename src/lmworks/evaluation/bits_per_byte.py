@@ -61,7 +61,7 @@ def evaluate(config: EvaluateConfig, run: Run) -> dict[str, Any]:
     from lmworks.training.threads import set_threads
 
     set_threads(config.threads)
-    documents = _documents(run.inputs["corpus"], config)
+    documents = read_heldout(run.inputs["corpus"], config.max_documents, seed=config.seed)
     baseline = None
     if config.ngram:
         tokenizer = load_tokenizer(run.inputs["model"])
@@ -91,19 +91,22 @@ def _file(folder: Path, name: str) -> Path:
     return path
 
 
-def _documents(corpus: Path, config: EvaluateConfig) -> list[Document]:
-    """The held-out documents, or a fixed draw of `max_documents` of them in their order."""
+def read_heldout(corpus: Path, max_documents: int, *, seed: int) -> list[Document]:
+    """The held-out documents, or a fixed draw of `max_documents` of them in their order.
+
+    Raises: UserError for a folder that is no corpus, or a number below zero.
+    """
     import numpy as np
 
     from lmworks.data.documents import read_documents
 
-    if config.max_documents < 0:
-        raise UserError(f"max_documents = {config.max_documents}: a number from 0 (all) up")
+    if max_documents < 0:
+        raise UserError(f"max_documents = {max_documents}: a number from 0 (all) up")
     documents = list(read_documents(_file(corpus, "heldout.jsonl")))
-    if not config.max_documents or config.max_documents >= len(documents):
+    if not max_documents or max_documents >= len(documents):
         return documents
-    random = np.random.default_rng(config.seed)
-    picked = random.choice(len(documents), config.max_documents, replace=False)
+    random = np.random.default_rng(seed)
+    picked = random.choice(len(documents), max_documents, replace=False)
     return [documents[index] for index in sorted(picked)]
 
 

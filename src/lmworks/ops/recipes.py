@@ -40,6 +40,7 @@ STAGES: dict[str, str] = {
     "sft": "lmworks.training.sft:sft",
     "quantize": "lmworks.compression.quantize:quantize",
     "evaluate": "lmworks.evaluation.bits_per_byte:evaluate",
+    "compare_architectures": "lmworks.evaluation.architectures:compare_architectures",
 }
 
 _PACKAGED = Path(__file__).with_name("recipes")

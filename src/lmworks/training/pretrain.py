@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from lmworks.models.config import ModelConfig
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
+    from lmworks.training.tokens import PackedWindows
     from lmworks.training.trainer import History
 
-_HEAD_DIM = 64
 _HELDOUT_WINDOWS = 32
 
 
@@ -36,22 +36,26 @@ class Shape:
     num_attention_heads: int = option(0, help="query heads")
     num_key_value_heads: int = option(0, help="key and value heads (fewer: grouped-query)")
     intermediate_size: int = option(0, help="width of the feed-forward")
+    window: int = option(0, help="positions of a sliding window (a quarter of the context)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Train a Llama-shaped decoder from scratch on a corpus.
+    """Train a decoder from scratch on a corpus: Llama's layers, or any pattern of others.
 
     Examples:
         lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer --out runs/base
         lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer --depth 6 --epochs 2
         lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
             --set loop.optimizer.name=adamw
+        lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
+            --layers 'window*3,attention'
     """
 
     corpus: str = option(role=REFERENCE, help="corpus folder (train.jsonl, heldout.jsonl)")
     tokenizer: str = option(role=REFERENCE, help="tokenizer folder or reference")
     depth: int = option(4, help="layers; the one dial of size: width is 64 x depth")
+    layers: str = option("attention", help="pattern of layers, gone through to the depth")
     context_length: int = option(256, help="tokens the model can look back")
     epochs: float = option(1.0, help="passes over the corpus, unless --num-steps is given")
     num_steps: int = option(0, help="training steps; 0 derives them from --epochs")
@@ -64,33 +68,22 @@ class PretrainConfig:
 
 
 def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
-    """The architecture that the dial and its overrides describe.
+    """The architecture that the dial, the pattern and the overrides describe.
 
-    The feed-forward is 8/3 of the width (Shazeer 2020, "GLU variants improve Transformer"), and
-    there are half as many key-value heads as query heads (Ainslie et al. 2023, grouped-query).
+    Width is 64 x depth; the rest follows, see `models.config.patterns.Sizes`.
     """
-    from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, RoPEConfig
+    from lmworks.models.config.patterns import HEAD_DIM, Sizes, decoder_config
 
     shape = config.shape
-    hidden = shape.hidden_size or _HEAD_DIM * config.depth
-    heads = shape.num_attention_heads or max(1, hidden // _HEAD_DIM)
-    return ModelConfig.uniform(
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        num_hidden_layers=config.depth,
-        mixer=AttentionConfig(
-            num_attention_heads=heads,
-            num_key_value_heads=shape.num_key_value_heads
-            or (heads // 2 if heads % 2 == 0 else heads),
-            head_dim=hidden // heads,
-            rope=RoPEConfig(theta=10000.0),
-        ),
-        feed_forward=MLPConfig(
-            intermediate_size=shape.intermediate_size or -(-hidden * 8 // 3 // 32) * 32
-        ),
-        tie_word_embeddings=True,
-        max_position_embeddings=config.context_length,
+    sizes = Sizes(
+        hidden_size=shape.hidden_size or HEAD_DIM * config.depth,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        intermediate_size=shape.intermediate_size,
+        context_length=config.context_length,
+        window=shape.window,
     )
+    return decoder_config(config.layers, depth=config.depth, vocab_size=vocab_size, sizes=sizes)
 
 
 def new_model(config: PretrainConfig, vocab_size: int) -> Model:
@@ -109,10 +102,8 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     """Train from scratch; see PretrainConfig."""
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
-    from lmworks.training.objectives.causal import causal
     from lmworks.training.threads import set_threads
-    from lmworks.training.tokens import PackedWindows, leading_windows
-    from lmworks.training.trainer import Trainer
+    from lmworks.training.tokens import PackedWindows
 
     threads = set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["tokenizer"])
@@ -127,18 +118,9 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     num_steps = config.num_steps or max(1, round(config.epochs * batches.batches_per_epoch))
     model = new_model(config, tokenizer.vocab_size)
     started = time.monotonic()
-    history = Trainer(
-        model,
-        causal,
-        batches,
-        config.loop,
-        num_steps=num_steps,
-        heldout=leading_windows(
-            heldout, context_length=config.context_length, count=_HELDOUT_WINDOWS
-        ),
-        work=run.work,
-        checkpoint_every_s=config.checkpoint_every_s,
-    ).fit("pre-training")
+    history = fit(
+        model, batches, heldout, config, num_steps=num_steps, work=run.work, label="pre-training"
+    )
     seconds = time.monotonic() - started
     metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
     metrics["epochs"] = round(num_steps / batches.batches_per_epoch, 3)
@@ -146,6 +128,39 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
     write_json(run.folder / "history.json", dataclasses.asdict(history))
     return metrics
+
+
+def fit(
+    model: Model,
+    batches: PackedWindows,
+    heldout: np.ndarray,
+    config: PretrainConfig,
+    *,
+    num_steps: int,
+    work: Path,
+    label: str,
+) -> History:
+    """Train `model` in place on next tokens, with a look at held-out text now and then.
+
+    Args:
+        heldout: (N,) held-out tokens; their first windows are looked at.
+        work: folder of checkpoints, gone on from if there are some.
+    """
+    from lmworks.training.objectives.causal import causal
+    from lmworks.training.tokens import leading_windows
+    from lmworks.training.trainer import Trainer
+
+    windows = leading_windows(heldout, context_length=config.context_length, count=_HELDOUT_WINDOWS)
+    return Trainer(
+        model,
+        causal,
+        batches,
+        config.loop,
+        num_steps=num_steps,
+        heldout=windows,
+        work=work,
+        checkpoint_every_s=config.checkpoint_every_s,
+    ).fit(label)
 
 
 def cached_stream(path: Path, tokenizer: Tokenizer, work: Path) -> np.ndarray:
@@ -185,7 +200,7 @@ def summary(
 
 def _card(config: PretrainConfig, metrics: dict[str, Any]) -> str:
     return (
-        f"A Llama-shaped decoder with {metrics['num_parameters'] / 1e6:.1f} M parameters, trained "
-        f"from scratch for {metrics['num_steps']} steps ({metrics['num_targets']:,} tokens) on "
-        f"the corpus `{Path(config.corpus).name}`. It is a base model: it continues text."
+        f"A decoder ({config.layers}) with {metrics['num_parameters'] / 1e6:.1f} M parameters, "
+        f"trained from scratch for {metrics['num_steps']} steps "
+        f"({metrics['num_targets']:,} tokens) on the corpus `{Path(config.corpus).name}`. It is a base model: it continues text."
     )

@@ -80,3 +80,10 @@ class AttentionConfig(BlockConfig):
         size = (self.num_key_value_heads, self.head_dim)
         window = self.pattern.window if isinstance(self.pattern, SlidingWindow) else None
         return Kept(per_position={"keys": size, "values": size}, window=window)
+
+    def sequence_flops(self, model: ModelConfig, context_length: int) -> float:
+        """Scores and weighted sums, over the positions that are seen on average."""
+        seen = context_length / 2 if self.causal else context_length
+        if isinstance(self.pattern, SlidingWindow):
+            seen = min(seen, self.pattern.window)
+        return 4.0 * self.num_attention_heads * self.head_dim * seen

@@ -40,6 +40,14 @@ class BlockConfig:
         """What the block keeps of a sequence; nothing, unless a block says otherwise."""
         return Kept()
 
+    def sequence_flops(self, model: ModelConfig, context_length: int) -> float:
+        """Operations per token beside those with the block's matrices, as sums over positions."""
+        return 0.0
+
+    def idle_parameters(self, model: ModelConfig) -> int:
+        """Parameters that a token does not meet: the experts that were not chosen."""
+        return 0
+
 
 def check_count(config: Any, *names: str, least: int = 1) -> None:
     """Raises: UserError unless these fields are whole numbers of at least `least`."""

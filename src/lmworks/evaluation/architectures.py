@@ -1,0 +1,321 @@
+"""Stage `compare_architectures`: patterns of layers, trained side by side on the same text.
+
+Every pattern is trained from the same seeds on the same batches and measured on the same held-out
+documents. Patterns are given the depth at which a token costs nearest to what it costs in the
+first one, the baseline; what it does cost is in the table. Differences are paired by document, the
+mean over the seeds; beside them stands how far the seeds lie apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lmworks.core.config import COSMETIC, REFERENCE, option
+from lmworks.core.errors import UserError
+from lmworks.core.stages import Run, stage
+from lmworks.training.pretrain import PretrainConfig, Shape
+from lmworks.training.trainer_config import LoopConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lmworks.data.documents import Document
+    from lmworks.evaluation.report import GainTable
+    from lmworks.models.compute import Compute
+    from lmworks.tokenizers.base import Tokenizer
+
+_DEEPEST = 4  # times the baseline's depth
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareArchitecturesConfig:
+    """Patterns of layers trained side by side at the same compute, with intervals.
+
+    Examples:
+        lmworks eval architectures --corpus runs/corpus --tokenizer runs/tokenizer \\
+            --patterns '[attention, window, "window*3,attention"]' --out runs/architectures
+        lmworks eval architectures --corpus runs/corpus --tokenizer runs/tokenizer \\
+            --patterns '[attention, "attention+moe"]' --seeds 5 --num-steps 600
+    """
+
+    corpus: str = option(role=REFERENCE, help="corpus folder (train.jsonl, heldout.jsonl)")
+    tokenizer: str = option(role=REFERENCE, help="tokenizer folder or reference")
+    patterns: list[str] = option(["attention", "window"], help="the first is the baseline")
+    depth: int = option(4, help="layers of the baseline; width is 64 x depth")
+    same: Literal["compute", "depth"] = option(
+        "compute", help="what patterns share: operations per token, or the number of layers"
+    )
+    context_length: int = option(256, help="tokens a model can look back")
+    num_steps: int = option(300, help="training steps of each model")
+    batch_size: int = option(8, help="rows of context_length tokens per step")
+    seeds: int = option(3, help="models of each pattern")
+    max_documents: int = option(200, help="held-out documents to measure; 0 takes all")
+    shape: Shape = option(Shape(), help="sizes that override the dial", flag=False)
+    loop: LoopConfig = option(LoopConfig(), help="schedule and optimizer", flag=False)
+    threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One model of one pattern, measured."""
+
+    bits: np.ndarray  # (documents,)
+    tokens_per_s: float
+    decode_ms: float
+
+
+@stage("compare_architectures", makes="report")
+def compare_architectures(config: CompareArchitecturesConfig, run: Run) -> dict[str, Any]:
+    """Train all, measure all; see CompareArchitecturesConfig."""
+    from lmworks.core.files import write_json
+    from lmworks.evaluation.bits_per_byte import read_heldout
+    from lmworks.evaluation.report import Report, write_report
+    from lmworks.evaluation.report_parts import versions
+    from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.threads import set_threads
+
+    _check(config)
+    threads = set_threads(config.threads)
+    tokenizer = load_tokenizer(run.inputs["tokenizer"])
+    depths = {pattern: _depth(pattern, config, tokenizer.vocab_size) for pattern in config.patterns}
+    documents = read_heldout(run.inputs["corpus"], config.max_documents, seed=0)
+    trained = {
+        pattern: [
+            _train(pattern, depths[pattern], seed, config, run, tokenizer, documents)
+            for seed in range(config.seeds)
+        ]
+        for pattern in config.patterns
+    }
+    costs = {p: _compute(p, depths[p], config, tokenizer.vocab_size) for p in config.patterns}
+    table = _table(config, trained, depths, costs, documents)
+    rows = _rows(config, trained, depths, costs, table)
+    write_json(run.folder / "architectures.json", {"threads": threads, "rows": rows})
+    write_report(
+        run.folder,
+        Report(
+            title="Architectures side by side",
+            summary=_summary(rows),
+            gains=(table,),
+            versions=versions(),
+        ),
+    )
+    return {"summary": _summary(rows), "rows": rows}
+
+
+def _check(config: CompareArchitecturesConfig) -> None:
+    from lmworks.models.config.patterns import words_of
+
+    for pattern in config.patterns:
+        words_of(pattern)
+    if not config.patterns or len(set(config.patterns)) != len(config.patterns):
+        raise UserError("patterns: give each pattern once, the baseline first")
+    if config.seeds < 1:
+        raise UserError(f"seeds = {config.seeds}: at least one model of each pattern")
+
+
+def _pretrain_config(
+    pattern: str, depth: int, seed: int, config: CompareArchitecturesConfig
+) -> PretrainConfig:
+    """The settings of one training; the width is the baseline's at every depth."""
+    from lmworks.models.config.patterns import HEAD_DIM
+
+    hidden = config.shape.hidden_size or HEAD_DIM * config.depth
+    return PretrainConfig(
+        corpus=config.corpus,
+        tokenizer=config.tokenizer,
+        depth=depth,
+        layers=pattern,
+        context_length=config.context_length,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        seed=seed,
+        shape=dataclasses.replace(config.shape, hidden_size=hidden),
+        loop=config.loop,
+    )
+
+
+def _compute(
+    pattern: str, depth: int, config: CompareArchitecturesConfig, vocab_size: int
+) -> Compute:
+    from lmworks.models.compute import compute
+    from lmworks.training.pretrain import model_config
+
+    return compute(model_config(_pretrain_config(pattern, depth, 0, config), vocab_size))
+
+
+def _depth(pattern: str, config: CompareArchitecturesConfig, vocab_size: int) -> int:
+    """The depth at which a token of `pattern` costs nearest to one of the baseline."""
+    if config.same == "depth" or pattern == config.patterns[0]:
+        return config.depth
+    wanted = _compute(config.patterns[0], config.depth, config, vocab_size).forward_flops
+
+    def distance(depth: int) -> float:
+        return abs(math.log(_compute(pattern, depth, config, vocab_size).forward_flops / wanted))
+
+    return min(range(1, _DEEPEST * config.depth + 1), key=distance)
+
+
+def _train(
+    pattern: str,
+    depth: int,
+    seed: int,
+    config: CompareArchitecturesConfig,
+    run: Run,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+) -> Trained:
+    """One model, trained and measured, or what an earlier run kept of it."""
+    import time
+
+    import numpy as np
+
+    from lmworks.core.files import atomic_open
+    from lmworks.evaluation.logprobs import decoder_logprobs
+    from lmworks.evaluation.scores import score_documents
+    from lmworks.training.pretrain import cached_stream, fit, new_model
+    from lmworks.training.tokens import PackedWindows
+
+    name = f"{config.patterns.index(pattern)}-{seed}"
+    kept = run.work / f"{name}.npz"
+    if kept.is_file():
+        with np.load(kept, allow_pickle=False) as found:
+            return Trained(
+                bits=found["bits"],
+                tokens_per_s=float(found["tokens_per_s"]),
+                decode_ms=float(found["decode_ms"]),
+            )
+    settings = _pretrain_config(pattern, depth, seed, config)
+    tokens = cached_stream(run.inputs["corpus"] / "train.jsonl", tokenizer, run.work)
+    heldout = cached_stream(run.inputs["corpus"] / "heldout.jsonl", tokenizer, run.work)
+    batches = PackedWindows(
+        tokens, context_length=config.context_length, batch_size=config.batch_size, seed=seed
+    )
+    model = new_model(settings, tokenizer.vocab_size)
+    label = f"{pattern}, seed {seed}"
+    work = run.work / name
+    started = time.monotonic()
+    history = fit(
+        model, batches, heldout, settings, num_steps=config.num_steps, work=work, label=label
+    )
+    rate = history.num_targets / max(time.monotonic() - started, 1e-9)
+    scores = score_documents(decoder_logprobs(model), documents, tokenizer)
+    trained = Trained(bits=scores.bits, tokens_per_s=rate, decode_ms=_decode_ms(model))
+    with atomic_open(kept) as file:
+        np.savez(file, bits=trained.bits, tokens_per_s=rate, decode_ms=trained.decode_ms)
+    return trained
+
+
+def _decode_ms(model: Any, num_tokens: int = 32) -> float:
+    """Milliseconds per token of one stream, the median over some tokens after the first."""
+    import statistics
+    import time
+
+    import torch
+
+    from lmworks.models.cache import KVCache
+
+    view = KVCache(model.config, 1, num_tokens + 1).view([0])
+    token = torch.zeros(1, 1, dtype=torch.long)
+    times = []
+    with torch.inference_mode():
+        for _ in range(num_tokens):
+            started = time.perf_counter()
+            token = model(token, cache=view, last_only=True)[:, -1].argmax(-1, keepdim=True)
+            times.append(time.perf_counter() - started)
+    return 1000 * statistics.median(times[4:])
+
+
+def _table(
+    config: CompareArchitecturesConfig,
+    trained: dict[str, list[Trained]],
+    depths: dict[str, int],
+    costs: dict[str, Compute],
+    documents: Sequence[Document],
+) -> GainTable:
+    import numpy as np
+
+    from lmworks.evaluation.report import GainRow, GainTable
+    from lmworks.evaluation.scores import num_bytes
+    from lmworks.evaluation.statistics import paired_interval, ratio_interval
+
+    kept = [document for document in documents if document.text]
+    sizes = np.array([num_bytes(document.text) for document in kept])
+    groups = np.array([document.group for document in kept], dtype=str)
+    means = {p: np.mean([each.bits for each in models], axis=0) for p, models in trained.items()}
+    first = config.patterns[0]
+    rows = [
+        GainRow(
+            name=pattern,
+            note=f"{depths[pattern]} layers, {costs[pattern].num_parameters / 1e6:.2f} M "
+            f"parameters, {costs[pattern].forward_flops / costs[first].forward_flops:.2f} x the "
+            "operations",
+            bits_per_byte=ratio_interval(means[pattern], sizes, groups),
+            versus_previous=None
+            if pattern == first
+            else paired_interval(means[pattern], means[first], sizes, groups),
+            previous="" if pattern == first else first,
+        )
+        for pattern in config.patterns
+    ]
+    note = (
+        f"{len(kept):,} documents in {len(set(groups)):,} groups, {sizes.sum() / 1e3:,.0f} kB; "
+        f"the mean of {config.seeds} models each."
+    )
+    return GainTable(title="Held-out documents", note=note, rows=tuple(rows))
+
+
+def _rows(
+    config: CompareArchitecturesConfig,
+    trained: dict[str, list[Trained]],
+    depths: dict[str, int],
+    costs: dict[str, Compute],
+    table: GainTable,
+) -> list[dict[str, Any]]:
+    """The table as plain values, with what a model of each pattern costs."""
+    from statistics import median
+
+    from lmworks.evaluation.report import verdict
+    from lmworks.evaluation.statistics import mean_interval
+
+    total = [float(each.bits.sum()) for each in trained[config.patterns[0]]]
+    rows = []
+    for row in table.rows:
+        models, cost = trained[row.name], costs[row.name]
+        ratios = [float(m.bits.sum()) / t for m, t in zip(models, total, strict=True)]
+        over_seeds = mean_interval(ratios)
+        rows.append(
+            {
+                "pattern": row.name,
+                "layers": depths[row.name],
+                "parameters": cost.num_parameters,
+                "forward_flops_per_token": cost.forward_flops,
+                "flops_ratio": cost.forward_flops / costs[config.patterns[0]].forward_flops,
+                "bits_per_byte": dataclasses.asdict(row.bits_per_byte),
+                "difference": row.versus_previous and dataclasses.asdict(row.versus_previous),
+                "verdict": verdict(row.versus_previous) if row.versus_previous else "baseline",
+                "bits_ratio_over_seeds": dataclasses.asdict(over_seeds),
+                "training_tokens_per_s": median(m.tokens_per_s for m in models),
+                "decode_ms_per_token": median(m.decode_ms for m in models),
+                "cache_bytes_per_token": cost.cache_bytes_per_token,
+                "state_bytes": cost.state_bytes,
+            }
+        )
+    return rows
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    """One sentence per pattern, against the baseline."""
+    first, *others = rows
+    level = first["bits_per_byte"]["estimate"]
+    told = [f"{first['pattern']} needs {level:.3f} bits per byte of held-out text"]
+    for row in others:
+        difference = row["difference"]
+        told.append(
+            f"{row['pattern']} {difference['estimate']:+.3f} "
+            f"[{difference['low']:+.3f}, {difference['high']:+.3f}] at {row['flops_ratio']:.2f} x "
+            "the operations"
+        )
+    return "; ".join(told) + "."

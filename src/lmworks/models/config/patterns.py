@@ -1,0 +1,145 @@
+"""Decoders from a pattern of layers: `attention`, `mamba*3,attention`, `window*5,attention+moe`.
+
+A pattern is a list of words, one per layer, gone through again and again to the depth. A word is
+a mixer and, after a plus, the feed-forward beside it; without a plus it is the one that the mixer
+is published with. `*3` repeats a word. All sizes follow from one, the width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from itertools import cycle, islice
+
+from lmworks.core.errors import UserError, unknown_name
+from lmworks.models.config.attention import AttentionConfig, SlidingWindow
+from lmworks.models.config.base import BlockConfig
+from lmworks.models.config.feed_forward import MLPConfig
+from lmworks.models.config.model import LayerConfig, ModelConfig
+from lmworks.models.config.norms import RMSNormConfig
+from lmworks.models.config.positions import RoPEConfig
+
+HEAD_DIM = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What the words of a pattern are built with. Sizes left at 0 follow from `hidden_size`.
+
+    The feed-forward is 8/3 of the width (Shazeer 2020, "GLU variants improve Transformer"), and
+    there are half as many key-value heads as query heads (Ainslie et al. 2023, grouped-query).
+    """
+
+    hidden_size: int
+    num_attention_heads: int = 0
+    num_key_value_heads: int = 0
+    intermediate_size: int = 0
+    context_length: int = 256
+    window: int = 0
+
+    @property
+    def heads(self) -> int:
+        """Query heads: one for each 64 of the width."""
+        return self.num_attention_heads or max(1, self.hidden_size // HEAD_DIM)
+
+    @property
+    def key_value_heads(self) -> int:
+        """Key-value heads: half as many, where that is a whole number."""
+        half = self.heads // 2 if self.heads % 2 == 0 else self.heads
+        return self.num_key_value_heads or half
+
+    @property
+    def inner(self) -> int:
+        """Width of the feed-forward, a multiple of 32."""
+        return self.intermediate_size or -(-self.hidden_size * 8 // 3 // 32) * 32
+
+    @property
+    def window_size(self) -> int:
+        """Positions of a sliding window: a quarter of the context."""
+        return self.window or max(1, self.context_length // 4)
+
+
+def _attention(sizes: Sizes) -> BlockConfig:
+    return AttentionConfig(
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.key_value_heads,
+        head_dim=sizes.hidden_size // sizes.heads,
+        rope=RoPEConfig(theta=10000.0),
+    )
+
+
+def _window(sizes: Sizes) -> BlockConfig:
+    full = _attention(sizes)
+    assert isinstance(full, AttentionConfig)
+    return dataclasses.replace(full, pattern=SlidingWindow(window=sizes.window_size))
+
+
+def _no_positions(sizes: Sizes) -> BlockConfig:
+    full = _attention(sizes)
+    assert isinstance(full, AttentionConfig)
+    return dataclasses.replace(full, rope=None)
+
+
+def _mlp(sizes: Sizes) -> BlockConfig:
+    return MLPConfig(intermediate_size=sizes.inner)
+
+
+# word: (its mixer, the word of the feed-forward it comes with)
+MIXERS: Mapping[str, tuple[Callable[[Sizes], BlockConfig], str]] = {
+    "attention": (_attention, "mlp"),
+    "window": (_window, "mlp"),
+    "nope": (_no_positions, "mlp"),
+}
+FEED_FORWARDS: Mapping[str, Callable[[Sizes], BlockConfig | None]] = {
+    "mlp": _mlp,
+    "none": lambda sizes: None,
+}
+
+
+def words_of(pattern: str) -> list[str]:
+    """The words of a pattern, repeats written out. Raises: UserError for what is no pattern."""
+    words: list[str] = []
+    for part in pattern.replace(" ", "").split(","):
+        word, star, times = part.partition("*")
+        if star and not (times.isdigit() and 1 <= int(times) <= 1024):
+            raise UserError(f"pattern {pattern!r}: {part!r} repeats a word how often?")
+        _check(word, pattern)
+        words += [word] * (int(times) if star else 1)
+    return words
+
+
+def _check(word: str, pattern: str) -> None:
+    mixer, plus, feed_forward = word.partition("+")
+    if mixer not in MIXERS:
+        raise unknown_name(f"layer in the pattern {pattern!r}", mixer, MIXERS)
+    if plus and feed_forward not in FEED_FORWARDS:
+        raise unknown_name(f"feed-forward in the pattern {pattern!r}", feed_forward, FEED_FORWARDS)
+
+
+def layer_of(word: str, sizes: Sizes) -> LayerConfig:
+    """The layer that a word stands for, its norm before each part."""
+    mixer, _, feed_forward = word.partition("+")
+    build, usual = MIXERS[mixer]
+    return LayerConfig(
+        mixer=build(sizes),
+        feed_forward=FEED_FORWARDS[feed_forward or usual](sizes),
+        norm=RMSNormConfig(),
+    )
+
+
+def decoder_config(pattern: str, *, depth: int, vocab_size: int, sizes: Sizes) -> ModelConfig:
+    """A decoder of `depth` layers that follow the pattern, its head tied to the embedding.
+
+    Raises: UserError for a pattern that is none, or sizes that do not fit each other.
+    """
+    if depth < 1:
+        raise UserError(f"depth = {depth}: a model needs at least one layer")
+    words = islice(cycle(words_of(pattern)), depth)
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=sizes.hidden_size,
+        layers=tuple(layer_of(word, sizes) for word in words),
+        norm=RMSNormConfig(),
+        tie_word_embeddings=True,
+        max_position_embeddings=sizes.context_length,
+    )
