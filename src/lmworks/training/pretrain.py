@@ -202,5 +202,6 @@ def _card(config: PretrainConfig, metrics: dict[str, Any]) -> str:
     return (
         f"A decoder ({config.layers}) with {metrics['num_parameters'] / 1e6:.1f} M parameters, "
         f"trained from scratch for {metrics['num_steps']} steps "
-        f"({metrics['num_targets']:,} tokens) on the corpus `{Path(config.corpus).name}`. It is a base model: it continues text."
+        f"({metrics['num_targets']:,} tokens) on the corpus "
+        f"`{Path(config.corpus).name}`. It is a base model: it continues text."
     )

@@ -18,6 +18,14 @@ from lmworks.models.config.feed_forward import MLPConfig
 from lmworks.models.config.model import LayerConfig, ModelConfig
 from lmworks.models.config.norms import RMSNormConfig
 from lmworks.models.config.positions import RoPEConfig
+from lmworks.models.config.recurrent import (
+    ChannelMixConfig,
+    GatedLinearAttentionConfig,
+    Mamba2Config,
+    MambaConfig,
+    ShortConvolutionConfig,
+    TimeMixConfig,
+)
 
 HEAD_DIM = 64
 
@@ -36,6 +44,7 @@ class Sizes:
     intermediate_size: int = 0
     context_length: int = 256
     window: int = 0
+    place: float = 0.5  # of the layer: 0 is the first, 1 the last
 
     @property
     def heads(self) -> int:
@@ -80,8 +89,38 @@ def _no_positions(sizes: Sizes) -> BlockConfig:
     return dataclasses.replace(full, rope=None)
 
 
+def _mamba(sizes: Sizes) -> BlockConfig:
+    """Twice the width, as published (Gu and Dao 2023, section 3.4)."""
+    inner = 2 * sizes.hidden_size
+    return MambaConfig(intermediate_size=inner, time_step_rank=-(-sizes.hidden_size // 16))
+
+
+def _mamba2(sizes: Sizes) -> BlockConfig:
+    return Mamba2Config(num_heads=2 * sizes.hidden_size // HEAD_DIM, state_size=64)
+
+
+def _rwkv(sizes: Sizes) -> BlockConfig:
+    return TimeMixConfig(attention_size=sizes.hidden_size, depth=sizes.place)
+
+
+def _gla(sizes: Sizes) -> BlockConfig:
+    """Keys of half the width, as published (Yang et al. 2023, section 4.4)."""
+    heads = max(1, sizes.heads // 2)
+    return GatedLinearAttentionConfig(
+        num_heads=heads, key_size=sizes.hidden_size // 2, value_size=sizes.hidden_size
+    )
+
+
+def _convolution(sizes: Sizes) -> BlockConfig:
+    return ShortConvolutionConfig()
+
+
 def _mlp(sizes: Sizes) -> BlockConfig:
     return MLPConfig(intermediate_size=sizes.inner)
+
+
+def _channel_mix(sizes: Sizes) -> BlockConfig:
+    return ChannelMixConfig(intermediate_size=sizes.inner, depth=sizes.place)
 
 
 # word: (its mixer, the word of the feed-forward it comes with)
@@ -89,9 +128,15 @@ MIXERS: Mapping[str, tuple[Callable[[Sizes], BlockConfig], str]] = {
     "attention": (_attention, "mlp"),
     "window": (_window, "mlp"),
     "nope": (_no_positions, "mlp"),
+    "mamba": (_mamba, "none"),
+    "mamba2": (_mamba2, "none"),
+    "rwkv": (_rwkv, "channel_mix"),
+    "gla": (_gla, "mlp"),
+    "convolution": (_convolution, "mlp"),
 }
 FEED_FORWARDS: Mapping[str, Callable[[Sizes], BlockConfig | None]] = {
     "mlp": _mlp,
+    "channel_mix": _channel_mix,
     "none": lambda sizes: None,
 }
 
@@ -134,11 +179,12 @@ def decoder_config(pattern: str, *, depth: int, vocab_size: int, sizes: Sizes) -
     """
     if depth < 1:
         raise UserError(f"depth = {depth}: a model needs at least one layer")
-    words = islice(cycle(words_of(pattern)), depth)
+    words = list(islice(cycle(words_of(pattern)), depth))
+    places = [dataclasses.replace(sizes, place=i / max(1, depth - 1)) for i in range(depth)]
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=sizes.hidden_size,
-        layers=tuple(layer_of(word, sizes) for word in words),
+        layers=tuple(layer_of(word, at) for word, at in zip(words, places, strict=True)),
         norm=RMSNormConfig(),
         tie_word_embeddings=True,
         max_position_embeddings=sizes.context_length,

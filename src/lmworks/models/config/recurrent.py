@@ -42,6 +42,10 @@ class MambaConfig(BlockConfig):
         before = (self.intermediate_size, self.conv_kernel - 1)
         return Kept(fixed={"conv": before, "ssm": (self.intermediate_size, self.state_size)})
 
+    def sequence_flops(self, model: ModelConfig, context_length: int) -> float:
+        """Of each number of the state: its decay, what is written, what is read."""
+        return 9.0 * self.intermediate_size * self.state_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba2Config(BlockConfig):
@@ -96,6 +100,10 @@ class Mamba2Config(BlockConfig):
         state = (self.num_heads, self.state_size, self.head_dim)
         return Kept(fixed={"conv": (self.conv_size, self.conv_kernel - 1), "ssm": state})
 
+    def sequence_flops(self, model: ModelConfig, context_length: int) -> float:
+        """Of each number of the state: the decay, what is written, what is read."""
+        return 5.0 * self.intermediate_size * self.state_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimeMixConfig(BlockConfig):
@@ -120,6 +128,10 @@ class TimeMixConfig(BlockConfig):
     def kept(self, model: ModelConfig) -> Kept:
         """The last position, and the sums of the average."""
         return Kept(fixed={"time_shift": (model.hidden_size,), "wkv": (3, self.attention_size)})
+
+    def sequence_flops(self, model: ModelConfig, context_length: int) -> float:
+        """Two running sums of each channel, kept from overflowing."""
+        return 20.0 * self.attention_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +191,10 @@ class GatedLinearAttentionConfig(BlockConfig):
         """The memory of each head."""
         sizes = (self.key_size // self.num_heads, self.value_size // self.num_heads)
         return Kept(fixed={"memory": (self.num_heads, *sizes)})
+
+    def sequence_flops(self, model: ModelConfig, context_length: int) -> float:
+        """Of each number of the memory: the decay, what is written, what is read."""
+        return 5.0 * self.key_size * self.value_size / self.num_heads
 
 
 @dataclass(frozen=True, kw_only=True)
