@@ -124,7 +124,9 @@ def _assert_gradients(
 
 def greedy(model: Model, ids: torch.Tensor, num_new: int) -> list[int]:
     """The likeliest continuation of one row, with our cache: the prompt in two chunks."""
-    view = KVCache(model.config, 1, ids.shape[1] + num_new).view([0])
+    cache = KVCache(model.config, 1, ids.shape[1] + num_new)
+    cache.expect(0, ids.shape[1])
+    view = cache.view([0])
     half = ids.shape[1] // 2
     tokens: list[int] = []
     with torch.no_grad():

@@ -23,6 +23,13 @@ SIZES: dict[str, Any] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [1.0, 3.0, 6.0, 9.0],
+    "rope_theta": 500.0,
+}
 NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 GEMMA = SIZES | {"head_dim": 12, "num_key_value_heads": 3}
 QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
@@ -108,6 +115,28 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "phi3",
     ),
+    # The prompt is longer than what is called the original length: the long factors from the start.
+    "phi3 with longrope": (
+        "Phi3Config",
+        SIZES | {"rope_parameters": LONG, "original_max_position_embeddings": 32},
+        "phi3",
+    ),
+    "phi3 within the original length": (
+        "Phi3Config",
+        SIZES | {"rope_parameters": LONG, "original_max_position_embeddings": 110},
+        "phi3",
+    ),
+    "llama with yarn": (
+        "LlamaConfig",
+        SIZES | {"rope_parameters": YARN | {"rope_theta": 500.0, "beta_fast": 8}},
+        "llama",
+    ),
+    "gpt_neox with yarn": ("GPTNeoXConfig", NEOX | {"rope_parameters": YARN}, "gpt_neox"),
+    "qwen2 within a dynamic length": (
+        "Qwen2Config",
+        SIZES | {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+        "qwen2",
+    ),
     "olmo2": ("Olmo2Config", SIZES | {"attention_bias": True, "rms_norm_eps": 1e-3}, "olmo2"),
     "gpt_neox": ("GPTNeoXConfig", NEOX, "gpt_neox"),
     "gpt_neox in a row": (
@@ -137,3 +166,13 @@ def test_the_same_answers_as_transformers(
     theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     ours = assert_parity(randomised(theirs), tmp_path / "theirs", token_ids)
     assert_written(ours, tmp_path / "ours", token_ids, model_type)
+
+
+def test_a_prompt_beyond_the_dynamic_length(tmp_path: Path, token_ids: torch.Tensor) -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0}
+    config = transformers.LlamaConfig(
+        **SIZES | {"max_position_embeddings": 32, "rope_parameters": rope}
+    )
+    theirs = randomised(transformers.AutoModelForCausalLM.from_config(config))
+    # Their keys in a cache keep the turn of an earlier length; a prompt at once is the same.
+    assert_parity(theirs, tmp_path / "theirs", token_ids, num_greedy=0)

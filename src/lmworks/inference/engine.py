@@ -200,6 +200,7 @@ class Engine:
         if request is None:
             return
         start = request.num_prefilled
+        self._cache.expect(request.slot, len(request.prompt_ids))
         chunk = request.prompt_ids[start : start + PREFILL_CHUNK]
         logits = self._forward([request], [chunk])
         if logits is None:

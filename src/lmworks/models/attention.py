@@ -51,15 +51,20 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         """(B, T, H) -> (B, T, H)."""
         q, k, v = self.queries(x), self.keys(x), self.values(x)
-        cache = context.cache
-        if self.rotary is not None:
-            if cache is None:
-                num_new = x.shape[1]
-                cos, sin = (t[:num_new] for t in self.rotary.tables(num_new, x.device))
-            else:
-                cos, sin = cache.rotary(self.rotary)
-            q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
-        if cache is not None:
+        cache, rotary = context.cache, self.rotary
+        if cache is None:
+            if rotary is not None:
+                cos, sin = (t[: x.shape[1]] for t in rotary.tables(x.shape[1], x.device))
+                q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        elif rotary is not None and rotary.depends_on_length:
+            # Kept unturned: see `positions`.
+            k, v = cache.append(k, v)
+            q = apply_rotary(q, *cache.rotary(rotary))
+            k = apply_rotary(k, *cache.key_rotary(rotary))
+        else:
+            if rotary is not None:
+                cos, sin = cache.rotary(rotary)
+                q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
             k, v = cache.append(k, v)  # (B, K, S, D)
         context.note("mixer.q", q)
         context.note("mixer.k", k)

@@ -68,6 +68,7 @@ class KVCache:
         self.device = torch.device(device or "cpu")
         self.num_slots, self.max_positions = num_slots, max_positions
         self.lengths = [0] * num_slots
+        self.expected = [0] * num_slots
 
     @property
     def num_bytes(self) -> int:
@@ -79,9 +80,17 @@ class KVCache:
         """The batch whose row b is slot `slots[b]`. Raises: ValueError for a wrong slot."""
         return CacheView(self, slots)
 
+    def expect(self, slot: int, length: int) -> None:
+        """Say that the sequence of `slot` will hold at least so many positions.
+
+        A prompt that is read in chunks is then read as if it came at once, also where rotary
+        frequencies depend on the length.
+        """
+        self.expected[slot] = length
+
     def free(self, slot: int) -> None:
         """Forget the sequence of `slot`."""
-        self.lengths[slot] = 0
+        self.lengths[slot] = self.expected[slot] = 0
         for layer in self.states:
             for state in layer.values():
                 state[slot] = 0
@@ -169,13 +178,30 @@ class CacheStep:
     def rotary(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of the new positions, broadcastable to (B, heads, T, D)."""
         if rotary not in self._rotary:
-            tables = rotary.tables(self.total, self.device)
-            if self.even:
-                cos, sin = (table[self.start : self.total] for table in tables)
-            else:
-                cos, sin = (table[self.positions][:, None] for table in tables)
-            self._rotary[rotary] = cos, sin
+            positions = self.positions[:1] if self.even else self.positions
+            cos, sin = self.tables(rotary)
+            self._rotary[rotary] = rows_of(cos, positions), rows_of(sin, positions)
         return self._rotary[rotary]
+
+    def tables(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines by position, (1 or B, total, D).
+
+        Where they depend on the length, each row's are those of its own, whatever rows stand
+        beside it.
+        """
+        expected = [self.view.cache.expected[slot] for slot in self.view.slots]
+        if not rotary.depends_on_length or (self.even and len(set(expected)) == 1):
+            cos, sin = rotary.tables(max(self.total, *expected), self.device)
+            return cos[None, : self.total], sin[None, : self.total]
+        tables = [
+            rotary.tables(max(start + self.num_new, length), self.device, num_positions=self.total)
+            for start, length in zip(self.view.lengths, expected, strict=True)
+        ]
+        cosines, sines = (
+            torch.stack([table[: self.total] for table in kind])
+            for kind in zip(*tables, strict=True)
+        )
+        return cosines, sines
 
     def layer(self, index: int) -> LayerCache:
         """What the blocks of layer `index` get."""
@@ -232,6 +258,14 @@ class LayerCache:
             return self._ring.key_positions
         return torch.arange(num_seen, device=self._step.device)[None]
 
+    def key_rotary(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of the positions that `extend` returned, (B or 1, 1, S, D)."""
+        cos, sin = self._step.tables(rotary)
+        if self._ring is None:
+            return cos[:, None], sin[:, None]
+        positions = self._ring.key_positions.clamp(min=0)
+        return rows_of(cos, positions), rows_of(sin, positions)
+
     def state(self, name: str) -> torch.Tensor:
         """The fixed state called `name`, (B, *shape): zeros for a sequence that begins."""
         return self._states[name].index_select(0, self._step.slots)
@@ -239,6 +273,12 @@ class LayerCache:
     def set_state(self, name: str, value: torch.Tensor) -> None:
         """Keep (B, *shape) until the rows' next step."""
         self._states[name][self._step.slots] = value
+
+
+def rows_of(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """(1 or B, rows, D) at positions (B or 1, T) -> (B or 1, 1, T, D)."""
+    batch = torch.arange(len(table), device=table.device)[:, None]
+    return table[batch, positions][:, None]
 
 
 def _as_slice(slots: tuple[int, ...]) -> slice | None:

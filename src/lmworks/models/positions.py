@@ -7,6 +7,12 @@ put in this order when they are read. Sines and cosines are computed once per (c
 shared by all layers and grown when a longer sequence comes, so a long `max_position_embeddings`
 costs nothing until it is used.
 
+Some scalings choose their frequencies by the length of the sequence. A table is then one of a
+length, and attention keeps its keys unturned and turns them all at each step: queries and keys
+always agree. A prompt that is run at once, or in chunks after `KVCache.expect`, gives what
+transformers gives. A sequence that grows past its original length goes on with the frequencies of
+its new one; what deeper layers made of earlier positions stays as it was.
+
 Source: Su et al. 2021, arXiv 2104.09864.
 """
 
@@ -22,57 +28,54 @@ from torch import nn
 from lmworks.core.errors import UserError
 from lmworks.models.config import (
     LearnedPositions,
-    LinearScaling,
-    Llama3Scaling,
     RelativePositions,
     RoPEConfig,
     SinusoidalPositions,
 )
 from lmworks.models.initialization import INIT_STD
+from lmworks.models.rotary_frequencies import attention_factor, inverse_frequencies, reach
 
 _FIRST_LENGTH = 256
-
-
-def inverse_frequencies(rope: RoPEConfig, rotary_dim: int) -> torch.Tensor:
-    """The angle per position of each pair, (rotary_dim / 2,) float32, radians."""
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim
-    frequencies = 1.0 / (rope.theta**exponents)
-    if isinstance(rope.scaling, LinearScaling):
-        return frequencies / rope.scaling.factor
-    if isinstance(rope.scaling, Llama3Scaling):
-        return frequencies / llama3_factors(rope.scaling, frequencies)
-    return frequencies
-
-
-def llama3_factors(scaling: Llama3Scaling, frequencies: torch.Tensor) -> torch.Tensor:
-    """What each unscaled frequency is divided by, same shape: from 1 (high) to `factor` (low)."""
-    waves_in_context = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    kept = ((waves_in_context - scaling.low_freq_factor) / span).clamp(0.0, 1.0)
-    return 1.0 / ((1.0 - kept) / scaling.factor + kept)
+_MOST_TABLES = 8  # per config, of lengths and devices
 
 
 class Rotary:
-    """Cosines and signed sines, (positions, rotary_dim), for `apply_rotary`."""
+    """Cosines and signed sines, (positions, rotary_dim), for `apply_rotary`.
+
+    Both are multiplied by the scaling's attention factor, so that q and k are.
+    """
 
     def __init__(self, rope: RoPEConfig, rotary_dim: int) -> None:
         self._rope, self._rotary_dim = rope, rotary_dim
-        self._tables: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._tables: dict[tuple[torch.device, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.depends_on_length = rope.depends_on_length
 
-    def tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines of at least `length` positions, on `device`."""
-        tables = self._tables.get(device)
-        if tables is None or len(tables[0]) < length:
-            rows = max(_FIRST_LENGTH, 1 << (length - 1).bit_length())
-            tables = self._tables[device] = self._compute(rows, device)
+    def tables(
+        self, length: int, device: torch.device, *, num_positions: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines for a sequence of `length`, on `device`.
+
+        At least as many rows as it is long, and no fewer than `num_positions`.
+        """
+        key, wanted = (device, reach(self._rope, length)), max(length, num_positions)
+        tables = self._tables.pop(key, None)
+        if tables is None or len(tables[0]) < wanted:
+            rows = max(_FIRST_LENGTH, 1 << (wanted - 1).bit_length())
+            tables = self._compute(key[1], rows, device)
+        if len(self._tables) >= _MOST_TABLES:
+            self._tables.pop(next(iter(self._tables)), None)  # asked for longest ago
+        self._tables[key] = tables
         return tables
 
-    def _compute(self, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compute(
+        self, length: int, rows: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         # Always on the CPU and outside autograd: the same table whoever asks first.
         with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
-            frequencies = inverse_frequencies(self._rope, self._rotary_dim)
+            frequencies = inverse_frequencies(self._rope, self._rotary_dim, length)
             angles = torch.outer(torch.arange(rows).float(), frequencies)
-            cos, sin = angles.cos(), angles.sin()
+            factor = attention_factor(self._rope)
+            cos, sin = angles.cos() * factor, angles.sin() * factor
             cosines, sines = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
         return cosines.to(device), sines.to(device)
 

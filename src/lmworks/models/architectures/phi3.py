@@ -23,6 +23,10 @@ from lmworks.models.architectures.rules import Rule, fused
 from lmworks.models.architectures.values import Values
 from lmworks.models.config import ModelConfig, RMSNormConfig, SlidingWindow
 
+_ORIGINAL = 4096  # of the context before scaling, where a file does not say
+# The first releases' words for LongRoPE, as transformers takes them.
+_RENAMED = {"su": "longrope", "yarn": "longrope"}
+
 
 def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """Read a `config.json`. Raises: UserError for what is missing or not supported."""
@@ -32,7 +36,7 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
         read,
         mixer=attention_from_hf(
             read,
-            rope=rope_from_hf(read, fraction=1.0),
+            rope=rope_from_hf(read, fraction=1.0, original=_ORIGINAL, renamed=_RENAMED),
             pattern=None if window is None else SlidingWindow(window=window),
         ),
         feed_forward=mlp_from_hf(read),
@@ -42,8 +46,12 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """A `config.json` that transformers reads as `Phi3ForCausalLM`."""
+    mixer: Any = config.layers[0].mixer
+    scaling: Any = mixer.rope.scaling
+    original = _ORIGINAL if scaling is None else scaling.original_max_position_embeddings
     return common_to_hf(config, "Phi3ForCausalLM", "phi3") | {
         "sliding_window": window_of(config),
+        "original_max_position_embeddings": original,
         # transformers' own ids lie beyond a small vocabulary.
         "pad_token_id": None,
     }

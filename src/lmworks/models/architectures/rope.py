@@ -13,34 +13,53 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
+from lmworks.models.architectures.rope_scaling import scaling_from_hf, scaling_to_hf
 from lmworks.models.architectures.values import Values, shortest
-from lmworks.models.config import LinearScaling, Llama3Scaling, RoPEConfig
+from lmworks.models.config import LinearScaling, Llama3Scaling, RoPEConfig, RoPEScaling
 
 if TYPE_CHECKING:
     import numpy as np
 
 ROPE_FREQS = "rope_freqs.weight"
-Scaling = LinearScaling | Llama3Scaling
 
 
 def rope_from_hf(
-    values: Values, *, theta: float = 10000.0, fraction: float | None = None
+    values: Values,
+    *,
+    theta: float = 10000.0,
+    fraction: float | None = None,
+    original: int | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> RoPEConfig:
     """The settings of a `config.json`, with the architecture's own defaults.
 
     `fraction` is the default of an architecture that turns a part of each head; None is one that
-    turns the whole, and any other setting is refused.
+    turns the whole, and any other setting is refused. `original` is its own
+    `original_max_position_embeddings`; `renamed` maps kinds that it means otherwise.
     """
     settings = values.raw("rope_parameters", None)
     if settings is None:
         settings = values.raw("rope_scaling", {})
     if not isinstance(settings, Mapping):
         raise UserError(f"the rope settings must be an object, not {settings!r}")
-    return rope_from_settings(Values(settings), values, theta=theta, fraction=fraction)
+    return rope_from_settings(
+        Values(settings),
+        values,
+        theta=theta,
+        fraction=fraction,
+        original=original,
+        renamed=renamed,
+    )
 
 
 def rope_from_settings(
-    rope: Values, values: Values, *, theta: float, fraction: float | None
+    rope: Values,
+    values: Values,
+    *,
+    theta: float,
+    fraction: float | None,
+    original: int | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> RoPEConfig:
     """The settings of one object in the style of `rope_parameters`; `values` is the config."""
     part = rope.number(
@@ -48,57 +67,26 @@ def rope_from_settings(
     )
     if fraction is None and part != 1:
         raise UserError(f"partial_rotary_factor {part:g} is not supported here, only 1")
+    kind = rope.text("rope_type", rope.text("type", "default"))
+    kind = (renamed or {}).get(kind, kind)
     return RoPEConfig(
         theta=rope.number("rope_theta", values.number("rope_theta", theta)),
-        scaling=_scaling(rope, values),
+        scaling=scaling_from_hf(rope, values, kind=kind, original=original),
         fraction=part,
     )
-
-
-def _scaling(rope: Values, values: Values) -> Scaling | None:
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return LinearScaling(factor=rope.number("factor"))
-    if kind == "llama3":
-        original = rope.count("original_max_position_embeddings", None)
-        if original is None:
-            original = values.count("max_position_embeddings")
-        return Llama3Scaling(
-            factor=rope.number("factor"),
-            low_freq_factor=rope.number("low_freq_factor"),
-            high_freq_factor=rope.number("high_freq_factor"),
-            original_max_position_embeddings=original,
-        )
-    raise UserError(f"rope_type {kind!r} is not supported: known: default, linear, llama3")
 
 
 def rope_to_hf(rope: RoPEConfig) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling`, and the turned part where it is not all."""
     part = {} if rope.fraction == 1 else {"partial_rotary_factor": rope.fraction}
-    return {"rope_theta": rope.theta, "rope_scaling": _scaling_to_hf(rope.scaling)} | part
-
-
-def _scaling_to_hf(scaling: Scaling | None) -> dict[str, Any] | None:
-    if isinstance(scaling, LinearScaling):
-        return {"rope_type": "linear", "factor": scaling.factor}
-    if isinstance(scaling, Llama3Scaling):
-        return {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_position_embeddings,
-        }
-    return None
+    return {"rope_theta": rope.theta, "rope_scaling": scaling_to_hf(rope.scaling)} | part
 
 
 def rope_from_gguf(values: Values, tensors: Mapping[str, Any], rotary_dim: int) -> RoPEConfig:
     """The settings of a GGUF file; `values` are its metadata under the architecture's prefix."""
     theta = values.number("rope.freq_base", 10000.0)
     if ROPE_FREQS in tensors:
-        scaling: Scaling | None = _recover_llama3(tensors[ROPE_FREQS], theta, rotary_dim)
+        scaling: RoPEScaling | None = _recover_llama3(tensors[ROPE_FREQS], theta, rotary_dim)
         return RoPEConfig(theta=theta, scaling=scaling)
     kind = values.text("rope.scaling.type", "linear" if "rope.scale_linear" in values else "none")
     factor = values.number("rope.scaling.factor", values.number("rope.scale_linear", 1.0))
@@ -131,7 +119,7 @@ def _recover_llama3(tensor: Any, theta: float, rotary_dim: int) -> Llama3Scaling
 
 
 def _divisors(scaling: Llama3Scaling, theta: float, rotary_dim: int) -> np.ndarray:
-    from lmworks.models.positions import inverse_frequencies, llama3_factors
+    from lmworks.models.rotary_frequencies import inverse_frequencies, llama3_factors
 
     divisors = llama3_factors(scaling, inverse_frequencies(RoPEConfig(theta=theta), rotary_dim))
     array: np.ndarray = divisors.numpy()

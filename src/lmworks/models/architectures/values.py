@@ -71,6 +71,15 @@ class Values:
             raise self._fault(name, value, "a list")
         return value  # type: ignore[no-any-return]
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers."""
+        values = self.items(name)
+        for value in values:
+            real = isinstance(value, int | float) and not isinstance(value, bool)
+            if not real or not abs(value) < _LARGEST:
+                raise self._fault(name, value, "a list of numbers")
+        return tuple(map(float, values))
+
     def only(self, name: str, allowed: Collection[Any], default: Any = _MISSING) -> Any:
         """A value that is one of `allowed`; others are not supported."""
         value = self.raw(name, next(iter(allowed)) if default is _MISSING else default)

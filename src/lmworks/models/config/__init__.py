@@ -28,12 +28,17 @@ from lmworks.models.config.heads import (
 from lmworks.models.config.model import EmbeddingConfig, LayerConfig, ModelConfig
 from lmworks.models.config.norms import LayerNormConfig, NormConfig, RMSNormConfig
 from lmworks.models.config.positions import (
+    DynamicNTKScaling,
     LearnedPositions,
     LinearScaling,
     Llama3Scaling,
+    LongRoPEScaling,
+    NTKScaling,
     RelativePositions,
     RoPEConfig,
+    RoPEScaling,
     SinusoidalPositions,
+    YaRNScaling,
 )
 from lmworks.models.config.recurrent import (
     ChannelMixConfig,
@@ -50,6 +55,7 @@ __all__ = [
     "BlockConfig",
     "ChannelMixConfig",
     "ClassHeadConfig",
+    "DynamicNTKScaling",
     "EmbeddingConfig",
     "EmbeddingHeadConfig",
     "FirstPooling",
@@ -63,18 +69,21 @@ __all__ = [
     "LearnedPositions",
     "LinearScaling",
     "Llama3Scaling",
+    "LongRoPEScaling",
     "MLPConfig",
     "Mamba2Config",
     "MambaConfig",
     "MeanPooling",
     "MoEConfig",
     "ModelConfig",
+    "NTKScaling",
     "NormConfig",
     "PooledHeadConfig",
     "Pooling",
     "RMSNormConfig",
     "RelativePositions",
     "RoPEConfig",
+    "RoPEScaling",
     "RouterConfig",
     "ShortConvolutionConfig",
     "SinusoidalPositions",
@@ -82,4 +91,5 @@ __all__ = [
     "TimeMixConfig",
     "TokenPooling",
     "ValueHeadConfig",
+    "YaRNScaling",
 ]

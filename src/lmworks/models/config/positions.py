@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,6 +47,97 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NTKScaling:
+    """The base raised so that the longest wave grows by `factor` and the shortest hardly at all.
+
+    Source: u/bloc97 2023, told in Peng et al. 2023 (YaRN), arXiv 2309.00071, section 3.1.
+    """
+
+    kind: ClassVar[str] = "ntk"
+    factor: float
+
+    def __post_init__(self) -> None:
+        check_positive(self, "factor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicNTKScaling:
+    """NTK scaling that grows with the sequence, from none at the original length on.
+
+    At L positions the base is raised as for the factor `factor * L / original - (factor - 1)`.
+    Source: u/emozilla 2023, told in arXiv 2309.00071, section 3.3.
+    """
+
+    kind: ClassVar[str] = "dynamic"
+    factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        check_positive(self, "factor")
+        check_count(self, "original_max_position_embeddings")
+        if self.factor < 1:
+            raise UserError(f"rope scaling dynamic: factor {self.factor:g} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class YaRNScaling:
+    """Long waves divided by `factor`, short ones kept, a ramp between; scores made sharper.
+
+    The ramp runs between the dimensions that turn `beta_slow` and `beta_fast` times in the
+    original context, rounded outwards if `truncate`. Queries and keys are multiplied by
+    `attention_factor`, by default 0.1 ln(factor) + 1, or with both mscales (DeepSeek) the
+    quotient of 0.1 mscale ln(factor) + 1 and the same with `mscale_all_dim`.
+    Source: Peng et al. 2023, arXiv 2309.00071.
+    """
+
+    kind: ClassVar[str] = "yarn"
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        optional = ("attention_factor", "mscale", "mscale_all_dim")
+        given = (name for name in optional if getattr(self, name) is not None)
+        check_positive(self, "factor", "beta_fast", "beta_slow", *given)
+        check_count(self, "original_max_position_embeddings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRoPEScaling:
+    """Each frequency divided by a factor of its own, from two sets.
+
+    Sequences of at most `original_max_position_embeddings` take `short_factor`, longer ones
+    `long_factor`, one number per pair of dimensions. Queries and keys are multiplied by
+    `attention_factor`, by default sqrt(1 + ln(factor) / ln(original)).
+    Source: Ding et al. 2024, arXiv 2402.13753; Phi-3, arXiv 2404.14219.
+    """
+
+    kind: ClassVar[str] = "longrope"
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_max_position_embeddings: int
+    factor: float
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "factor", *(("attention_factor",) if self.attention_factor else ()))
+        check_count(self, "original_max_position_embeddings", least=2)
+        for name in ("short_factor", "long_factor"):
+            if not all(0 < number < math.inf for number in getattr(self, name)):
+                raise UserError(f"rope scaling longrope: {name} must hold numbers above 0")
+
+
+RoPEScaling = (
+    LinearScaling | NTKScaling | DynamicNTKScaling | YaRNScaling | LongRoPEScaling | Llama3Scaling
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoPEConfig:
     """Rotary positions: `theta` is the base of the wave lengths, `scaling` stretches them.
 
@@ -53,7 +145,7 @@ class RoPEConfig:
     """
 
     theta: float = 10000.0
-    scaling: LinearScaling | Llama3Scaling | None = None
+    scaling: RoPEScaling | None = None
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
@@ -61,9 +153,29 @@ class RoPEConfig:
         if self.fraction > 1:
             raise UserError(f"rope: fraction {self.fraction:g} must be at most 1")
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the frequencies change as a sequence grows."""
+        return isinstance(self.scaling, DynamicNTKScaling | LongRoPEScaling)
+
     def rotary_dim(self, head_dim: int) -> int:
-        """How many of a head's dimensions are turned."""
-        return int(head_dim * self.fraction)
+        """How many of a head's dimensions are turned.
+
+        Raises: UserError if that does not fit the scaling.
+        """
+        dim = int(head_dim * self.fraction)
+        if isinstance(self.scaling, LongRoPEScaling):
+            sizes = {len(self.scaling.short_factor), len(self.scaling.long_factor)}
+            if sizes != {dim // 2}:
+                raise UserError(
+                    f"rope scaling longrope: {sorted(sizes)} factors for {dim} rotary dimensions; "
+                    f"it needs {dim // 2}, one per pair"
+                )
+        if isinstance(self.scaling, NTKScaling | DynamicNTKScaling) and dim <= 2:
+            raise UserError(f"rope scaling {self.scaling.kind} needs more than {dim} dimensions")
+        if isinstance(self.scaling, YaRNScaling) and self.theta <= 1:
+            raise UserError(f"rope scaling yarn needs a theta above 1, not {self.theta:g}")
+        return dim
 
 
 @dataclass(frozen=True, kw_only=True)
