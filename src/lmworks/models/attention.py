@@ -107,6 +107,8 @@ class Attention(nn.Module):
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             init_linear(projection, generator, INIT_STD)
         init_linear(self.o_proj, generator, output_std)
+        if self.pattern is not None:
+            self.pattern.reset_parameters(generator)
 
 
 class CrossAttention(Attention):

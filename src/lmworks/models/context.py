@@ -40,6 +40,7 @@ class Context:
     Attributes:
         cache: this layer's part of the cache, or None.
         padding: (B, S) bool, True where a token is; None where all are.
+        global_tokens: (B, T) bool, True where a token is global, for the patterns that know such.
         bias: added to the scores of every attention, (1 or B, N, T, S).
         encoded: the encoder's states, for cross attention.
         layer: the number of the layer.
@@ -50,6 +51,7 @@ class Context:
 
     cache: LayerCache | None = None
     padding: torch.Tensor | None = None
+    global_tokens: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     encoded: Encoded | None = None
     layer: int = 0

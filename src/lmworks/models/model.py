@@ -97,6 +97,7 @@ class Model(nn.Module):
         *,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        global_attention_mask: torch.Tensor | None = None,
         encoded: Encoded | None = None,
         record: Record | None = None,
     ) -> torch.Tensor:
@@ -105,13 +106,15 @@ class Model(nn.Module):
         Args:
             attention_mask: (B, T), nonzero where a token is; padding stands on the right.
             token_type_ids: (B, T) segment of each token, zero by default.
+            global_attention_mask: (B, T), nonzero where a token is global (Longformer).
             encoded: what `encode` gave, for an encoder-decoder.
             record: called with (operation, tensor) for each named operation.
         """
         padding = None
         if attention_mask is not None and not bool(attention_mask.all()):
             padding = attention_mask.bool()
-        context = Context(padding=padding, encoded=encoded, record=record)
+        chosen = None if global_attention_mask is None else global_attention_mask.bool()
+        context = Context(padding=padding, global_tokens=chosen, encoded=encoded, record=record)
         if cache is None:
             rows = self._rows(input_ids)
             positions = torch.arange(rows.shape[1], device=rows.device)

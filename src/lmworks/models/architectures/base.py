@@ -48,6 +48,8 @@ ARCHITECTURES = {
     "distilbert": "lmworks.models.architectures.distilbert:DISTILBERT",
     "mpnet": "lmworks.models.architectures.mpnet:MPNET",
     "electra": "lmworks.models.architectures.electra:ELECTRA",
+    "longformer": "lmworks.models.architectures.longformer:LONGFORMER",
+    "big_bird": "lmworks.models.architectures.big_bird:BIG_BIRD",
     "lmworks": "lmworks.models.architectures.own:OWN",
 }
 

@@ -7,7 +7,7 @@ head a folder holds is told by `architectures` in its config.json.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lmworks.core.errors import UserError
@@ -164,6 +164,15 @@ def post_norm_encoder(
         **parts,
     )
     return dataclasses.replace(config, norm=None)  # the last layer ends in one
+
+
+def with_patterns(config: ModelConfig, patterns: Sequence[Any]) -> ModelConfig:
+    """`config` with a pattern, or None, for the attention of each layer."""
+    layers = []
+    for layer, pattern in zip(config.layers, patterns, strict=True):
+        mixer: Any = layer.mixer
+        layers.append(dataclasses.replace(layer, mixer=dataclasses.replace(mixer, pattern=pattern)))
+    return dataclasses.replace(config, layers=tuple(layers))
 
 
 def encoder_to_hf(config: ModelConfig, name: str, model_type: str) -> dict[str, Any]:

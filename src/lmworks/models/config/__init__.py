@@ -8,7 +8,12 @@ A config that contradicts itself raises `UserError` when it is made, so a `Model
 can be built. Left out: dropout, which no checkpoint needs to answer as its makers' code does.
 """
 
-from lmworks.models.config.attention import AttentionConfig, SlidingWindow
+from lmworks.models.config.attention import (
+    AttentionConfig,
+    BigBirdPattern,
+    LongformerPattern,
+    SlidingWindow,
+)
 from lmworks.models.config.base import BlockConfig, Kept
 from lmworks.models.config.feed_forward import MLPConfig, MoEConfig, RouterConfig
 from lmworks.models.config.heads import (
@@ -52,6 +57,7 @@ from lmworks.models.config.recurrent import (
 __all__ = [
     "AttentionConfig",
     "AttentionPooling",
+    "BigBirdPattern",
     "BlockConfig",
     "ChannelMixConfig",
     "ClassHeadConfig",
@@ -70,6 +76,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRoPEScaling",
+    "LongformerPattern",
     "MLPConfig",
     "Mamba2Config",
     "MambaConfig",

@@ -29,6 +29,56 @@ class SlidingWindow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongformerPattern:
+    """A window around each position, and global tokens that see and are seen by all.
+
+    Attributes:
+        window: positions seen to both sides together, even; causal: as in `SlidingWindow`.
+        num_global_tokens: the first ones of every sequence are global; more can be named with
+            each input (`global_attention_mask`).
+        projections: whether global tokens attend through projections of their own.
+
+    Source: Beltagy et al. 2020, arXiv 2004.05150, section 3.
+    """
+
+    kind: ClassVar[str] = "longformer"
+    window: int
+    num_global_tokens: int = 0
+    projections: bool = True
+
+    def __post_init__(self) -> None:
+        check_count(self, "window")
+        check_count(self, "num_global_tokens", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BigBirdPattern:
+    """Blocks that see their neighbours, the two ends, and blocks drawn at random.
+
+    A sequence of up to 5 + 2 x `num_random_blocks` blocks is attended to in full.
+
+    Attributes:
+        block_size: positions per block.
+        num_random_blocks: drawn for each block and head.
+        seed: of the draw, which every layer makes for itself; None takes the first block for each
+            random one, as transformers does in eval mode.
+
+    Source: Zaheer et al. 2020, arXiv 2007.14062, section 2.
+    """
+
+    kind: ClassVar[str] = "bigbird"
+    block_size: int
+    num_random_blocks: int
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        check_count(self, "block_size")
+        check_count(self, "num_random_blocks", least=0)
+        if self.seed is not None:
+            check_count(self, "seed", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionConfig(BlockConfig):
     """Attention with grouped key-value heads.
 
@@ -50,7 +100,7 @@ class AttentionConfig(BlockConfig):
     rope: RoPEConfig | None = field(default_factory=RoPEConfig)
     alibi: bool = False
     causal: bool = True
-    pattern: SlidingWindow | None = None
+    pattern: SlidingWindow | LongformerPattern | BigBirdPattern | None = None
     bias: str = ""
     qk_norm: NormConfig | None = None
     qk_norm_over: str = "head"
@@ -74,6 +124,24 @@ class AttentionConfig(BlockConfig):
             raise UserError(f"attention: bias {self.bias!r} holds more than the letters q, k, v, o")
         if self.qk_norm_over not in ("head", "all"):
             raise UserError(f"attention: qk_norm_over {self.qk_norm_over!r} is not head or all")
+
+        self._check_pattern()
+
+    def _check_pattern(self) -> None:
+        pattern = self.pattern
+        if not isinstance(pattern, LongformerPattern | BigBirdPattern):
+            return
+        if self.alibi or self.softcap is not None:
+            raise UserError(
+                f"attention: pattern {pattern.kind} goes with neither alibi nor softcap"
+            )
+        if isinstance(pattern, BigBirdPattern) and self.causal:
+            raise UserError("attention: pattern bigbird is for encoders: causal must be false")
+        if isinstance(pattern, LongformerPattern):
+            if self.causal and pattern.projections:
+                raise UserError("attention: pattern longformer has no projections when causal")
+            if not self.causal and pattern.window % 2:
+                raise UserError(f"attention: a longformer window is even, not {pattern.window}")
 
     def kept(self, model: ModelConfig) -> Kept:
         """Keys and values, (key-value heads, head size) per position."""
