@@ -29,7 +29,7 @@ from lmworks.models.kernel_calls import address, arguments, computes, parts_of, 
 from lmworks.models.kernel_slots import LANES, LONG_CHUNK
 
 _CHUNK = 32  # positions that PyTorch takes together
-_PAIR = 2 * LANES  # values that the kernel takes together
+_PAIR, _KEYS = 2 * LANES, 4  # values and numbers of a key that the kernels take together
 
 
 def gated_linear_attention(
@@ -55,12 +55,12 @@ def gated_linear_attention(
     if not computes(q, k, v, log_decay, state):
         return _chunked(q, k, v, log_decay, state)
     y, last = _GatedLinearAttention.apply(  # type: ignore[no-untyped-call]
-        *(tensor.float().contiguous() for tensor in (q, k)),
-        _padded(v),
-        log_decay.float().contiguous(),
-        _padded(state),
+        *(_padded(tensor, _KEYS) for tensor in (q, k)),
+        _padded(v, _PAIR),
+        _padded(log_decay, _KEYS if log_decay.dim() == 4 else 1),
+        _padded(_padded(state, _PAIR).mT, _KEYS).mT.contiguous(),
     )
-    return y[..., :size].to(v.dtype), last[..., :size]
+    return y[..., :size].to(v.dtype), last[:, :, : k.shape[-1], :size]
 
 
 def gated_linear_attention_sequential(
@@ -137,8 +137,8 @@ def _for_heads(shared: torch.Tensor, heads: int) -> torch.Tensor:
     return shared.repeat_interleave(heads // shared.shape[2], dim=2)
 
 
-def _padded(values: torch.Tensor) -> torch.Tensor:
-    return F.pad(values.float(), (0, -values.shape[-1] % _PAIR)).contiguous()
+def _padded(values: torch.Tensor, multiple: int) -> torch.Tensor:
+    return F.pad(values.float(), (0, -values.shape[-1] % multiple)).contiguous()
 
 
 def _chunked(
@@ -201,7 +201,7 @@ class _GatedLinearAttention(torch.autograd.Function):
         own = {"FIRST_STATE": state, "GY": gy, "G_STATE": g_state, "GX": gv, "G_FIRST": g_first}
         own |= {"G_DECAYS": g_decay, "G_QUERIES": gq, "G_KEYS": gk}
         size = count if log_decay.dim() == 4 else 1
-        scratch = _PAIR * count * (1 - -length // LONG_CHUNK) + size * (length + 1)
+        scratch = _PAIR * count * (1 - -length // LONG_CHUNK) + count + size * (length + 1)
         _run("backward", (q, k, v, log_decay.exp()), own, scratch)
         split = (batch, groups, pieces // groups, length, count)
         gq, gk = (part.view(split).sum(2).transpose(1, 2) for part in (gq, gk))

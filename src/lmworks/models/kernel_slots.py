@@ -28,7 +28,7 @@ G_VALUES, G_DECAY, G_BONUS = range(19, 22)
 # STATES rows of HEAD_WIDTH. DECAY_STEP: 1 if each number of a key has a decay, 0 if a head has one.
 QUERIES, KEYS, DECAYS = range(15, 18)
 QUERIES_ROW, KEYS_ROW, DECAYS_ROW, DECAY_STEP, DECAYS_HEAD, HEAD_WIDTH = range(18, 24)
-G_QUERIES, G_KEYS, G_DECAYS = range(26, 29)
+G_QUERIES, G_KEYS, G_DECAYS, ROW = range(26, 30)
 LONG_CHUNK = 256  # positions between two fresh sums of the decays' gradients
 
 ARGUMENTS = 32

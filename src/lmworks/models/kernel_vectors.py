@@ -53,6 +53,16 @@ def floats(context, address):
 
 
 @intrinsic
+def floats_from(context, pointer, at):
+    """The pointer to `pointer[at]`."""
+
+    def generate(cgctx, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return types.CPointer(types.float32)(types.CPointer(types.float32), types.int64), generate
+
+
+@intrinsic
 def load(context, pointer, at):
     """The sixteen numbers from `pointer[at]` on."""
 
@@ -95,15 +105,48 @@ def total(context, vector):
         value, width = args[0], LANES
         while width > 1:
             width //= 2
-            kind = ir.VectorType(_INT, width)
-            low, high = (
-                builder.shuffle_vector(value, value, ir.Constant(kind, list(places)))
-                for places in (range(width), range(width, 2 * width))
-            )
-            value = builder.fadd(low, high)
+            value = _folded(builder, value, width)
         return builder.extract_element(value, _INT(0))
 
     return types.float32(lanes), generate
+
+
+@intrinsic
+def add_totals(context, pointer, at, a, b, c, d):
+    """Add the sums of the lanes of four vectors to four numbers from `pointer[at]` on.
+
+    Together they take half the instructions of four times `total`.
+    """
+
+    def generate(cgctx, builder, signature, args):
+        vectors = list(args[2:])
+        for width in (LANES // 2, LANES // 4):
+            vectors = [_folded(builder, vector, width) for vector in vectors]
+        pairs = [_joined(builder, *vectors[i : i + 2], (0, 4, 1, 5)) for i in (0, 2)]
+        sums = _joined(builder, *pairs, (0, 1, 4, 5))
+        kind = ir.VectorType(_FLOAT, 4)
+        place = builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer())
+        builder.store(builder.fadd(builder.load(place, align=4), sums), place, align=4)
+        return cgctx.get_dummy_value()
+
+    return types.void(types.CPointer(types.float32), types.int64, *([lanes] * 4)), generate
+
+
+def _folded(builder, vector, width):
+    """The lower half plus the upper half."""
+    low, high = (_taken(builder, vector, vector, range(at, at + width)) for at in (0, width))
+    return builder.fadd(low, high)
+
+
+def _joined(builder, a, b, low):
+    """Two vectors of four as one: lanes `low` of both plus the two lanes after each."""
+    high = [lane + 2 for lane in low]
+    return builder.fadd(_taken(builder, a, b, low), _taken(builder, a, b, high))
+
+
+def _taken(builder, a, b, places):
+    places = list(places)
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, len(places)), places))
 
 
 def _binary(name):

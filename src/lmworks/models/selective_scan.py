@@ -49,14 +49,19 @@ def selective_scan(
     if not computes(x, dt, A, B, C, D, z, state):
         return _chunked(x, dt, A, B, C, D, z, state)
     y, last = _SelectiveScan.apply(  # type: ignore[no-untyped-call]
-        *(rows(tensor) for tensor in (x, dt, A.t())),
-        *(tensor.float().contiguous() for tensor in (B, C)),
+        *(rows(tensor) for tensor in (x, dt, _in_fours(A).t())),
+        *(_in_fours(tensor) for tensor in (B, C)),
         None if D is None else rows(D),
         None if z is None else rows(z),
-        rows(state.transpose(1, 2)),
+        rows(_in_fours(state).transpose(1, 2)),
     )
-    size = x.shape[-1]
-    return y[..., :size].to(x.dtype), last[..., :size].transpose(1, 2)
+    size, states = A.shape
+    return y[..., :size].to(x.dtype), last[:, :states, :size].transpose(1, 2)
+
+
+def _in_fours(tensor: torch.Tensor) -> torch.Tensor:
+    """(..., N) with zeros up to a multiple of 4, as the backward kernel takes them."""
+    return F.pad(tensor.float(), (0, -tensor.shape[-1] % 4)).contiguous()
 
 
 def selective_scan_sequential(

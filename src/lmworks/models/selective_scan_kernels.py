@@ -85,6 +85,18 @@ def again(a, lane, start, stop, states, decays, gates, decay):
 
 
 @njit(**OPTIONS)
+def back_one(n, g_state, gy_t, c_t, b_t, gu, e, before, decay, g_rate, ga, dt_t):
+    """Number n of the states, one position back: its gradient, and the sums that it adds to."""
+    g = load(g_state, n * LANES) + gy_t * spread(c_t[n])
+    gu = gu + g * spread(b_t[n])
+    past = g * load(e, n * LANES)
+    store(g_state, n * LANES, past)
+    g_power = past * load(before, n * LANES)
+    store(ga, n * LANES, load(ga, n * LANES) + g_power * dt_t)
+    return g, gu, g_rate + g_power * load(decay, n * LANES)
+
+
+@njit(**OPTIONS)
 def back(a, lane, start, stop, states, decays, gates, decay, g_state, ga):
     """From the end of one chunk to its start; g_state is the gradient of the state."""
     x, dt, b, c, d = floats(a[X]), floats(a[DT]), floats(a[B]), floats(a[C]), floats(a[D])
@@ -95,17 +107,32 @@ def back(a, lane, start, stop, states, decays, gates, decay, g_state, ga):
         dt_t = load(dt, t * a[DT_ROW] + lane)
         gy_t = load(gates, (t - start) * LANES)
         u, gu, g_rate = dt_t * x_t, spread(0.0), spread(0.0)
-        at = (t - start) * count * LANES
-        for n in range(count):
-            g = load(g_state, n * LANES) + gy_t * spread(c[t * a[C_ROW] + n])
-            gc[t * count + n] += total(gy_t * load(states, at + (count + n) * LANES))
-            gb[t * count + n] += total(g * u)
-            gu = gu + g * spread(b[t * a[B_ROW] + n])
-            g = g * load(decays, at + n * LANES)
-            store(g_state, n * LANES, g)
-            g_power = g * load(states, at + n * LANES)
-            g_rate = g_rate + g_power * load(decay, n * LANES)
-            store(ga, n * LANES, load(ga, n * LANES) + g_power * dt_t)
+        before = floats_from(states, (t - start) * count * LANES)
+        after = floats_from(before, count * LANES)
+        e = floats_from(decays, (t - start) * count * LANES)
+        b_t, c_t = floats_from(b, t * a[B_ROW]), floats_from(c, t * a[C_ROW])
+        for n in range(0, count, 4):
+            g0, gu, g_rate = back_one(
+                n, g_state, gy_t, c_t, b_t, gu, e, before, decay, g_rate, ga, dt_t
+            )
+            g1, gu, g_rate = back_one(
+                n + 1, g_state, gy_t, c_t, b_t, gu, e, before, decay, g_rate, ga, dt_t
+            )
+            g2, gu, g_rate = back_one(
+                n + 2, g_state, gy_t, c_t, b_t, gu, e, before, decay, g_rate, ga, dt_t
+            )
+            g3, gu, g_rate = back_one(
+                n + 3, g_state, gy_t, c_t, b_t, gu, e, before, decay, g_rate, ga, dt_t
+            )
+            add_totals(gb, t * count + n, g0 * u, g1 * u, g2 * u, g3 * u)
+            add_totals(
+                gc,
+                t * count + n,
+                gy_t * load(after, n * LANES),
+                gy_t * load(after, (n + 1) * LANES),
+                gy_t * load(after, (n + 2) * LANES),
+                gy_t * load(after, (n + 3) * LANES),
+            )
         store(gdt, t * width + lane, g_rate + gu * x_t)
         gx_t = gu * dt_t
         if a[D] != 0:
@@ -115,7 +142,7 @@ def back(a, lane, start, stop, states, decays, gates, decay, g_state, ga):
 
 
 def backward(a):
-    """All gradients. GB, GC and GD are added to; the others are written."""
+    """All gradients. GB, GC and GD are added to; the others are written. STATES: in fours."""
     count, width = a[STATES], a[WIDTH]
     size = LANES * count
     states = floats(a[SCRATCH])
