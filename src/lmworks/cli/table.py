@@ -64,6 +64,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.training.pretrain:pretrain",
         "Train a decoder from scratch: attention, or any pattern of layers.",
     ),
+    "train search": (
+        "stage:lmworks.training.architecture_search:search_architecture",
+        "Find the pattern of layers that learns best within a time and a memory.",
+    ),
     "train sft": (
         "stage:lmworks.training.sft:sft",
         "Fine-tune a model on conversations.",

@@ -11,10 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
+from lmworks.core.files import read_json
 from lmworks.core.stages import Run, stage
 from lmworks.training.pretrain import PretrainConfig, Shape
 from lmworks.training.trainer_config import LoopConfig
@@ -44,6 +46,7 @@ class CompareArchitecturesConfig:
     corpus: str = option(role=REFERENCE, help="corpus folder (train.jsonl, heldout.jsonl)")
     tokenizer: str = option(role=REFERENCE, help="tokenizer folder or reference")
     patterns: list[str] = option(["attention", "window"], help="the first is the baseline")
+    search: str = option("", role=REFERENCE, help="add what `train search` found, and drew")
     depth: int = option(4, help="layers of the baseline; width is 64 x depth")
     same: Literal["compute", "depth"] = option(
         "compute", help="what patterns share: operations per token, or the number of layers"
@@ -77,6 +80,8 @@ def compare_architectures(config: CompareArchitecturesConfig, run: Run) -> dict[
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.threads import set_threads
 
+    if "search" in run.inputs:
+        config = with_search(config, run.inputs["search"])
     _check(config)
     threads = set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["tokenizer"])
@@ -103,6 +108,20 @@ def compare_architectures(config: CompareArchitecturesConfig, run: Run) -> dict[
         ),
     )
     return {"summary": _summary(rows), "rows": rows}
+
+
+def with_search(config: CompareArchitecturesConfig, folder: Path) -> CompareArchitecturesConfig:
+    """The best patterns of a search, and those it drew at random, after the others.
+
+    Raises: UserError for a folder that no search made.
+    """
+    found = read_json(folder / "search.json", "result of a search")
+    try:
+        more = [row["pattern"] for kind in ("best", "random") for row in found[kind]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds no result of `lmworks train search`") from error
+    patterns = list(dict.fromkeys([*config.patterns, *more]))
+    return dataclasses.replace(config, patterns=patterns)
 
 
 def _check(config: CompareArchitecturesConfig) -> None:

@@ -37,6 +37,7 @@ STAGES: dict[str, str] = {
     "transplant": "lmworks.models.transplant.stage:transplant_stage",
     "transplant_leaderboard": "lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",
     "pretrain": "lmworks.training.pretrain:pretrain",
+    "search_architecture": "lmworks.training.architecture_search:search_architecture",
     "sft": "lmworks.training.sft:sft",
     "quantize": "lmworks.compression.quantize:quantize",
     "evaluate": "lmworks.evaluation.bits_per_byte:evaluate",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lmworks.models.config import ModelConfig
+    from lmworks.models.config.patterns import Sizes
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
     from lmworks.training.tokens import PackedWindows
@@ -72,10 +73,19 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
 
     Width is 64 x depth; the rest follows, see `models.config.patterns.Sizes`.
     """
-    from lmworks.models.config.patterns import HEAD_DIM, Sizes, decoder_config
+    from lmworks.models.config.patterns import decoder_config
+
+    return decoder_config(
+        config.layers, depth=config.depth, vocab_size=vocab_size, sizes=sizes_of(config)
+    )
+
+
+def sizes_of(config: PretrainConfig) -> Sizes:
+    """What the dial and its overrides say of the sizes."""
+    from lmworks.models.config.patterns import HEAD_DIM, Sizes
 
     shape = config.shape
-    sizes = Sizes(
+    return Sizes(
         hidden_size=shape.hidden_size or HEAD_DIM * config.depth,
         num_attention_heads=shape.num_attention_heads,
         num_key_value_heads=shape.num_key_value_heads,
@@ -83,7 +93,6 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
         context_length=config.context_length,
         window=shape.window,
     )
-    return decoder_config(config.layers, depth=config.depth, vocab_size=vocab_size, sizes=sizes)
 
 
 def new_model(config: PretrainConfig, vocab_size: int) -> Model:

@@ -172,6 +172,11 @@ def layer_of(word: str, sizes: Sizes) -> LayerConfig:
     )
 
 
+def places(sizes: Sizes, depth: int) -> list[Sizes]:
+    """The sizes for each of `depth` layers, which know where they stand."""
+    return [dataclasses.replace(sizes, place=i / max(1, depth - 1)) for i in range(depth)]
+
+
 def decoder_config(pattern: str, *, depth: int, vocab_size: int, sizes: Sizes) -> ModelConfig:
     """A decoder of `depth` layers that follow the pattern, its head tied to the embedding.
 
@@ -180,11 +185,10 @@ def decoder_config(pattern: str, *, depth: int, vocab_size: int, sizes: Sizes) -
     if depth < 1:
         raise UserError(f"depth = {depth}: a model needs at least one layer")
     words = list(islice(cycle(words_of(pattern)), depth))
-    places = [dataclasses.replace(sizes, place=i / max(1, depth - 1)) for i in range(depth)]
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=sizes.hidden_size,
-        layers=tuple(layer_of(word, at) for word, at in zip(words, places, strict=True)),
+        layers=tuple(layer_of(word, at) for word, at in zip(words, places(sizes, depth))),
         norm=RMSNormConfig(),
         tie_word_embeddings=True,
         max_position_embeddings=sizes.context_length,

@@ -70,14 +70,21 @@ class Muon:
         beta = first + (final - first) * warmed
         learning_rate = self._config.matrix_learning_rate * rate
         for stack, momentum in zip(self._stacks, self._momenta, strict=True):
-            gradients = torch.stack([p.grad for p in stack if p.grad is not None])
-            momentum.lerp_(gradients, 1 - beta)
-            ahead = gradients.lerp_(momentum, beta)  # Nesterov
+            # A matrix that took no part in the step (a path not taken) stays as it is.
+            held = [i for i, parameter in enumerate(stack) if parameter.grad is not None]
+            if not held:
+                continue
+            gradients = torch.stack([stack[i].grad for i in held])  # type: ignore[misc]
+            averaged = momentum if len(held) == len(stack) else momentum[held]
+            averaged.lerp_(gradients, 1 - beta)
+            if averaged is not momentum:
+                momentum[held] = averaged
+            ahead = gradients.lerp_(averaged, beta)  # Nesterov
             updates = orthogonalize(ahead.flatten(0, -3)).view_as(ahead)
             # (out, in), but experts are (experts, in, out)
             rows, columns = stack[0].shape if stack[0].ndim == 2 else stack[0].shape[:0:-1]
             scale = learning_rate * max(1.0, rows / columns) ** 0.5
-            for parameter, update in zip(stack, updates, strict=True):
+            for parameter, update in zip([stack[i] for i in held], updates, strict=True):
                 parameter.mul_(1 - learning_rate * self._config.weight_decay)
                 parameter.add_(update, alpha=-scale)
         self._steps += 1
