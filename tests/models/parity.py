@@ -63,15 +63,68 @@ def assert_parity(
         wanted, logits = wanted * real, logits * real
     assert wanted.std() > 0.05, "these logits are too alike to prove anything"
     assert (logits - wanted).abs().max() < 1e-4
-    last = len(states) - (ours.norm is not None)  # theirs comes after the final norm
-    compared = zip(states[first_state:last], expected.hidden_states, strict=False)
-    for number, (mine, other) in enumerate(compared):
-        if number not in skip_states:
-            assert ((mine - other) * real).abs().max() < 1e-4, f"hidden state {number}"
+    _assert_states(ours, states[first_state:], expected.hidden_states, real, skip_states)
     if num_greedy:
         assert greedy(ours, ids[:1], num_greedy) == their_greedy(theirs, ids[:1], num_greedy)
     _assert_gradients(theirs, ours, folder, wanted, logits, skip_gradients)
     return ours
+
+
+def assert_encoder_decoder_parity(
+    theirs: Any,
+    folder: Path,
+    source: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    num_greedy: int = 64,
+    source_name: str = "input_ids",
+    attention_mask: torch.Tensor | None = None,
+    skip_gradients: tuple[str, ...] = (),
+    **settings: Any,
+) -> Model:
+    """`assert_parity` for an encoder-decoder: the states of both stacks, and decoding by both.
+
+    Args:
+        source: what the encoder reads, which theirs calls `source_name`.
+        settings: what their `generate` takes beside.
+    """
+    theirs.save_pretrained(folder)
+    ours = load_model(folder)
+    assert ours.encoder is not None
+    states, encoder_states = _states(ours), _states(ours.encoder)
+    encoded = ours.encode(source, attention_mask)
+    logits = ours(ids, encoded=encoded)
+    inputs = {source_name: source, "attention_mask": attention_mask}
+    if attention_mask is None:
+        del inputs["attention_mask"]
+    expected = theirs(**inputs, decoder_input_ids=ids, output_hidden_states=True)
+    wanted = expected.logits if "logits" in expected else expected.last_hidden_state
+    assert wanted.std() > 0.05, "these logits are too alike to prove anything"
+    assert (logits - wanted).abs().max() < 1e-4
+    real = _real(attention_mask)
+    _assert_states(ours.encoder, encoder_states, expected.encoder_hidden_states, real)
+    _assert_states(ours, states, expected.decoder_hidden_states, _real(None))
+    if num_greedy:
+        with torch.no_grad():
+            two = attention_mask if attention_mask is None else attention_mask[:2]
+            encoded = ours.encode(source[:2], two)
+        other = their_greedy(theirs, ids[:2], num_greedy, inputs, **settings)
+        assert greedy(ours, ids[:2], num_greedy, encoded=encoded) == other
+    _assert_gradients(theirs, ours, folder, wanted, logits, skip_gradients)
+    return ours
+
+
+def _assert_states(
+    model: Model,
+    states: list[torch.Tensor],
+    expected: Any,
+    real: torch.Tensor,
+    skipped: tuple[int, ...] = (),
+) -> None:
+    last = len(states) - (model.norm is not None)  # theirs comes after the final norm
+    for number, (mine, other) in enumerate(zip(states[:last], expected, strict=False)):
+        if number not in skipped:
+            assert ((mine - other) * real).abs().max() < 1e-4, f"hidden state {number}"
 
 
 def _real(attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -122,34 +175,50 @@ def _assert_gradients(
             assert (got - gradient).abs().max() / scale < 1e-3, f"gradient of {name}"
 
 
-def greedy(model: Model, ids: torch.Tensor, num_new: int) -> list[int]:
-    """The likeliest continuation of one row, with our cache: the prompt in two chunks."""
-    cache = KVCache(model.config, 1, ids.shape[1] + num_new)
-    cache.expect(0, ids.shape[1])
-    view = cache.view([0])
+def greedy(model: Model, ids: torch.Tensor, num_new: int, **inputs: Any) -> list[list[int]]:
+    """The likeliest continuation of each row, with our cache: the prompt in two chunks."""
+    cache = KVCache(model.config, len(ids), ids.shape[1] + num_new)
+    for slot in range(len(ids)):
+        cache.expect(slot, ids.shape[1])
+    view = cache.view(range(len(ids)))
     half = ids.shape[1] // 2
-    tokens: list[int] = []
+    tokens: list[torch.Tensor] = []
     with torch.no_grad():
-        model(ids[:, :half], cache=view, last_only=True)
+        if half:
+            model(ids[:, :half], cache=view, last_only=True, **inputs)
         step = ids[:, half:]
         for _ in range(num_new):
-            step = model(step, cache=view, last_only=True)[:, -1].argmax(-1, keepdim=True)
-            tokens.append(int(step))
-    return tokens
+            logits = model(step, cache=view, last_only=True, **inputs)
+            step = logits[:, -1].argmax(-1, keepdim=True)
+            tokens.append(step)
+    found: list[list[int]] = torch.cat(tokens, dim=1).tolist()
+    return found
 
 
-def their_greedy(model: Any, ids: torch.Tensor, num_new: int) -> list[int]:
-    """The same by `generate`."""
+def their_greedy(
+    model: Any,
+    ids: torch.Tensor,
+    num_new: int,
+    inputs: dict[str, torch.Tensor] | None = None,
+    **settings: Any,
+) -> list[list[int]]:
+    """The same by `generate`; `inputs` are the encoder's, and `ids` then the decoder's."""
+    given = inputs or {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if inputs:
+        given = {name: value[: len(ids)] for name, value in inputs.items()}
+        # Rows that begin otherwise would be given another token before them.
+        assert bool((ids[:, 0] == ids[0, 0]).all())
+        settings |= {"decoder_input_ids": ids, "decoder_start_token_id": int(ids[0, 0])}
     out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
+        **given,
         max_new_tokens=num_new,
         min_new_tokens=num_new,
         do_sample=False,
         pad_token_id=0,
         eos_token_id=None,
+        **settings,
     )
-    tokens: list[int] = out[0, ids.shape[1] :].tolist()
+    tokens: list[list[int]] = out[:, ids.shape[1] :].tolist()
     return tokens
 
 

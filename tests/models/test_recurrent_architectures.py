@@ -93,7 +93,7 @@ def test_limits_of_the_time_step_hold_while_decoding(
     wanted = theirs.generate(
         token_ids[:1, :20], max_new_tokens=12, do_sample=False, use_cache=False
     )
-    assert ours == wanted[0, 20:].tolist()
+    assert ours == [wanted[0, 20:].tolist()]
 
 
 def test_rwkv_that_is_rescaled_or_narrow(tmp_path: Path, token_ids: torch.Tensor) -> None:

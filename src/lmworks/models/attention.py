@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lmworks.core.errors import UserError
 from lmworks.models.config import AttentionConfig, ModelConfig
 from lmworks.models.context import Context
 from lmworks.models.initialization import INIT_STD, init_linear
@@ -122,7 +123,9 @@ class CrossAttention(Attention):
         """(B, T, H) -> (B, T, H)."""
         encoded = context.encoded
         if encoded is None:
-            raise ValueError("cross attention needs the encoder's states: give `encoded`")
+            raise UserError(
+                "the decoder looks at what its encoder read: give encoded=model.encode(...)"
+            )
         k, v = encoded.keys_values(
             context.layer, lambda: (self.keys(encoded.states), self.values(encoded.states))
         )

@@ -110,11 +110,10 @@ class Model(nn.Module):
             encoded: what `encode` gave, for an encoder-decoder.
             record: called with (operation, tensor) for each named operation.
         """
-        padding = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            padding = attention_mask.bool()
         chosen = None if global_attention_mask is None else global_attention_mask.bool()
-        context = Context(padding=padding, global_tokens=chosen, encoded=encoded, record=record)
+        context = Context(
+            padding=_padding(attention_mask), global_tokens=chosen, encoded=encoded, record=record
+        )
         if cache is None:
             rows = self._rows(input_ids)
             positions = torch.arange(rows.shape[1], device=rows.device)
@@ -132,12 +131,18 @@ class Model(nn.Module):
     def encode(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> Encoded:
-        """The encoder's states, for `encoded`. Raises: UserError for a model without an encoder."""
+        """What the encoder makes of (B, S) ids, for `encoded`: `model(ids, encoded=encoded)`.
+
+        Args:
+            input_ids: or whatever else the encoder's embedding takes.
+            attention_mask: (B, S), nonzero where a token is; padding stands on the right.
+        Raises: UserError for a model without an encoder.
+        """
         if self.encoder is None:
             raise UserError("this model has no encoder")
         rows = self._rows(input_ids) if self.encoder.config.embedding.shared else input_ids
         states = self.encoder.hidden_states(rows, attention_mask=attention_mask)
-        return Encoded(states, None if attention_mask is None else attention_mask.bool())
+        return Encoded(states, _padding(attention_mask))
 
     def _run(
         self, x: torch.Tensor, context: Context, caches: list[Any] | None = None
@@ -244,3 +249,10 @@ class Model(nn.Module):
             self.head.reset_parameters(generator)
         if isinstance(self.lm_head, nn.Linear):
             init_linear(self.lm_head, generator, INIT_STD)
+
+
+def _padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """True where a token is; None where there is nothing else."""
+    if attention_mask is None or bool(attention_mask.all()):
+        return None
+    return attention_mask.bool()

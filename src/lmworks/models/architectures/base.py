@@ -50,6 +50,9 @@ ARCHITECTURES = {
     "electra": "lmworks.models.architectures.electra:ELECTRA",
     "longformer": "lmworks.models.architectures.longformer:LONGFORMER",
     "big_bird": "lmworks.models.architectures.big_bird:BIG_BIRD",
+    "t5": "lmworks.models.architectures.t5:T5",
+    "mt5": "lmworks.models.architectures.t5:MT5",
+    "bart": "lmworks.models.architectures.bart:BART",
     "lmworks": "lmworks.models.architectures.own:OWN",
 }
 

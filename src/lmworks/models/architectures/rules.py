@@ -68,8 +68,12 @@ def with_ones(own: str, foreign: str, count: int = 1) -> Rule:
 
 
 def only_when(holds: Callable[[ModelConfig], bool], rules: Sequence[Rule]) -> list[Rule]:
-    """`rules` for the configs of which `holds` is true."""
-    return [dataclasses.replace(rule, when=holds) for rule in rules]
+    """`rules` for the configs of which `holds` is true, beside what they ask for already."""
+
+    def both(first: Callable[[ModelConfig], bool] | None) -> Callable[[ModelConfig], bool]:
+        return lambda config: holds(config) and (first is None or first(config))
+
+    return [dataclasses.replace(rule, when=both(rule.when)) for rule in rules]
 
 
 def transposed(own: str, foreign: str) -> Rule:

@@ -30,7 +30,7 @@ from lmworks.models.config.heads import (
     TokenPooling,
     ValueHeadConfig,
 )
-from lmworks.models.config.model import EmbeddingConfig, LayerConfig, ModelConfig
+from lmworks.models.config.model import EmbeddingConfig, LayerConfig, ModelConfig, repeated
 from lmworks.models.config.norms import LayerNormConfig, NormConfig, RMSNormConfig
 from lmworks.models.config.positions import (
     DynamicNTKScaling,
@@ -99,4 +99,5 @@ __all__ = [
     "TokenPooling",
     "ValueHeadConfig",
     "YaRNScaling",
+    "repeated",
 ]
