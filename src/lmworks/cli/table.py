@@ -92,6 +92,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.models.transplant.stage:transplant_stage",
         "Put another tokenizer into a trained model.",
     ),
+    "explain attention": (
+        "lmworks.cli.explain_attention:command",
+        "What each head of a model looks at in a text.",
+    ),
     "compress quantize": (
         "stage:lmworks.compression.quantize:quantize",
         "Make weights smaller; write a GGUF file.",
@@ -104,6 +108,7 @@ GROUPS: dict[str, str] = {
     "train": "Train and tune models.",
     "eval": "Measure models.",
     "model": "Change a trained model.",
+    "explain": "Look into what a model does.",
     "compress": "Make models smaller.",
 }
 STAGE = "stage:"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from lmworks.evaluation.pages import render_page
 from lmworks.evaluation.tokenizer_comparison import ChangedWord, Comparison
 from lmworks.evaluation.tokenizer_fairness import FairnessRow
 from lmworks.tokenizers.token_spans import units_of
@@ -23,24 +23,15 @@ def render(
     fairness: Sequence[FairnessRow] = (),
 ) -> str:
     """The page as text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     text = _beginning(comparison)
-    page: str = environment.get_template("tokenizers.html.jinja").render(
+    return render_page(
+        "tokenizers.html.jinja",
         comparison=comparison,
         samples=[(name, _coloured(tokenizer, text)) for name, tokenizer in tokenizers.items()],
         changed=changed[:60],
         fairness=fairness,
         num_changed=len(changed),
     )
-    return page
 
 
 def _beginning(comparison: Comparison) -> str:

@@ -158,10 +158,22 @@ class Model(nn.Module):
                 context.record("norm", x)
         return x
 
+    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """(B, T) -> (B, T, H): what the first layer gets. Raises: UserError for an unknown id."""
+        return self._embed(self._rows(input_ids), positions, None)
+
+    def bias(self, positions: torch.Tensor, num_seen: int) -> torch.Tensor | None:
+        """What is added to the scores of every attention, (1 or B, N, T, S), or None.
+
+        Args:
+            positions: (1 or B, T) of the queries.
+            num_seen: S, the keys from position 0 on.
+        """
+        return None if self.relative_bias is None else self.relative_bias(positions, num_seen)
+
     def _with_bias(self, context: Context, positions: torch.Tensor, num_seen: int) -> Context:
-        if self.relative_bias is None:
-            return context
-        return dataclasses.replace(context, bias=self.relative_bias(positions, num_seen))
+        bias = self.bias(positions, num_seen)
+        return context if bias is None else dataclasses.replace(context, bias=bias)
 
     def _rows(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The tokens' rows of the table, (B, T, H)."""

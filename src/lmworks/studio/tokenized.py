@@ -9,18 +9,12 @@ from typing import Any
 
 from lmworks.studio.rows import Rows
 from lmworks.studio.texts import StoredText
+from lmworks.tokenizers.readable import visible
 from lmworks.tokenizers.token_spans import TokenizedText, Unit
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 _KEPT_TEXTS, _KEPT_ROWS = 16, 6
 _HEX_BYTES = 48  # of a token, shown
-
-# What a browser would not draw, or what would turn the text around it.
-_PICTURES = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: chr(0x2421)}
-_PICTURES |= {ord("\n"): "⏎", ord("\t"): "⇥ "}
-_HIDDEN = (0xAD, 0x61C, 0x200B, 0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F))
-_HIDDEN += (*range(0x2028, 0x202A), *range(0x2060, 0x206A), *range(0x80, 0xA0))
-_VISIBLE = _PICTURES | dict.fromkeys(_HIDDEN, "▯")
 
 
 class Tokenized:
@@ -97,19 +91,6 @@ def view(found: TokenizedText, rows: Rows, first: int, count: int) -> dict[str, 
         "units": [[u.first, u.start, u.end, found.source.byte_at(u.start), u.ids] for u in units],
         "tokens": described(found.tokenizer, units),
     }
-
-
-def visible(text: str) -> str:
-    """A text with pictures for what can't be seen."""
-    return text.translate(_VISIBLE)
-
-
-def readable(data: bytes) -> str:
-    """A token's bytes as text; as hex where they are no whole characters."""
-    try:
-        return visible(data.decode())
-    except UnicodeDecodeError:
-        return data.hex(" ")
 
 
 def described(tokenizer: PipelineTokenizer, units: Iterable[Unit]) -> dict[int, list[str]]:

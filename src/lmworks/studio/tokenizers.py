@@ -30,7 +30,8 @@ from lmworks.evaluation.tokenizer_fairness import FairnessRow, ParallelText, fai
 from lmworks.serving.app import read_json
 from lmworks.serving.openai_types import parse
 from lmworks.studio.app import Studio, stream
-from lmworks.studio.tokenized import Tokenized, readable, view, visible
+from lmworks.studio.tokenized import Tokenized, view
+from lmworks.tokenizers.readable import readable, visible
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.trace import trace
 
