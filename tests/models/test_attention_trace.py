@@ -36,7 +36,30 @@ def _gpt2(transformers):
     )
 
 
-@pytest.fixture(params=[_llama, _gpt2])
+def _windowed(transformers):
+    return transformers.MistralForCausalLM, transformers.MistralConfig(
+        **SIZES, num_key_value_heads=2, intermediate_size=80, sliding_window=9, head_dim=8
+    )
+
+
+def _dynamic(transformers):
+    """Rotary frequencies that depend on the length of the whole text."""
+    kind, config = _llama(transformers)
+    config.max_position_embeddings = 32
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    return kind, config
+
+
+def _bert(transformers):
+    return transformers.BertModel, transformers.BertConfig(**SIZES, intermediate_size=80)
+
+
+def _mpnet(transformers):
+    """One bias by distance, shared by all layers."""
+    return transformers.MPNetModel, transformers.MPNetConfig(**SIZES, intermediate_size=80)
+
+
+@pytest.fixture(params=[_llama, _gpt2, _windowed, _dynamic, _bert, _mpnet])
 def both(request, tmp_path):
     """Ours, and the attention that transformers gives for IDS: layer -> (N, T, T)."""
     transformers = pytest.importorskip("transformers")
@@ -73,6 +96,8 @@ def test_visited_tiles_are_the_same_weights(both, small_tiles):
         for head in range(6):
             whole = seen.setdefault((tile.layer, head), torch.zeros(50, 50))
             weights = tile.weights(head)
+            part = tile.only(tile.positions % 2 == 1)
+            assert torch.allclose(part.weights(head), weights[tile.positions % 2 == 1], atol=1e-6)
             whole[tile.positions, : weights.shape[1]] = weights
 
     trace = trace_attention(model, IDS, keep={}, visit=visit)

@@ -199,11 +199,9 @@ def check_heads(config: ModelConfig, heads: Heads) -> None:
         if not 0 <= layer < len(config.layers):
             raise UserError(f"layer {layer}: the model has layers 0 to {len(config.layers) - 1}")
         if layer not in known:
-            mixer = config.layers[layer].mixer
+            mixer: Any = config.layers[layer].mixer
             pattern = f" with the pattern {mixer.pattern.kind}" if _has_pattern(mixer) else ""
-            raise UserError(
-                f"layer {layer} is {mixer.kind}{pattern}, whose weights can't be shown"
-            )
+            raise UserError(f"layer {layer} is {mixer.kind}{pattern}, whose weights can't be shown")
         count = known[layer].num_attention_heads
         if wrong := [head for head in wanted if not 0 <= head < count]:
             raise UserError(f"head {wrong[0]}: layer {layer} has heads 0 to {count - 1}")
