@@ -13,7 +13,9 @@ from pathlib import Path
 
 
 def take_turns(
-    contestants: Mapping[str, Callable[[], object]], rounds: int
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of every round of every contestant; one unmeasured round comes first."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -21,9 +23,9 @@ def take_turns(
         run()
     for _ in range(rounds):
         for name, run in contestants.items():
-            started = time.perf_counter()
+            started = clock()
             run()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 
@@ -31,6 +33,14 @@ def report(
     claim: str, unit: str, work: float, seconds: Mapping[str, list[float]], **facts: object
 ) -> None:
     """Print rates and ratios to the first contestant, and keep them under bench/results."""
+    rows = compared(unit, work, seconds)
+    keep(claim, unit=unit, rows=rows, rounds=len(next(iter(seconds.values()))), **facts)
+
+
+def compared(
+    unit: str, work: float, seconds: Mapping[str, list[float]]
+) -> dict[str, dict[str, float]]:
+    """Rates, and ratios to the first contestant; they are printed too."""
     first = next(iter(seconds))
     rows = {}
     for name, times in seconds.items():
@@ -46,12 +56,14 @@ def report(
             f"[{rows[name]['low']:.1f} to {rows[name]['high']:.1f}]  "
             f"{rows[name]['times_slower_than_first']:.2f} x the time of {first}"
         )
+    return rows
+
+
+def keep(claim: str, **facts: object) -> None:
+    """Write what was found under bench/results."""
     found = {
         "claim": claim,
         "command": " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "unit": unit,
-        "rows": rows,
-        "rounds": len(next(iter(seconds.values()))),
         "machine": platform.processor() or platform.machine(),
         "versions": {p: metadata.version(p) for p in ("torch", "transformers", "numpy", "numba")},
         **facts,

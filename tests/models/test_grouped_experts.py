@@ -129,6 +129,15 @@ def test_only_what_asks_for_gradients_is_kept() -> None:
     torch.testing.assert_close(grad, torch.autograd.grad(wanted, x)[0])
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_one_token_without_gradients(gated: bool) -> None:
+    inputs = _inputs(1, 6, 3, used=6, gated=gated)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            grouped_experts(*inputs, F.gelu), _loop(*inputs, F.gelu), rtol=1e-10, atol=1e-12
+        )
+
+
 def test_no_tokens() -> None:
     _, _, _, up, down = _inputs(1, 4, 2, used=4)
     x = torch.zeros(0, 6, dtype=torch.float64, requires_grad=True)

@@ -83,9 +83,30 @@ def grouped_experts(
         activation: elementwise; on the gate if there is one.
     Returns: (N, H); gradients flow to all but `experts`.
     """
+    if len(x) == 1 and not torch.is_grad_enabled():
+        return _one_token(x, experts[0].tolist(), weights, up, down, activation)
     rows = sort_by_expert(experts, len(up))
     sorted_weights = weights.reshape(-1)[rows.order]
     out: torch.Tensor = _GroupedExperts.apply(x, sorted_weights, up, down, rows, activation)
+    return out
+
+
+def _one_token(
+    x: torch.Tensor,
+    experts: list[int],
+    weights: torch.Tensor,
+    up: torch.Tensor,
+    down: torch.Tensor,
+    activation: Activation,
+) -> torch.Tensor:
+    """What `grouped_experts` gives for one token, as decoding asks for it: nothing to sort."""
+    first = x.new_empty(len(experts), up.shape[2])
+    for row, expert in enumerate(experts):
+        torch.mm(x, up[expert], out=first[row : row + 1])
+    inner = _inner(first, down.shape[1], activation).mul_(weights.t())
+    out = torch.zeros_like(x)
+    for row, expert in enumerate(experts):
+        out.addmm_(inner[row : row + 1], down[expert])
     return out
 
 
