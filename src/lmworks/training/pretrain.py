@@ -38,6 +38,8 @@ class Shape:
     num_key_value_heads: int = option(0, help="key and value heads (fewer: grouped-query)")
     intermediate_size: int = option(0, help="width of the feed-forward")
     window: int = option(0, help="positions of a sliding window (a quarter of the context)")
+    num_experts: int = option(8, help="experts of a layer that has some")
+    num_experts_per_tok: int = option(2, help="experts that a token goes through")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class PretrainConfig:
             --set loop.optimizer.name=adamw
         lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
             --layers 'window*3,attention'
+        lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
+            --layers attention+moe --set shape.num_experts=16
     """
 
     corpus: str = option(role=REFERENCE, help="corpus folder (train.jsonl, heldout.jsonl)")
@@ -92,6 +96,8 @@ def sizes_of(config: PretrainConfig) -> Sizes:
         intermediate_size=shape.intermediate_size,
         context_length=config.context_length,
         window=shape.window,
+        num_experts=shape.num_experts,
+        num_experts_per_tok=shape.num_experts_per_tok,
     )
 
 

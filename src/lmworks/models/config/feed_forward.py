@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from lmworks.core.errors import UserError
 from lmworks.models.config.base import BlockConfig, check_choice, check_count, check_positive
+
+if TYPE_CHECKING:
+    from lmworks.models.config.model import ModelConfig
 
 # The field's names; "gelu" is the exact one, "gelu_tanh" its approximation.
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu_squared", "tanh")
@@ -111,3 +114,8 @@ class MoEConfig(BlockConfig):
             )
         if self.shared_gate and not self.shared_intermediate_size:
             raise UserError("moe: shared_gate needs a shared_intermediate_size above 0")
+
+    def idle_parameters(self, model: ModelConfig) -> int:
+        """Those of the experts that a token does not go through."""
+        one = (3 if self.gated else 2) * model.hidden_size * self.intermediate_size
+        return (self.num_experts - self.num_experts_per_tok) * one

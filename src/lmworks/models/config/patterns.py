@@ -14,7 +14,7 @@ from itertools import cycle, islice
 from lmworks.core.errors import UserError, unknown_name
 from lmworks.models.config.attention import AttentionConfig, SlidingWindow
 from lmworks.models.config.base import BlockConfig
-from lmworks.models.config.feed_forward import MLPConfig
+from lmworks.models.config.feed_forward import MLPConfig, MoEConfig
 from lmworks.models.config.model import LayerConfig, ModelConfig
 from lmworks.models.config.norms import RMSNormConfig
 from lmworks.models.config.positions import RoPEConfig
@@ -44,6 +44,8 @@ class Sizes:
     intermediate_size: int = 0
     context_length: int = 256
     window: int = 0
+    num_experts: int = 8
+    num_experts_per_tok: int = 2
     place: float = 0.5  # of the layer: 0 is the first, 1 the last
 
     @property
@@ -61,6 +63,11 @@ class Sizes:
     def inner(self) -> int:
         """Width of the feed-forward, a multiple of 32."""
         return self.intermediate_size or -(-self.hidden_size * 8 // 3 // 32) * 32
+
+    @property
+    def expert_inner(self) -> int:
+        """Width of an expert: those of a token are together as wide as the feed-forward."""
+        return max(16, round(self.inner / max(1, self.num_experts_per_tok) / 16) * 16)
 
     @property
     def window_size(self) -> int:
@@ -123,6 +130,14 @@ def _channel_mix(sizes: Sizes) -> BlockConfig:
     return ChannelMixConfig(intermediate_size=sizes.inner, depth=sizes.place)
 
 
+def _moe(sizes: Sizes) -> BlockConfig:
+    return MoEConfig(
+        num_experts=sizes.num_experts,
+        num_experts_per_tok=sizes.num_experts_per_tok,
+        intermediate_size=sizes.expert_inner,
+    )
+
+
 # word: (its mixer, the word of the feed-forward it comes with)
 MIXERS: Mapping[str, tuple[Callable[[Sizes], BlockConfig], str]] = {
     "attention": (_attention, "mlp"),
@@ -136,6 +151,7 @@ MIXERS: Mapping[str, tuple[Callable[[Sizes], BlockConfig], str]] = {
 }
 FEED_FORWARDS: Mapping[str, Callable[[Sizes], BlockConfig | None]] = {
     "mlp": _mlp,
+    "moe": _moe,
     "channel_mix": _channel_mix,
     "none": lambda sizes: None,
 }
