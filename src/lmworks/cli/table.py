@@ -80,6 +80,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.compare_tokenizers:compare_tokenizers",
         "Tokenizers side by side on held-out text, as a report.",
     ),
+    "eval needle": (
+        "stage:lmworks.evaluation.needle:needle",
+        "Whether a model finds a sentence in a long text, by length and depth.",
+    ),
+    "eval position-perplexity": (
+        "stage:lmworks.evaluation.position_perplexity:position_perplexity",
+        "How well a model reads on, by how much it has read before.",
+    ),
     "eval transplant": (
         "stage:lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",
         "Which way to begin new tokens' rows costs a model least, with intervals.",

@@ -161,6 +161,11 @@ def to_mapping(report: Report) -> dict[str, Any]:
     return plain
 
 
+def plain_values(value: Any) -> Any:
+    """Dataclasses, intervals and text of any report as plain JSON values, as in `to_mapping`."""
+    return _plain(value)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Interval):
         ends = {"low": value.low, "high": value.high}

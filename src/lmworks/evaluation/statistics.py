@@ -119,6 +119,23 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0
     return Interval(mean, mean - half, mean + half)
 
 
+def share_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+    """Interval of a probability from independent trials; it stays within 0 and 1.
+
+    Raises: ValueError when there is no trial.
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes of {trials} trials")
+    share, z = successes / trials, NormalDist().inv_cdf(0.5 + confidence / 2)
+    shrink = 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / shrink
+    half = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2) / shrink
+    # Rounding must not put the share itself outside, where it is 0 or 1.
+    low, high = min(share, middle - half), max(share, middle + half)
+    return Interval(share, max(0.0, low), min(1.0, high))
+
+
 def student_quantile(p: float, degrees: int) -> float:
     """The p-quantile of Student's t, right to 0.2 % for p up to 0.975 (exact for 1 and 2 degrees).
 

@@ -40,6 +40,8 @@ STAGES: dict[str, str] = {
     "search_architecture": "lmworks.training.architecture_search:search_architecture",
     "sft": "lmworks.training.sft:sft",
     "quantize": "lmworks.compression.quantize:quantize",
+    "needle": "lmworks.evaluation.needle:needle",
+    "position_perplexity": "lmworks.evaluation.position_perplexity:position_perplexity",
     "evaluate": "lmworks.evaluation.bits_per_byte:evaluate",
     "compare_architectures": "lmworks.evaluation.architectures:compare_architectures",
 }

@@ -1,0 +1,74 @@
+"""The pages of the two reports on long contexts: a grid of cells, and curves with their bands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmworks.evaluation.plots import curve_picture
+from lmworks.evaluation.report import clean
+
+if TYPE_CHECKING:
+    from lmworks.evaluation.needle import Cell, NeedleConfig
+    from lmworks.evaluation.position_perplexity import Reading, Span
+
+
+def needle_page(title: str, cells: Sequence[Cell], config: NeedleConfig) -> str:
+    """Lengths as columns, depths as rows."""
+    from lmworks.evaluation.needle import summary
+
+    lengths = sorted({cell.length for cell in cells})
+    by_place = {(cell.depth, cell.length): cell for cell in cells}
+    return _render(
+        title=title,
+        summary=summary(cells),
+        needle=config.needle,
+        samples=config.samples,
+        lengths=lengths,
+        rows=[(d, [by_place[d, n] for n in lengths]) for d in dict.fromkeys(config.depths)],
+        readings=[],
+        picture=None,
+    )
+
+
+def position_page(title: str, readings: Sequence[Reading], num_sequences: int) -> str:
+    """Loss over positions: a line per model over the logarithm of the position, and tables."""
+    from lmworks.evaluation.position_perplexity import summary
+
+    curves = [
+        (
+            reading.name,
+            [_middle(s) for s in reading.spans],
+            [s.nats.estimate for s in reading.spans],
+        )
+        for reading in readings
+    ]
+    return _render(
+        title=title,
+        summary=summary(readings[0]),
+        samples=num_sequences,
+        rows=[],
+        readings=readings,
+        picture=curve_picture(curves),
+    )
+
+
+def _middle(span: Span) -> float:
+    return math.log2(math.sqrt(span.first * span.last))
+
+
+def _render(**values: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page: str = environment.get_template("long_context.html.jinja").render(**values)
+    return page
