@@ -16,6 +16,7 @@ from lmworks.models.cache import KVCache
 from lmworks.models.load import load_model, open_weights
 from lmworks.models.model import Model
 from lmworks.models.save import save_model
+from lmworks.models.two_tower import TwoTower
 from lmworks.models.weights import bind_weights, read_weights
 
 
@@ -53,7 +54,7 @@ def assert_parity(
     """
     theirs.save_pretrained(folder)
     ours = load_model(folder)
-    states = _states(ours)
+    found = states(ours)
     logits = ours(ids, **inputs)
     expected = theirs(**{input_name: ids}, output_hidden_states=True, **inputs)
     wanted = expected.logits if "logits" in expected else expected.last_hidden_state
@@ -63,10 +64,10 @@ def assert_parity(
         wanted, logits = wanted * real, logits * real
     assert wanted.std() > 0.05, "these logits are too alike to prove anything"
     assert (logits - wanted).abs().max() < 1e-4
-    _assert_states(ours, states[first_state:], expected.hidden_states, real, skip_states)
+    assert_states(ours, found[first_state:], expected.hidden_states, real, skip_states)
     if num_greedy:
         assert greedy(ours, ids[:1], num_greedy) == their_greedy(theirs, ids[:1], num_greedy)
-    _assert_gradients(theirs, ours, folder, wanted, logits, skip_gradients)
+    assert_gradients(theirs, ours, folder, wanted, logits, skip_gradients)
     return ours
 
 
@@ -91,7 +92,7 @@ def assert_encoder_decoder_parity(
     theirs.save_pretrained(folder)
     ours = load_model(folder)
     assert ours.encoder is not None
-    states, encoder_states = _states(ours), _states(ours.encoder)
+    found, encoder_found = states(ours), states(ours.encoder)
     encoded = ours.encode(source, attention_mask)
     logits = ours(ids, encoded=encoded)
     inputs = {source_name: source, "attention_mask": attention_mask}
@@ -102,29 +103,29 @@ def assert_encoder_decoder_parity(
     assert wanted.std() > 0.05, "these logits are too alike to prove anything"
     assert (logits - wanted).abs().max() < 1e-4
     real = _real(attention_mask)
-    _assert_states(ours.encoder, encoder_states, expected.encoder_hidden_states, real)
-    _assert_states(ours, states, expected.decoder_hidden_states, _real(None))
+    assert_states(ours.encoder, encoder_found, expected.encoder_hidden_states, real)
+    assert_states(ours, found, expected.decoder_hidden_states, _real(None))
     if num_greedy:
         with torch.no_grad():
             two = attention_mask if attention_mask is None else attention_mask[:2]
             encoded = ours.encode(source[:2], two)
         other = their_greedy(theirs, ids[:2], num_greedy, inputs, **settings)
         assert greedy(ours, ids[:2], num_greedy, encoded=encoded) == other
-    _assert_gradients(theirs, ours, folder, wanted, logits, skip_gradients)
+    assert_gradients(theirs, ours, folder, wanted, logits, skip_gradients)
     return ours
 
 
-def _assert_states(
+def assert_states(
     model: Model,
-    states: list[torch.Tensor],
+    mine: list[torch.Tensor],
     expected: Any,
     real: torch.Tensor,
     skipped: tuple[int, ...] = (),
 ) -> None:
-    last = len(states) - (model.norm is not None)  # theirs comes after the final norm
-    for number, (mine, other) in enumerate(zip(states[:last], expected, strict=False)):
+    last = len(mine) - (model.norm is not None)  # theirs comes after the final norm
+    for number, (state, other) in enumerate(zip(mine[:last], expected, strict=False)):
         if number not in skipped:
-            assert ((mine - other) * real).abs().max() < 1e-4, f"hidden state {number}"
+            assert ((state - other) * real).abs().max() < 1e-4, f"hidden state {number}"
 
 
 def _real(attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -133,18 +134,18 @@ def _real(attention_mask: torch.Tensor | None) -> torch.Tensor:
     return mask[..., None].float()
 
 
-def _states(model: Model) -> list[torch.Tensor]:
+def states(model: Model) -> list[torch.Tensor]:
     """The states that a forward leaves: after the embedding, after each layer."""
-    states: list[torch.Tensor] = []
-    model.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    found: list[torch.Tensor] = []
+    model.layers[0].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     for layer in model.layers:
-        layer.register_forward_hook(lambda _, __, output: states.append(output))
-    return states
+        layer.register_forward_hook(lambda _, __, output: found.append(output))
+    return found
 
 
-def _assert_gradients(
+def assert_gradients(
     theirs: Any,
-    ours: Model,
+    ours: Model | TwoTower,
     folder: Path,
     wanted: torch.Tensor,
     logits: torch.Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,62 @@ def test_the_same_answers_as_transformers(
     )
 
 
+WHISPER: dict[str, Any] = {
+    "vocab_size": 97,
+    "d_model": 24,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 32,
+    "max_source_positions": 25,
+    "max_target_positions": 90,
+    "num_mel_bins": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "begin_suppress_tokens": None,
+}
+
+
+def features() -> torch.Tensor:
+    return torch.randn(3, 8, 50, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("head", ["ForConditionalGeneration", "Model"])
+def test_whisper(head: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(**WHISPER)
+    theirs = randomised(getattr(transformers, f"Whisper{head}")(config))
+    # Its own `generate` has rules for timestamps and languages; what is compared is the search.
+    theirs.generate = functools.partial(transformers.GenerationMixin.generate, theirs)
+    ids = torch.randint(3, 97, (3, 20), generator=torch.Generator().manual_seed(3))
+    ids[:, 0] = 2
+    assert_encoder_decoder_parity(
+        theirs,
+        tmp_path,
+        features(),
+        ids,
+        source_name="input_features",
+        num_greedy=0 if head == "Model" else 64,
+        skip_gradients=("encoder.embed_positions.weight",),  # frozen in transformers
+    )
+
+
+def test_sound_that_does_not_fit(tmp_path: Path) -> None:
+    transformers.WhisperModel(transformers.WhisperConfig(**WHISPER)).save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    with pytest.raises(UserError, match="8 mels, frames"):
+        ours.encode(torch.zeros(1, 50, 8))
+    with pytest.raises(UserError, match="beyond the 25"):
+        ours.encode(torch.zeros(1, 8, 52))
+    with torch.no_grad():
+        shorter = ours(torch.tensor([[5]]), encoded=ours.encode(features()[:, :, :31][:1]))
+    assert shorter.shape == (1, 1, 24)
+
+
 def test_an_encoder_alone(tmp_path: Path, source: tuple[torch.Tensor, torch.Tensor]) -> None:
     torch.manual_seed(0)
     theirs = randomised(transformers.T5EncoderModel(transformers.T5Config(**T5)))
@@ -186,11 +243,13 @@ def test_buckets_are_those_of_transformers(
         ("t5", {"num_layers": 0}, "num_hidden_layers"),
         ("bart", {"architectures": ["BartForSequenceClassification"]}, "SequenceClass"),
         ("bart", {"decoder_attention_heads": 5}, "multiple"),
+        ("whisper", {"architectures": ["WhisperForAudioClassification"]}, "AudioClass"),
+        ("whisper", {"num_mel_bins": 0}, "num_mel_bins"),
         ("bart", {"tie_word_embeddings": False}, "tie_word_embeddings"),
     ],
 )
 def test_configs_that_do_not_fit(name: str, changes: dict[str, Any], told: str) -> None:
-    values = T5 if name == "t5" else BART
+    values = {"t5": T5, "bart": BART, "whisper": WHISPER}[name]
     with pytest.raises(UserError, match=told):
         architecture(name).layout("hf").read_config(values | changes)
 

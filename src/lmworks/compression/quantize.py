@@ -45,11 +45,11 @@ def quantize(config: QuantizeConfig, run: Run) -> dict[str, Any]:
     """Quantise and write; see QuantizeConfig."""
     from lmworks.core.gguf import write_gguf
     from lmworks.models.architectures.base import architecture_of, to_gguf
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
 
     source = run.inputs["model"]
-    model, tokenizer = load_model(source), load_tokenizer(source)
+    model, tokenizer = load_language_model(source), load_tokenizer(source)
     state = {name: p.detach().numpy() for name, p in model.named_parameters()}
     tensors = {
         name: encode(name, array, config.type)

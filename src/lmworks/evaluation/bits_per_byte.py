@@ -120,13 +120,13 @@ def _train_tokens(corpus: Path, tokenizer: Any) -> Any:
 def _candidates(config: EvaluateConfig, run: Run) -> Iterator[Candidate]:
     """The models of the config, each loaded when its turn comes."""
     from lmworks.evaluation.compare import decoder_candidate, untrained
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
 
     for field, name in _STEPS.items():
         if field not in run.inputs:
             continue
-        model, tokenizer = load_model(run.inputs[field]), load_tokenizer(run.inputs[field])
+        model, tokenizer = load_language_model(run.inputs[field]), load_tokenizer(run.inputs[field])
         if field == "model" and config.untrained:
             yield untrained("Untrained", model, tokenizer, seed=config.seed, window=config.window)
         yield decoder_candidate(name, model, tokenizer, window=config.window)
@@ -134,7 +134,7 @@ def _candidates(config: EvaluateConfig, run: Run) -> Iterator[Candidate]:
         path = run.inputs["compare_with"]
         yield decoder_candidate(
             Path(config.compare_with).name,
-            load_model(path),
+            load_language_model(path),
             load_tokenizer(path),
             is_stage=False,
             window=config.window,

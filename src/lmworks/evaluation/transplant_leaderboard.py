@@ -62,7 +62,7 @@ def transplant_leaderboard(config: TransplantLeaderboardConfig, run: Run) -> dic
     from lmworks.evaluation.report import Report, write_report
     from lmworks.evaluation.report_parts import versions
     from lmworks.evaluation.transplant_ranking import BEFORE, gains, plain, rank, sentence, table
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_language_model
     from lmworks.models.transplant.base import method
     from lmworks.models.transplant.relation import relate
     from lmworks.models.transplant.stage import auxiliary_for, summary
@@ -78,7 +78,7 @@ def transplant_leaderboard(config: TransplantLeaderboardConfig, run: Run) -> dic
     space = auxiliary_for(
         config.methods, old, new, relation, run.inputs, config.auxiliary, seed=config.seed
     )
-    model = load_model(run.inputs["model"])
+    model = load_language_model(run.inputs["model"])
     scores = measure(model, old, new, passages, config.methods, auxiliary=space, seed=config.seed)
     entries = rank(scores, passages, {BEFORE: old}, new, seed=config.seed)
     facts = summary(new, relation)

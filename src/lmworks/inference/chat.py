@@ -50,11 +50,11 @@ def load_chat(
     if found.path is None:
         return RemoteChat(found.url, found.model)
     from lmworks.inference.engine import Engine
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
 
     engine = Engine(
-        load_model(found.path, packed=True),
+        load_language_model(found.path, packed=True),
         load_tokenizer(found.path),
         max_batch=max_batch,
         max_positions=max_positions,

@@ -26,6 +26,8 @@ BLOCKS = {
     "rwkv_channel_mix": "lmworks.models.rwkv:ChannelMix",
     "gated_linear_attention": "lmworks.models.gated_linear_attention:GatedLinearAttention",
     "short_convolution": "lmworks.models.short_convolution:ShortConvolution",
+    "patches": "lmworks.models.inputs:PatchEmbedding",
+    "audio": "lmworks.models.inputs:AudioEmbedding",
     "moe": "lmworks.models.moe:MoE",
 }
 

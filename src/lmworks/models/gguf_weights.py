@@ -12,7 +12,7 @@ from torch import nn
 from lmworks.core.errors import UserError
 from lmworks.models.architectures.base import Layout, architecture
 from lmworks.models.architectures.rules import Bound
-from lmworks.models.config import ModelConfig
+from lmworks.models.config import AnyConfig, ModelConfig
 from lmworks.models.weights import Shape, check_finite, telling, without
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class GGUFWeights:
     """The opened file."""
 
     def __init__(self, path: Path, layout: Layout, config: ModelConfig, file: GGUF) -> None:
-        self.path, self.layout, self.config = path, layout, config
+        self.path, self.layout = path, layout
+        self.config: AnyConfig = config
         self._tensors: dict[str, GGUFTensor] = file.tensors
 
     def shapes(self) -> dict[str, Shape]:

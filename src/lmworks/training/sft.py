@@ -60,7 +60,7 @@ class SFTConfig:
 @stage("sft", makes="model")
 def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     """Fine-tune on answers; see SFTConfig."""
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_language_model
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.objectives.causal import causal
@@ -72,7 +72,7 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
         raise UserError(f"replay = {config.replay}: a share of steps, from 0 up to below 1")
     threads = set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
-    model = load_model(run.inputs["model"])
+    model = load_language_model(run.inputs["model"])
     conversations = _conversations(
         run.inputs["questions"] / "train.jsonl", tokenizer, model, config
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lmworks.core.errors import UserError
 from lmworks.core.tables import load_target, look_up
 from lmworks.models.architectures.rules import Bound, Rule, bind
-from lmworks.models.config import ModelConfig
+from lmworks.models.config import AnyConfig, ModelConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,13 +53,17 @@ ARCHITECTURES = {
     "t5": "lmworks.models.architectures.t5:T5",
     "mt5": "lmworks.models.architectures.t5:MT5",
     "bart": "lmworks.models.architectures.bart:BART",
+    "whisper": "lmworks.models.architectures.whisper:WHISPER",
+    "vit": "lmworks.models.architectures.vit:VIT",
+    "clip": "lmworks.models.architectures.clip:CLIP",
+    "siglip": "lmworks.models.architectures.siglip:SIGLIP",
     "lmworks": "lmworks.models.architectures.own:OWN",
 }
 
 Format = Literal["hf", "gguf"]
 
 
-def _no_extras(config: ModelConfig) -> dict[str, np.ndarray]:
+def _no_extras(config: AnyConfig) -> dict[str, np.ndarray]:
     return {}
 
 
@@ -84,13 +88,13 @@ class Layout:
     """
 
     rules: Sequence[Rule]
-    read_config: Callable[..., ModelConfig]
-    write_config: Callable[[ModelConfig], dict[str, Any]] | None = None
+    read_config: Callable[..., Any]
+    write_config: Callable[[Any], dict[str, Any]] | None = None
     ignored: str = r"(?!)"
     prefix: str = ""
     spare: str = r"(?!)"
     renamed: Mapping[str, str] = field(default_factory=dict)
-    extras: Callable[[ModelConfig], dict[str, np.ndarray]] = field(default=_no_extras)
+    extras: Callable[[Any], dict[str, np.ndarray]] = field(default=_no_extras)
     variants: Mapping[str, Sequence[Rule]] = field(default_factory=dict)
 
     def of_file(self, names: Collection[str]) -> Layout:
@@ -100,11 +104,11 @@ class Layout:
                 return dataclasses.replace(self, rules=rules)
         return self
 
-    def bind(self, parameters: Mapping[str, Any], config: ModelConfig) -> list[Bound]:
+    def bind(self, parameters: Mapping[str, Any], config: AnyConfig) -> list[Bound]:
         """The name map for a model with these parameters (name -> anything with a shape)."""
         return list(bind(self.rules, parameters, config))
 
-    def config_dict(self, config: ModelConfig) -> dict[str, Any]:
+    def config_dict(self, config: AnyConfig) -> dict[str, Any]:
         """What `write_config` gives. Raises: UserError if this layout can't be written."""
         if self.write_config is None:
             raise UserError("models of this architecture can be read, but not written")
@@ -127,7 +131,7 @@ class Architecture:
             raise UserError(f"{self.name} is not supported in {words[format]}")
         return found
 
-    def expresses(self, config: ModelConfig, format: Format) -> bool:
+    def expresses(self, config: AnyConfig, format: Format) -> bool:
         """Whether `config`, written and read again, is still the same."""
         layout = self.hf if format == "hf" else self.gguf
         if layout is None or layout.write_config is None:
@@ -144,13 +148,14 @@ class Architecture:
         return again == config
 
 
-def _tensors(layout: Layout, config: ModelConfig) -> dict[str, Any]:
+def _tensors(layout: Layout, config: AnyConfig) -> dict[str, Any]:
     """The tensors of a GGUF file with this config, without memory."""
     import torch
 
     from lmworks.core.gguf import GGUFTensor
     from lmworks.models.model import Model
 
+    assert isinstance(config, ModelConfig)  # two towers have no GGUF
     with torch.device("meta"):
         state = Model(config).state_dict()
     tensors: dict[str, Any] = {
@@ -170,7 +175,7 @@ def architecture(name: str) -> Architecture:
     return found
 
 
-def architecture_of(config: ModelConfig, format: Format = "hf") -> Architecture:
+def architecture_of(config: AnyConfig, format: Format = "hf") -> Architecture:
     """The architecture to write `config` as: the first whose own reader gives it back.
 
     Raises: UserError if none can express it.
@@ -179,7 +184,8 @@ def architecture_of(config: ModelConfig, format: Format = "hf") -> Architecture:
         found: Architecture = load_target(target)
         if found.expresses(config, format):
             return found
-    kinds = {part.kind for x in config.layers for part in (x.mixer, x.feed_forward) if part}
+    layers = config.layers if isinstance(config, ModelConfig) else ()
+    kinds = {part.kind for x in layers for part in (x.mixer, x.feed_forward) if part}
     raise UserError(
         f"no architecture of {'GGUF' if format == 'gguf' else 'Hugging Face'} files has layers of "
         f"{' and '.join(sorted(kinds))} as this model has them: it can't be written as one"
@@ -187,7 +193,7 @@ def architecture_of(config: ModelConfig, format: Format = "hf") -> Architecture:
 
 
 def to_foreign(
-    state: Mapping[str, torch.Tensor], config: ModelConfig, layout: Layout
+    state: Mapping[str, torch.Tensor], config: AnyConfig, layout: Layout
 ) -> dict[str, torch.Tensor]:
     """Our parameters as the tensors of a file. Raises: KeyError for one that is not the model's."""
     return {
@@ -197,7 +203,7 @@ def to_foreign(
     }
 
 
-def to_gguf(config: ModelConfig, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_gguf(config: AnyConfig, state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Our parameters as the tensors of a GGUF file: renamed, rows reordered, extras added."""
     import torch
 

@@ -15,14 +15,16 @@ from lmworks.core.errors import UserError, unknown_name
 from lmworks.models import config as configs
 from lmworks.models.architectures.base import Architecture, Layout
 from lmworks.models.architectures.rules import Bound, Rule, same
-from lmworks.models.config import BlockConfig, ModelConfig
+from lmworks.models.config import AnyConfig, BlockConfig, ModelConfig, TwoTowerConfig
 
 
-def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
+def config_from_hf(values: Mapping[str, Any]) -> AnyConfig:
     """Read what `config_to_hf` wrote. Raises: UserError for what is missing or unknown."""
     model = values.get("model")
     if not isinstance(model, Mapping):
         raise UserError("the key 'model' is missing or no object")
+    if model.get("kind") == TwoTowerConfig.kind:
+        return _read(TwoTowerConfig, model, "model")  # type: ignore[no-any-return]
     layers = model.get("layers")
     if not isinstance(layers, list):
         raise UserError("model: layers must be a list")
@@ -38,9 +40,11 @@ def _times(layer: Any) -> int:
     return times
 
 
-def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+def config_to_hf(config: AnyConfig) -> dict[str, Any]:
     """Nested objects; layers in a row that are alike are told once, with `times`."""
     model = _write(config)
+    if isinstance(config, TwoTowerConfig):
+        return {"model_type": "lmworks", "model": model}
     layers: list[dict[str, Any]] = []
     for layer in model["layers"]:
         if layers and {**layers[-1], "times": 1} == {**layer, "times": 1}:
@@ -133,7 +137,7 @@ def _block(value: Any, where: str) -> type:
 class _Unchanged(Layout):
     """Every parameter under its own name."""
 
-    def bind(self, parameters: Mapping[str, Any], config: ModelConfig) -> list[Bound]:
+    def bind(self, parameters: Mapping[str, Any], config: AnyConfig) -> list[Bound]:
         """See `Layout`."""
         return [
             Bound(rule=_rule(name), config=config, numbers=(), own=(name,), foreign=(name,))

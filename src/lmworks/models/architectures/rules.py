@@ -122,7 +122,7 @@ def fused(
     own: Sequence[str],
     foreign: str,
     *,
-    sizes: Callable[[ModelConfig, tuple[int, ...]], Sequence[int]],
+    sizes: Callable[[Any, tuple[int, ...]], Sequence[int]],
     conv1d: bool = False,
 ) -> Rule:
     """Several of our matrices (or biases) as one of theirs, one after the other.
@@ -223,7 +223,7 @@ class Bound:
     """A rule with its numbers filled in, for one model."""
 
     rule: Rule
-    config: ModelConfig
+    config: Any
     numbers: tuple[int, ...]
     own: tuple[str, ...]
     foreign: tuple[str, ...]
@@ -239,9 +239,7 @@ class Bound:
         return dict(zip(self.foreign, theirs, strict=True))
 
 
-def bind(
-    rules: Sequence[Rule], parameters: Mapping[str, Any], config: ModelConfig
-) -> Iterator[Bound]:
+def bind(rules: Sequence[Rule], parameters: Mapping[str, Any], config: Any) -> Iterator[Bound]:
     """The rules that hold for a model with these parameters, each name in one of them.
 
     Raises: KeyError for a parameter that no rule speaks of.

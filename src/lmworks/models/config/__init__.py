@@ -30,6 +30,7 @@ from lmworks.models.config.heads import (
     TokenPooling,
     ValueHeadConfig,
 )
+from lmworks.models.config.inputs import AudioEmbeddingConfig, InputConfig, PatchEmbeddingConfig
 from lmworks.models.config.model import EmbeddingConfig, LayerConfig, ModelConfig, repeated
 from lmworks.models.config.norms import LayerNormConfig, NormConfig, RMSNormConfig
 from lmworks.models.config.positions import (
@@ -53,10 +54,13 @@ from lmworks.models.config.recurrent import (
     ShortConvolutionConfig,
     TimeMixConfig,
 )
+from lmworks.models.config.two_tower import AnyConfig, TwoTowerConfig
 
 __all__ = [
+    "AnyConfig",
     "AttentionConfig",
     "AttentionPooling",
+    "AudioEmbeddingConfig",
     "BigBirdPattern",
     "BlockConfig",
     "ChannelMixConfig",
@@ -67,6 +71,7 @@ __all__ = [
     "FirstPooling",
     "GatedLinearAttentionConfig",
     "HeadConfig",
+    "InputConfig",
     "Kept",
     "LMHeadConfig",
     "LastPooling",
@@ -85,6 +90,7 @@ __all__ = [
     "ModelConfig",
     "NTKScaling",
     "NormConfig",
+    "PatchEmbeddingConfig",
     "PooledHeadConfig",
     "Pooling",
     "RMSNormConfig",
@@ -97,6 +103,7 @@ __all__ = [
     "SlidingWindow",
     "TimeMixConfig",
     "TokenPooling",
+    "TwoTowerConfig",
     "ValueHeadConfig",
     "YaRNScaling",
     "repeated",

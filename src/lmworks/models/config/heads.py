@@ -45,9 +45,13 @@ class FirstPooling:
 
 @dataclass(frozen=True, kw_only=True)
 class LastPooling:
-    """The state of the last token that is no padding: of a decoder the one that has seen all."""
+    """The state of the last token: of a decoder the one that has seen all.
+
+    With `padding` it is the last position, whatever stands there (SigLIP).
+    """
 
     kind: ClassVar[str] = "last"
+    padding: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

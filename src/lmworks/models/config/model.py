@@ -10,6 +10,7 @@ from lmworks.core.errors import UserError
 from lmworks.models.config.attention import AttentionConfig
 from lmworks.models.config.base import BlockConfig, Kept, check_choice, check_count, check_positive
 from lmworks.models.config.heads import HeadConfig, LMHeadConfig
+from lmworks.models.config.inputs import InputConfig
 from lmworks.models.config.norms import NormConfig, RMSNormConfig
 from lmworks.models.config.positions import (
     LearnedPositions,
@@ -98,6 +99,7 @@ class ModelConfig:
         norm: after the last layer, or None.
         positions: what is added to the embedding; rotary and ALiBi belong to attention.
         relative_positions: what is added to the scores of every layer's attention.
+        inputs: what is read in place of token ids, by an encoder of images or sound.
         head: what the states after the last norm become; None leaves them as they are.
         max_position_embeddings: the context that the weights were made for. The forward does not
             refuse more, unless positions are learned; a cache has its own limit.
@@ -108,6 +110,7 @@ class ModelConfig:
     hidden_size: int
     layers: tuple[LayerConfig, ...]
     embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    inputs: InputConfig | None = None
     positions: LearnedPositions | SinusoidalPositions | None = None
     relative_positions: RelativePositions | None = None
     norm: NormConfig | None = field(default_factory=RMSNormConfig)
@@ -117,7 +120,8 @@ class ModelConfig:
     encoder: ModelConfig | None = None
 
     def __post_init__(self) -> None:
-        check_count(self, "vocab_size", "hidden_size", "max_position_embeddings")
+        check_count(self, "vocab_size", least=0 if self.inputs else 1)
+        check_count(self, "hidden_size", "max_position_embeddings")
         if not self.layers or len(self.layers) > _MOST_LAYERS:
             raise UserError(
                 f"model: {len(self.layers)} layers; there must be from 1 to {_MOST_LAYERS}"
@@ -125,6 +129,8 @@ class ModelConfig:
         looks_across = any(layer.cross_attention for layer in self.layers)
         if looks_across != (self.encoder is not None):
             raise UserError("model: cross attention and an encoder go together; one is missing")
+        if self.inputs and isinstance(self.head, LMHeadConfig):
+            raise UserError("model: without token ids there is no vocabulary for a head")
         if self.relative_positions and not isinstance(self.layers[0].mixer, AttentionConfig):
             raise UserError("model: relative positions need attention in the first layer")
 

@@ -48,7 +48,7 @@ class TransplantConfig:
 @stage("transplant", makes="model")
 def transplant_stage(config: TransplantConfig, run: Run) -> dict[str, Any]:
     """Compare the vocabularies, make rows, save; see TransplantConfig."""
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_language_model
     from lmworks.models.save import save_model
     from lmworks.models.transplant.base import method
     from lmworks.models.transplant.relation import relate
@@ -62,7 +62,7 @@ def transplant_stage(config: TransplantConfig, run: Run) -> dict[str, Any]:
         [config.method], old, new, relation, run.inputs, config.auxiliary, seed=config.seed
     )
     changed = transplant(
-        load_model(run.inputs["model"]),
+        load_language_model(run.inputs["model"]),
         relation,
         config.method,
         auxiliary=auxiliary,
@@ -93,12 +93,12 @@ def auxiliary_for(
     if not needing:
         return None
     if "donor" in inputs:
-        from lmworks.models.load import load_model
+        from lmworks.models.load import load_language_model
         from lmworks.models.transplant.donor import donor_space
         from lmworks.tokenizers.load import load_tokenizer
 
         donor = inputs["donor"]
-        return donor_space(load_model(donor), load_tokenizer(donor), old, new)
+        return donor_space(load_language_model(donor), load_tokenizer(donor), old, new)
     if "text" not in inputs:
         raise no_space(", ".join(sorted(needing)))
     from lmworks.models.transplant.static_embedding import static_embedding
