@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from lmworks.models.config import GatedLinearAttentionConfig, ModelConfig
 from lmworks.models.context import Context
 from lmworks.models.initialization import INIT_STD, init_linear
-from lmworks.models.kernel_calls import address, arguments, computes, parts_of, run
+from lmworks.models.kernel_calls import address, arguments, computes, padded, parts_of, run
 from lmworks.models.kernel_slots import LANES, LONG_CHUNK
 
 _CHUNK = 32  # positions that PyTorch takes together
@@ -138,7 +138,7 @@ def _for_heads(shared: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _padded(values: torch.Tensor, multiple: int) -> torch.Tensor:
-    return F.pad(values.float(), (0, -values.shape[-1] % multiple)).contiguous()
+    return padded(values, multiple).contiguous()
 
 
 def _chunked(

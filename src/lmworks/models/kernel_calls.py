@@ -32,8 +32,14 @@ def computes(*tensors: torch.Tensor | None) -> bool:
 
 def rows(tensor: torch.Tensor) -> torch.Tensor:
     """float32 with the channels of a position side by side, channels a multiple of LANES."""
-    tensor = F.pad(tensor.float(), (0, -tensor.shape[-1] % LANES))
+    tensor = padded(tensor, LANES)
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def padded(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
+    """float32 with zeros after the last dimension, up to a multiple; no copy if it is one."""
+    missing = -tensor.shape[-1] % multiple
+    return F.pad(tensor.float(), (0, missing)) if missing else tensor.float()
 
 
 def parts(num_channels: int, work: int) -> list[tuple[int, int]]:

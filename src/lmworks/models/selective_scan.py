@@ -19,7 +19,15 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from lmworks.models.kernel_calls import address, arguments, computes, parts, rows, run
+from lmworks.models.kernel_calls import (
+    address,
+    arguments,
+    computes,
+    padded,
+    parts,
+    rows,
+    run,
+)
 from lmworks.models.kernel_slots import CHUNK, LANES
 
 _CHUNK = 64  # positions that PyTorch scans together
@@ -61,7 +69,7 @@ def selective_scan(
 
 def _in_fours(tensor: torch.Tensor) -> torch.Tensor:
     """(..., N) with zeros up to a multiple of 4, as the backward kernel takes them."""
-    return F.pad(tensor.float(), (0, -tensor.shape[-1] % 4)).contiguous()
+    return padded(tensor, 4).contiguous()
 
 
 def selective_scan_sequential(
