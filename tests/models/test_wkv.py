@@ -81,3 +81,15 @@ def test_the_gradient_passes_from_cut_to_cut() -> None:
 
     given = draw(2, 50, 20)
     close(gradients(in_two, as_float32(given)), gradients(wkv_sequential, given), 1e-5)
+
+
+def test_the_state_gets_its_gradient() -> None:
+    k, v, decay, bonus = (tensor.detach() for tensor in draw(2, 40, 20))
+    state = torch.rand(2, 3, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for function, dtype in ((wkv, torch.float32), (wkv_sequential, torch.float64)):
+        given = [tensor.to(dtype) for tensor in (k, v, decay, bonus)]
+        leaf = (state + 0.1).to(dtype).requires_grad_()
+        y, _ = function(*given, state=leaf)
+        found.append(list(torch.autograd.grad(y.square().sum(), leaf)))
+    close(*found, 1e-5)
