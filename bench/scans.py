@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -83,12 +84,17 @@ def mamba_loop() -> None:
 
 
 def lengths(name: str, rounds: int) -> None:
-    """Ours at several lengths: time for each token."""
+    """Ours at several lengths, and how much of the times' spread a straight line explains."""
     ours, _ = pair(name)
     runs = {str(n): both_ways(ours, n) for n in (512, 1024, 2048, 4096, 8192)}
-    for length, times in take_turns(runs, rounds).items():
-        each = sorted(times)[len(times) // 2] / int(length) * 1e6
-        print(f"{name} {length:>5} tokens: {each:8.1f} us for each")
+    seconds = take_turns(runs, rounds)
+    medians = [statistics.median(times) for times in seconds.values()]
+    r_squared = statistics.correlation([float(n) for n in seconds], medians) ** 2
+    for length, median in zip(seconds, medians, strict=True):
+        print(f"{name} {length:>5} tokens: {median / int(length) * 1e6:8.1f} us for each")
+    print(f"a straight line explains {r_squared:.4f} of it")
+    threads = torch.get_num_threads()
+    report(f"scan_lengths_{name}", "passes/s", 1, seconds, threads=threads, r_squared=r_squared)
 
 
 def main() -> None:
