@@ -100,6 +100,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.models.transplant.stage:transplant_stage",
         "Put another tokenizer into a trained model.",
     ),
+    "model parity": (
+        "lmworks.cli.model_parity:command",
+        "Where two models part on the same tokens, and why.",
+    ),
     "explain attention": (
         "lmworks.cli.explain_attention:command",
         "What each head of a model looks at in a text.",
@@ -115,7 +119,7 @@ GROUPS: dict[str, str] = {
     "tokenizer": "Train and look at tokenizers.",
     "train": "Train and tune models.",
     "eval": "Measure models.",
-    "model": "Change a trained model.",
+    "model": "Change a trained model, or compare two.",
     "explain": "Look into what a model does.",
     "compress": "Make models smaller.",
 }
