@@ -105,3 +105,15 @@ def test_ssd_equals_transformers(chunk_size: int) -> None:
     y, last = ssd(x, dt, A, B, C, D=D)
     assert torch.allclose(y, expected, atol=1e-4)
     assert torch.allclose(last.transpose(2, 3), state, atol=1e-4)
+
+
+def test_a_decay_may_forget_all() -> None:
+    given = draw((1, 20, 2, 2, 4, 8), True)
+    with torch.no_grad():
+        given[3][0, 9] = -torch.inf
+    y, _ = gated_linear_attention(*as_float32(given)[:4])
+    later, _ = gated_linear_attention(*(tensor[:, 9:] for tensor in as_float32(given)[:4]))
+    assert torch.allclose(y[:, 9:], later, atol=1e-6)
+    assert all(
+        torch.isfinite(t).all() for t in gradients(gated_linear_attention, as_float32(given))
+    )

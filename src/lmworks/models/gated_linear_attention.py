@@ -194,7 +194,11 @@ class _GatedLinearAttention(torch.autograd.Function):
     def backward(context: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q, k, v, log_decay, state = context.saved_tensors
         gy, g_state = (gradient.contiguous() for gradient in upstream)
-        gv, g_first, g_decay = torch.empty_like(v), torch.empty_like(state), log_decay * 0
+        gv, g_first, g_decay = (
+            torch.empty_like(v),
+            torch.empty_like(state),
+            torch.zeros_like(log_decay),
+        )
         batch, length, groups, count = q.shape
         pieces = len(_pieces(q, v))
         gq, gk = q.new_zeros(2, batch, pieces, length, count)
