@@ -1,4 +1,4 @@
-"""Mamba, Mamba-2 and RWKV with random weights: the same answers as transformers."""
+"""Mamba, Mamba-2, RWKV and LFM2 with random weights: the same answers as transformers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from tests.models.parity import assert_parity, assert_written, greedy, randomised
 
 from lmworks.core.errors import UserError
+from lmworks.models.architectures.lfm2 import config_from_hf as lfm2_from_hf
 from lmworks.models.architectures.mamba import mamba2_from_hf, mamba_from_hf
 from lmworks.models.architectures.rwkv import config_from_hf as rwkv_from_hf
 from lmworks.models.load import load_model
@@ -18,6 +19,15 @@ transformers = pytest.importorskip("transformers")
 
 SIZES: dict[str, Any] = {"vocab_size": 97, "hidden_size": 48, "num_hidden_layers": 2}
 MAMBA2: dict[str, Any] = SIZES | {"num_heads": 6, "head_dim": 16, "state_size": 12}
+LFM2: dict[str, Any] = SIZES | {
+    "num_hidden_layers": 3,
+    "intermediate_size": 96,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "block_multiple_of": 16,
+    "layer_types": ["conv", "full_attention", "conv"],
+}
 RWKV: dict[str, Any] = SIZES | {"rescale_every": 0}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -55,6 +65,19 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "conv_kernel": 2,
         },
     ),
+    "lfm2": ("Lfm2Config", LFM2),
+    "lfm2 with biases, untied": (
+        "Lfm2Config",
+        LFM2
+        | {
+            "conv_bias": True,
+            "conv_L_cache": 4,
+            "tie_word_embeddings": False,
+            "block_auto_adjust_ff_dim": False,
+            "norm_eps": 1e-3,
+            "layer_types": ["full_attention", "conv", "conv"],
+        },
+    ),
     "rwkv": ("RwkvConfig", RWKV),
     "rwkv, tied": (
         "RwkvConfig",
@@ -78,8 +101,9 @@ def test_the_same_answers_as_transformers(
     theirs.config.use_cache = False  # with one, RWKV overwrites what its gradients need
     # transformers forgets the limits of a time step where it decodes one token with a cache.
     num_greedy = 0 if "time_step_limit" in settings else 64
+    first = 0 if kind == "Lfm2Config" else 1  # what transformers' hidden states begin with
     ours = assert_parity(
-        theirs, tmp_path / "theirs", token_ids, num_greedy=num_greedy, first_state=1
+        theirs, tmp_path / "theirs", token_ids, num_greedy=num_greedy, first_state=first
     )
     assert_written(ours, tmp_path / "ours", token_ids, theirs.config.model_type)
 
@@ -120,12 +144,15 @@ def test_rwkv_that_is_rescaled_or_narrow(tmp_path: Path, token_ids: torch.Tensor
         (mamba2_from_hf, {"n_groups": 4}, "not a multiple of num_groups"),
         (mamba2_from_hf, {"time_step_limit": [0.5, 0.1]}, "are no range"),
         (mamba2_from_hf, {"time_step_limit": ["a", 1]}, "must be two numbers"),
+        (lfm2_from_hf, {"layer_types": ["conv"]}, "for each of 3 layers"),
+        (lfm2_from_hf, {"conv_L_cache": 0}, "conv_kernel must be a whole number"),
         (rwkv_from_hf, {"num_hidden_layers": 0}, "num_hidden_layers must be a whole number"),
         (rwkv_from_hf, {"intermediate_size": -1}, "intermediate_size must be a whole number"),
     ],
 )
 def test_configs_that_are_wrong(read: Any, change: dict[str, Any], message: str) -> None:
-    values = MAMBA2 | {"n_groups": 1} if read is mamba2_from_hf else SIZES
+    settings = {mamba2_from_hf: MAMBA2 | {"n_groups": 1}, lfm2_from_hf: LFM2}
+    values = settings.get(read, SIZES)
     read(values)
     with pytest.raises(UserError, match=message):
         read(values | change)

@@ -41,6 +41,7 @@ ARCHITECTURES = {
     "mamba": "lmworks.models.architectures.mamba:MAMBA",
     "mamba2": "lmworks.models.architectures.mamba:MAMBA2",
     "rwkv": "lmworks.models.architectures.rwkv:RWKV",
+    "lfm2": "lmworks.models.architectures.lfm2:LFM2",
     "gpt_neox": "lmworks.models.architectures.gpt_neox:GPT_NEOX",
     "bert": "lmworks.models.architectures.bert:BERT",
     "roberta": "lmworks.models.architectures.roberta:ROBERTA",
