@@ -41,6 +41,7 @@ class Context:
         cache: this layer's part of the cache, or None.
         padding: (B, S) bool, True where a token is; None where all are.
         global_tokens: (B, T) bool, True where a token is global, for the patterns that know such.
+        nodes: (G, M) bool, where the rows are M texts of each of G graphs: True where one is.
         bias: added to the scores of every attention, (1 or B, N, T, S).
         encoded: the encoder's states, for cross attention.
         layer: the number of the layer.
@@ -52,6 +53,7 @@ class Context:
     cache: LayerCache | None = None
     padding: torch.Tensor | None = None
     global_tokens: torch.Tensor | None = None
+    nodes: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     encoded: Encoded | None = None
     layer: int = 0

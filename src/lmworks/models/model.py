@@ -101,6 +101,7 @@ class Model(nn.Module):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         global_attention_mask: torch.Tensor | None = None,
+        nodes: torch.Tensor | None = None,
         encoded: Encoded | None = None,
         record: Record | None = None,
     ) -> torch.Tensor:
@@ -110,12 +111,18 @@ class Model(nn.Module):
             attention_mask: (B, T), nonzero where a token is; padding stands on the right.
             token_type_ids: (B, T) segment of each token, zero by default.
             global_attention_mask: (B, T), nonzero where a token is global (Longformer).
+            nodes: (G, M) bool: the B rows are M texts of each of G graphs, its centre first; True
+                where there is one (GraphFormers).
             encoded: what `encode` gave, for an encoder-decoder.
             record: called with (operation, tensor) for each named operation.
         """
         chosen = None if global_attention_mask is None else global_attention_mask.bool()
         context = Context(
-            padding=_padding(attention_mask), global_tokens=chosen, encoded=encoded, record=record
+            padding=_padding(attention_mask),
+            global_tokens=chosen,
+            nodes=_nodes(nodes, len(input_ids)),
+            encoded=encoded,
+            record=record,
         )
         if cache is None:
             rows = self._rows(input_ids)
@@ -273,3 +280,14 @@ def _padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     if attention_mask is None or bool(attention_mask.all()):
         return None
     return attention_mask.bool()
+
+
+def _nodes(nodes: torch.Tensor | None, num_rows: int) -> torch.Tensor | None:
+    """Raises: UserError for graphs that are not those of the rows, or without a centre."""
+    if nodes is None:
+        return None
+    if nodes.dim() != 2 or nodes.numel() != num_rows:
+        raise UserError(f"nodes of shape {tuple(nodes.shape)} do not fit {num_rows} texts")
+    if not bool(nodes[:, 0].all()):
+        raise UserError("a graph's first text is its centre: it can't be missing")
+    return nodes.bool()

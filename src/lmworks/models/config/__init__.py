@@ -16,6 +16,7 @@ from lmworks.models.config.attention import (
 )
 from lmworks.models.config.base import BlockConfig, Kept
 from lmworks.models.config.feed_forward import MLPConfig, MoEConfig, RouterConfig
+from lmworks.models.config.graph import GraphAttentionConfig
 from lmworks.models.config.heads import (
     AttentionPooling,
     ClassHeadConfig,
@@ -70,6 +71,7 @@ __all__ = [
     "EmbeddingHeadConfig",
     "FirstPooling",
     "GatedLinearAttentionConfig",
+    "GraphAttentionConfig",
     "HeadConfig",
     "InputConfig",
     "Kept",

@@ -133,6 +133,9 @@ class ModelConfig:
             raise UserError("model: without token ids there is no vocabulary for a head")
         if self.relative_positions and not isinstance(self.layers[0].mixer, AttentionConfig):
             raise UserError("model: relative positions need attention in the first layer")
+        windows = any(getattr(layer.mixer, "pattern", None) for layer in self.layers)
+        if self.relative_positions and windows:
+            raise UserError("model: relative positions are for attention that sees all")
 
     @classmethod
     def uniform(
