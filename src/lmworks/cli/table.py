@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.data.questions:draw_questions",
         "Question and answer pairs drawn from a corpus.",
     ),
+    "data needles": (
+        "stage:lmworks.data.needles:plant_needles",
+        "Put a sentence to find into every passage of a corpus.",
+    ),
     "data why": ("lmworks.cli.data_why:command", "Why a document is not in a corpus."),
     "tokenizer train": (
         "stage:lmworks.tokenizers.train:train_tokenizer",

@@ -4,7 +4,7 @@ A sentence that gives a key its value (the needle) is put into the user's own te
 at a depth between its start and its end; the prompt ends in the beginning of the same sentence, and
 the model is scored on the value. Keys and values are words of the haystack, drawn anew for each
 trial, so that nothing can be known without the needle, and a small model that was trained on such
-text can have learned to copy.
+text can have learned to copy (`lmworks data needles` makes such text).
 
 Two figures per cell of the grid: how often greedy decoding gives exactly the value, and by how many
 nats per token the needle makes the value likelier than the same prompt without it. The second tells
@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.stages import Run, stage
+from lmworks.data.needles import NEEDLE, check_needle
 
 if TYPE_CHECKING:
     from lmworks.evaluation.needle_trials import Haystack, Trial
     from lmworks.evaluation.statistics import Interval
     from lmworks.models.model import Model
-
-NEEDLE = "The secret word of {key} is {value}."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,9 +99,7 @@ def check(config: NeedleConfig) -> None:
         raise UserError("depths must be numbers from 0 (the start) to 1 (the end)")
     if any(length < 1 for length in config.lengths):
         raise UserError("lengths are numbers of tokens, from 1 up")
-    before, value, _ = config.needle.partition("{value}")
-    if not value or "{key}" not in before:
-        raise UserError("needle must hold {key} and, after it, {value}")
+    check_needle(config.needle)
 
 
 def _parts_of(context: int) -> list[int]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmworks.core.errors import UserError
+from lmworks.data.needles import draw_needle, needle_words
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
-_WORD = re.compile(r"[^\W\d_]{4,12}")
-_LEAST_WORDS = 50
 # A needle goes where a line or sentence ends, if that is no further away than this many tokens.
 _MOST_SHIFT = 64
 
@@ -57,12 +55,7 @@ class Haystack:
 
         self._tokenizer = tokenizer
         self._ids = np.asarray(tokenizer.encode(text), dtype=np.int64)
-        self._words = sorted(set(_WORD.findall(text)))
-        if len(self._words) < _LEAST_WORDS:
-            raise UserError(
-                f"the text holds {len(self._words)} different words of 4 to 12 letters; "
-                f"{_LEAST_WORDS} are needed for keys and values"
-            )
+        self._words = needle_words([text])
         self._before = [document_separator(tokenizer)]
         closing = {int(i) for i in np.unique(self._ids) if _closes(tokenizer.decode([int(i)]))}
         self._closes = np.isin(self._ids, list(closing))
@@ -73,10 +66,8 @@ class Haystack:
         Raises: UserError if the text is too short for it, or the length for the needle.
         """
         random = np.random.default_rng(list(seed))
-        drawn = [str(word) for word in random.choice(self._words, words + 1, replace=False)]
-        key, value = drawn[0], " ".join(drawn[1:])
         encode = self._tokenizer.encode
-        asked, _, rest = needle.replace("{key}", key).partition("{value}")
+        asked, value, rest = draw_needle(random, needle, self._words, words)
         question, answer = _split(encode("\n" + asked.rstrip()), encode("\n" + asked + value))
         planted = encode("\n" + asked + value + rest + "\n")
         room = length - len(planted) - len(question) - len(self._before)

@@ -31,6 +31,7 @@ STAGES: dict[str, str] = {
     "build_corpus": "lmworks.data.corpus:build_corpus",
     "build_parallel": "lmworks.data.parallel:build_parallel",
     "draw_questions": "lmworks.data.questions:draw_questions",
+    "plant_needles": "lmworks.data.needles:plant_needles",
     "train_tokenizer": "lmworks.tokenizers.train:train_tokenizer",
     "extend_tokenizer": "lmworks.tokenizers.extend:extend_tokenizer",
     "compare_tokenizers": "lmworks.evaluation.compare_tokenizers:compare_tokenizers",
