@@ -11,7 +11,8 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from lmworks.models import grouped_experts as module
-from lmworks.models.grouped_experts import Activation, grouped_experts, sort_by_expert
+from lmworks.models.expert_gate import Activation, weighted_gate, weighted_gate_backward
+from lmworks.models.grouped_experts import grouped_experts, sort_by_expert
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -127,6 +128,23 @@ def test_only_what_asks_for_gradients_is_kept() -> None:
     (grad,) = torch.autograd.grad(frozen.sum(), x)
     wanted = _loop(x, experts, weights, up, down, F.silu).sum()
     torch.testing.assert_close(grad, torch.autograd.grad(wanted, x)[0])
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (7, 48), (3000, 64)])
+def test_the_kernels_of_the_gate_give_what_pytorch_gives(rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    first = torch.randn(rows, 2 * width, generator=generator) * 5
+    first[0, 0], first[0, 1] = 200.0, -200.0
+    weights = torch.rand(rows, generator=generator)
+    grad = torch.randn(rows, width, generator=generator)
+    wide = [t.double() for t in (first, weights)]
+    wanted = weighted_gate(*wide, width, F.silu)
+    got = weighted_gate(first, weights, width, F.silu)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+    theirs = weighted_gate_backward(*wide, grad.double(), F.silu)
+    ours = weighted_gate_backward(first, weights, grad, F.silu)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("gated", [False, True])

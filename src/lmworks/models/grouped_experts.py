@@ -19,14 +19,15 @@ Left out: second derivatives, biases, and a limit on an expert's rows (its cost 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-Activation = Callable[[torch.Tensor], torch.Tensor]
+from lmworks.models.expert_gate import Activation, weighted_gate, weighted_gate_backward
+
 Span = tuple[int, int, int]  # an expert, and its first and last row within a group
 
 # Rows that are worked on together: small enough for the cache, large enough to be worth a call.
@@ -103,7 +104,7 @@ def _one_token(
     first = x.new_empty(len(experts), up.shape[2])
     for row, expert in enumerate(experts):
         torch.mm(x, up[expert], out=first[row : row + 1])
-    inner = _inner(first, down.shape[1], activation).mul_(weights.t())
+    inner = weighted_gate(first, weights[0], down.shape[1], activation)
     out = torch.zeros_like(x)
     for row, expert in enumerate(experts):
         out.addmm_(inner[row : row + 1], down[expert])
@@ -126,12 +127,6 @@ def _multiply_into(
         torch.mm(left[begin:end].t(), right[begin:end], out=out[expert])
 
 
-def _inner(first: torch.Tensor, width: int, activation: Activation) -> torch.Tensor:
-    """(R, I) or (R, 2 I) after the first product -> (R, I)."""
-    gate = activation(first[:, :width])
-    return gate if first.shape[1] == width else gate.mul_(first[:, width:])
-
-
 class _GroupedExperts(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -148,7 +143,7 @@ class _GroupedExperts(torch.autograd.Function):
         for where, spans in rows.groups():
             tokens = rows.tokens[where]
             first = _multiply(spans, x.index_select(0, tokens), up)
-            inner = _inner(first, width, activation).mul_(weights[where, None])
+            inner = weighted_gate(first, weights[where], width, activation)
             out.index_add_(0, tokens, _multiply(spans, inner, down))
             if any(ctx.needs_input_grad):
                 firsts.append(first)
@@ -165,42 +160,18 @@ class _GroupedExperts(torch.autograd.Function):
         grad_up = _unused_cleared(rows.ends, up) if wants_up else None
         grad_down = _unused_cleared(rows.ends, down) if wants_down else None
         for (where, spans), first in zip(rows.groups(), firsts, strict=True):
-            tokens, scale = rows.tokens[where], weights[where, None]
+            tokens = rows.tokens[where]
             grad_rows = grad.index_select(0, tokens)
             grad_inner = _multiply(spans, grad_rows, down.mT)
-            gate, activated, inner = _inner_again(first, down.shape[1], ctx.activation)
-            torch.linalg.vecdot(grad_inner, inner, out=grad_weights[where])
+            grad_first, grad_weights[where], inner = weighted_gate_backward(
+                first, weights[where], grad_inner, ctx.activation
+            )
             if grad_down is not None:
-                _multiply_into(spans, inner * scale, grad_rows, grad_down)
-            grad_first = _grad_first(grad_inner.mul_(scale), first, gate, activated)
+                _multiply_into(spans, inner, grad_rows, grad_down)
             if grad_up is not None:
                 _multiply_into(spans, x.index_select(0, tokens), grad_first, grad_up)
             grad_x.index_add_(0, tokens, _multiply(spans, grad_first, up.mT))
         return grad_x, grad_weights, grad_up, grad_down, None, None
-
-
-def _inner_again(
-    first: torch.Tensor, width: int, activation: Activation
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gate as a leaf, its activation with a graph, and what `_inner` gave, without one."""
-    with torch.enable_grad():
-        gate = first[:, :width].detach().requires_grad_()
-        activated = activation(gate)
-    inner = activated.detach()
-    return gate, activated, inner if first.shape[1] == width else inner * first[:, width:]
-
-
-def _grad_first(
-    grad: torch.Tensor, first: torch.Tensor, gate: torch.Tensor, activated: torch.Tensor
-) -> torch.Tensor:
-    """The gradient of what `_inner` took, from that of what it gave. `grad` is overwritten."""
-    width = grad.shape[1]
-    if first.shape[1] == width:
-        return torch.autograd.grad(activated, gate, grad)[0]
-    out = torch.empty_like(first)
-    torch.mul(grad, activated.detach(), out=out[:, width:])
-    out[:, :width] = torch.autograd.grad(activated, gate, grad.mul_(first[:, width:]))[0]
-    return out
 
 
 def _unused_cleared(ends: list[int], like: torch.Tensor) -> torch.Tensor:
