@@ -2,6 +2,7 @@
 
     python bench/experts.py                 # seconds on the clock, all cores
     python bench/experts.py --threads 1     # seconds of CPU, for a machine that is busy
+    python bench/experts.py --shapes 4096,512,8,2 2048,256,64,8
 
 A dense SwiGLU as wide as the experts that a token goes through; our block; a plain loop over
 experts; transformers' Mixtral block as it comes, a loop too, and with its grouped products. The
@@ -111,11 +112,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shapes", nargs="*", help="tokens,width,experts,experts per token")
     arguments = parser.parse_args()
+    shapes = [tuple(map(int, s.split(","))) for s in arguments.shapes or ()] or SHAPES
     threads = set_threads(arguments.threads)
     clock = time.process_time if threads == 1 else time.perf_counter
     cases = []
-    for tokens, width, num_experts, k in SHAPES:
+    for tokens, width, num_experts, k in shapes:
         inner = max(16, -(-width * 8 // 3 // k // 16) * 16)
         called = blocks(width, inner, num_experts, k)
         x = torch.randn(1, tokens, width, generator=torch.Generator().manual_seed(0))
