@@ -281,3 +281,10 @@ def test_factors_that_are_no_numbers_above_zero_are_refused() -> None:
         )
     with pytest.raises(UserError, match=r"factor 0\.5 must be at least 1"):
         DynamicNTKScaling(factor=0.5, original_max_position_embeddings=9)
+
+
+def test_single_positions_are_those_of_the_table() -> None:
+    rotary = Rotary(RoPEConfig(theta=1e4, scaling=Llama3Scaling(factor=8.0)), 16)
+    positions = torch.tensor([[0, 1, 4095], [7, 4096, 9000]])
+    for table, rows in zip(rotary.tables(9001, torch.device("cpu")), rotary.at(positions)):
+        assert torch.allclose(rows, table[positions], atol=1e-6)

@@ -71,6 +71,15 @@ def test_chunks_of_any_size_equal_the_full_forward(
     assert (found - model(ids)).abs().max() < TOLERANCE
 
 
+def test_beyond_the_longest_table_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS[5, None]
+    ids = torch.randint(31, (2, 50), generator=torch.Generator().manual_seed(5))
+    monkeypatch.setattr("lmworks.models.cache._LONGEST_TABLE", 7)
+    view = KVCache(model.config, 2, 64).view([0, 1])
+    found = torch.cat([model(part, cache=view) for part in ids.split([9, 1, 1, 39], dim=1)], 1)
+    assert (found - model(ids)).abs().max() < TOLERANCE
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=3, max_size=3),

@@ -26,6 +26,10 @@ from lmworks.models.ring import Ring
 if TYPE_CHECKING:
     from lmworks.models.positions import Rotary
 
+# Beyond this many positions a step computes the cosines and sines of its own positions: a table
+# would grow with the sequence, which a window's ring does not.
+_LONGEST_TABLE = 4096
+
 
 class KVCache:
     """What each layer keeps of `num_slots` sequences, as its config says (`Kept`), float32.
@@ -179,8 +183,12 @@ class CacheStep:
         """Cosines and sines of the new positions, broadcastable to (B, heads, T, D)."""
         if rotary not in self._rotary:
             positions = self.positions[:1] if self.even else self.positions
-            cos, sin = self.tables(rotary)
-            self._rotary[rotary] = rows_of(cos, positions), rows_of(sin, positions)
+            if self.total > _LONGEST_TABLE and not rotary.depends_on_length:
+                cos, sin = rotary.at(positions)
+                self._rotary[rotary] = cos[:, None], sin[:, None]
+            else:
+                cos, sin = self.tables(rotary)
+                self._rotary[rotary] = rows_of(cos, positions), rows_of(sin, positions)
         return self._rotary[rotary]
 
     def tables(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:

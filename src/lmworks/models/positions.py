@@ -72,12 +72,25 @@ class Rotary:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # Always on the CPU and outside autograd: the same table whoever asks first.
         with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
-            frequencies = inverse_frequencies(self._rope, self._rotary_dim, length)
-            angles = torch.outer(torch.arange(rows).float(), frequencies)
-            factor = attention_factor(self._rope)
-            cos, sin = angles.cos() * factor, angles.sin() * factor
-            cosines, sines = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+            cosines, sines = self._turns(torch.arange(rows), length)
         return cosines.to(device), sines.to(device)
+
+    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines at some positions (...) alone, each (..., rotary_dim).
+
+        For single steps of long sequences, whose tables would grow with them. Only where the
+        frequencies do not depend on the length.
+        """
+        assert not self.depends_on_length
+        with torch.no_grad():
+            return self._turns(positions, 0)
+
+    def _turns(self, positions: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        frequencies = inverse_frequencies(self._rope, self._rotary_dim, length)
+        angles = positions[..., None].float() * frequencies.to(positions.device)
+        factor = attention_factor(self._rope)
+        cos, sin = angles.cos() * factor, angles.sin() * factor
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rotary:
         return self
