@@ -9,7 +9,8 @@ A quantised row is cut into blocks of 32 numbers that share a scale (and an offs
 | Q4_1 | 2 + 2 + 16 | d * q + m |
 
 d and m are float16. In the 4-bit types byte j holds number j in its low half and number j + 16 in
-its high half. Source: the GGUF specification and the reference code of ggml (ggml-quants).
+its high half. Types of other widths stand in `k_quants`. Source: the GGUF specification and the
+reference code of ggml (ggml-quants).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+
+from lmworks.core import k_quants
 
 BLOCK = 32
 
@@ -68,24 +71,24 @@ TYPES: dict[str, BlockType] = {
     "Q8_0": BlockType(8, BLOCK, 34, decode_q8_0),
     "Q4_0": BlockType(2, BLOCK, 18, decode_q4_0),
     "Q4_1": BlockType(3, BLOCK, 20, decode_q4_1),
+    "Q5_0": BlockType(6, BLOCK, 22, k_quants.decode_q5_0),
+    "Q5_1": BlockType(7, BLOCK, 24, k_quants.decode_q5_1),
+    "Q2_K": BlockType(10, 256, 84, k_quants.decode_q2_k),
+    "Q3_K": BlockType(11, 256, 110, k_quants.decode_q3_k),
+    "Q4_K": BlockType(12, 256, 144, k_quants.decode_q4_k),
+    "Q5_K": BlockType(13, 256, 176, k_quants.decode_q5_k),
+    "Q6_K": BlockType(14, 256, 210, k_quants.decode_q6_k),
+    "IQ4_NL": BlockType(20, BLOCK, 18, k_quants.decode_iq4_nl),
+    "IQ4_XS": BlockType(23, 256, 136, k_quants.decode_iq4_xs),
     # Sizes only, so that a file which also holds these is walked and the tensor named.
-    "Q5_0": BlockType(6, BLOCK, 22),
-    "Q5_1": BlockType(7, BLOCK, 24),
     "Q8_1": BlockType(9, BLOCK, 40),
-    "Q2_K": BlockType(10, 256, 84),
-    "Q3_K": BlockType(11, 256, 110),
-    "Q4_K": BlockType(12, 256, 144),
-    "Q5_K": BlockType(13, 256, 176),
-    "Q6_K": BlockType(14, 256, 210),
     "Q8_K": BlockType(15, 256, 292),
     "IQ2_XXS": BlockType(16, 256, 66),
     "IQ2_XS": BlockType(17, 256, 74),
     "IQ3_XXS": BlockType(18, 256, 98),
     "IQ1_S": BlockType(19, 256, 50),
-    "IQ4_NL": BlockType(20, BLOCK, 18),
     "IQ3_S": BlockType(21, 256, 110),
     "IQ2_S": BlockType(22, 256, 82),
-    "IQ4_XS": BlockType(23, 256, 136),
     "I8": BlockType(24, 1, 1),
     "I16": BlockType(25, 1, 2),
     "I32": BlockType(26, 1, 4),
