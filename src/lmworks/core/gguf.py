@@ -37,6 +37,7 @@ _MAGIC = b"GGUF"
 _VERSION = 3
 _ALIGNMENT = 32
 _MAX_DIMS = 4
+_DECODED_AT_ONCE = 1 << 17  # numbers, so that what is in between stays in the caches
 _MAX_DEPTH = 4  # of arrays in arrays
 _MAX_MESSAGE = 200  # characters of an error
 
@@ -238,8 +239,12 @@ def dequantize(tensor: GGUFTensor) -> np.ndarray:
             f"tensor {tensor.name[:_MAX_MESSAGE]!r} has type {tensor.type}; can be read: {known}"
         )
     raw = np.asarray(tensor.data).reshape(-1, block.num_bytes)
+    values = np.empty((len(raw), block.size), dtype=np.float32)
+    step = max(1, _DECODED_AT_ONCE // block.size)
     with np.errstate(invalid="ignore"):  # a damaged scale gives NaN, which loading refuses by name
-        return block.decode(raw).reshape(tensor.shape)
+        for first in range(0, len(raw), step):
+            values[first : first + step] = block.decode(raw[first : first + step])
+    return values.reshape(tensor.shape)
 
 
 def write_gguf(
