@@ -8,10 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lmworks.core.errors import UserError
 from lmworks.models.architectures.base import Architecture, Layout
 from lmworks.models.architectures.classes import decoder_head
 from lmworks.models.architectures.rules import Rule, for_kinds, fused, same, transposed
-from lmworks.models.architectures.values import HF_ACTIVATIONS, Values, activation, head_dim
+from lmworks.models.architectures.values import (
+    HF_ACTIVATIONS,
+    Values,
+    activation,
+    head_dim,
+    shortest,
+)
 from lmworks.models.config import (
     AttentionConfig,
     LayerNormConfig,
@@ -76,6 +83,79 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def config_from_gguf(metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelConfig:
+    """Read `gpt2.*` keys and the tensors' names and shapes. Raises: UserError as above."""
+    values = Values(metadata, "gpt2.")
+    for name in ("token_embd.weight", "position_embd.weight"):
+        if name not in tensors:
+            raise UserError(f"the tensor {name} is missing")
+    hidden, heads = values.count("embedding_length"), values.count("attention.head_count")
+    values.only("attention.head_count_kv", (heads,))
+    return ModelConfig.uniform(
+        vocab_size=int(tensors["token_embd.weight"].shape[0]),
+        hidden_size=hidden,
+        num_hidden_layers=values.count("block_count"),
+        mixer=AttentionConfig(
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=head_dim(hidden, heads),
+            rope=None,
+            bias="qkvo",
+        ),
+        feed_forward=MLPConfig(
+            intermediate_size=values.count("feed_forward_length"),
+            activation="gelu_tanh",
+            gated=False,
+            bias=True,
+        ),
+        norm=LayerNormConfig(eps=shortest(values.number("attention.layer_norm_epsilon", 1e-5))),
+        positions=LearnedPositions(num_positions=int(tensors["position_embd.weight"].shape[0])),
+        tie_word_embeddings="output.weight" not in tensors,
+        max_position_embeddings=values.count("context_length"),
+    )
+
+
+def config_to_gguf(config: ModelConfig) -> dict[str, Any]:
+    """The `gpt2.*` metadata that llama.cpp needs."""
+    layer = config.layers[0]
+    mixer: Any = layer.mixer
+    feed_forward: Any = layer.feed_forward
+    return {
+        "general.architecture": "gpt2",
+        "gpt2.vocab_size": config.vocab_size,
+        "gpt2.context_length": config.max_position_embeddings,
+        "gpt2.embedding_length": config.hidden_size,
+        "gpt2.block_count": config.num_hidden_layers,
+        "gpt2.feed_forward_length": feed_forward.intermediate_size,
+        "gpt2.attention.head_count": mixer.num_attention_heads,
+        "gpt2.attention.layer_norm_epsilon": float(layer.norm.eps),
+    }
+
+
+def _gguf_rules() -> list[Rule]:
+    layer, theirs = "layers.{}.", "blk.{}."
+    parts = [f"{layer}mixer.{name}_proj" for name in "qkv"]
+    return [
+        same("embed_tokens.weight", "token_embd.weight"),
+        same("embed_positions.weight", "position_embd.weight"),
+        *for_kinds(f"{layer}mixer_norm", f"{theirs}attn_norm"),
+        *for_kinds(f"{layer}feed_forward_norm", f"{theirs}ffn_norm"),
+        *(
+            fused(
+                [f"{part}.{kind}" for part in parts],
+                f"{theirs}attn_qkv.{kind}",
+                sizes=lambda config, _: [config.hidden_size] * 3,
+            )
+            for kind in ("weight", "bias")
+        ),
+        *for_kinds(f"{layer}mixer.o_proj", f"{theirs}attn_output"),
+        *for_kinds(f"{layer}feed_forward.up_proj", f"{theirs}ffn_up"),
+        *for_kinds(f"{layer}feed_forward.down_proj", f"{theirs}ffn_down"),
+        *for_kinds("norm", "output_norm"),
+        same("lm_head.weight", "output.weight"),
+    ]
+
+
 def _rules() -> list[Rule]:
     layer, theirs = "layers.{}.", "transformer.h.{}."
     parts = [f"{layer}mixer.{name}_proj" for name in "qkv"]
@@ -114,4 +194,5 @@ GPT2 = Architecture(
         ignored=r".*\.attn\.(masked_)?bias",
         prefix="transformer.",
     ),
+    gguf=Layout(rules=_gguf_rules(), read_config=config_from_gguf, write_config=config_to_gguf),
 )

@@ -159,19 +159,24 @@ def common_to_hf(config: ModelConfig, hf_class: str, model_type: str) -> dict[st
 
 
 def attention_from_gguf(
-    values: Values, tensors: Mapping[str, Any], **changes: Any
+    values: Values, tensors: Mapping[str, Any], *, partly: bool = False, **changes: Any
 ) -> AttentionConfig:
-    """The attention that a GGUF file's metadata and tensors tell of."""
+    """The attention that a GGUF file's metadata and tensors tell of.
+
+    `partly`: heads may be turned in part.
+    """
     hidden, heads = values.count("embedding_length"), values.count("attention.head_count")
     size = values.count("attention.key_length", 0) or head_dim(hidden, heads)
     values.only("attention.value_length", (size,))
-    values.only("rope.dimension_count", (size,))
+    turned = values.count("rope.dimension_count", size)
+    if not partly:
+        values.only("rope.dimension_count", (size,))
     letters = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"}
     defaults: dict[str, Any] = {
         "num_attention_heads": heads,
         "num_key_value_heads": values.count("attention.head_count_kv", heads),
         "head_dim": size,
-        "rope": rope_from_gguf(values, tensors, size),
+        "rope": rope_from_gguf(values, tensors, size, turned),
         "bias": "".join(k for k, name in letters.items() if f"blk.0.{name}.bias" in tensors),
     }
     return AttentionConfig(**defaults | changes)

@@ -4,23 +4,34 @@ Both spellings of Hugging Face are read: `rope_theta` + `rope_scaling`, and `rop
 transformers 5 writes it. The first is written, since every version reads it.
 
 GGUF files hold llama3 scaling as the tensor `rope_freqs.weight`, the divisor of each frequency,
-from which its parameters are recovered.
+from which its parameters are recovered, and LongRoPE as the tensors of both sets of factors.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
 from lmworks.models.architectures.rope_scaling import scaling_from_hf, scaling_to_hf
 from lmworks.models.architectures.values import Values, shortest
-from lmworks.models.config import LinearScaling, Llama3Scaling, RoPEConfig, RoPEScaling
+from lmworks.models.config import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRoPEScaling,
+    RoPEConfig,
+    RoPEScaling,
+    YaRNScaling,
+)
 
 if TYPE_CHECKING:
     import numpy as np
 
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+# Further settings of YaRN, and what llama.cpp takes for one that is left out.
+_YARN_DEFAULTS = {"attn_factor": 1.0, "yarn_ext_factor": 1.0, "yarn_attn_factor": 1.0}
 
 
 def rope_from_hf(
@@ -82,19 +93,67 @@ def rope_to_hf(rope: RoPEConfig) -> dict[str, Any]:
     return {"rope_theta": rope.theta, "rope_scaling": scaling_to_hf(rope.scaling)} | part
 
 
-def rope_from_gguf(values: Values, tensors: Mapping[str, Any], rotary_dim: int) -> RoPEConfig:
+def rope_from_gguf(
+    values: Values, tensors: Mapping[str, Any], head_dim: int, rotary_dim: int
+) -> RoPEConfig:
     """The settings of a GGUF file; `values` are its metadata under the architecture's prefix."""
     theta = values.number("rope.freq_base", 10000.0)
+    scaling = _scaling_from_gguf(values, tensors, theta, rotary_dim)
+    rope = RoPEConfig(theta=theta, scaling=scaling, fraction=_fraction(rotary_dim, head_dim))
+    if rope.rotary_dim(head_dim) != rotary_dim:
+        raise UserError(f"rope.dimension_count {rotary_dim} of head size {head_dim}: not supported")
+    return rope
+
+
+def _fraction(rotary_dim: int, head_dim: int) -> float:
+    if not 1 <= rotary_dim <= head_dim:
+        raise UserError(f"rope.dimension_count must be from 1 to {head_dim}, not {rotary_dim}")
+    return rotary_dim / head_dim
+
+
+def _scaling_from_gguf(
+    values: Values, tensors: Mapping[str, Any], theta: float, rotary_dim: int
+) -> RoPEScaling | None:
     if ROPE_FREQS in tensors:
-        scaling: RoPEScaling | None = _recover_llama3(tensors[ROPE_FREQS], theta, rotary_dim)
-        return RoPEConfig(theta=theta, scaling=scaling)
+        return _recover_llama3(tensors[ROPE_FREQS], theta, rotary_dim)
+    if ROPE_LONG in tensors and ROPE_SHORT in tensors:
+        return _longrope_from_gguf(values, tensors)
     kind = values.text("rope.scaling.type", "linear" if "rope.scale_linear" in values else "none")
     factor = values.number("rope.scaling.factor", values.number("rope.scale_linear", 1.0))
     if kind == "none" or (kind == "linear" and factor == 1.0):
-        return RoPEConfig(theta=theta)
+        return None
     if kind == "linear":
-        return RoPEConfig(theta=theta, scaling=LinearScaling(factor=factor))
-    raise UserError(f"rope scaling {kind!r} is not supported: known: none, linear, llama3")
+        return LinearScaling(factor=factor)
+    if kind == "yarn":
+        for name, default in _YARN_DEFAULTS.items():
+            values.only(f"rope.scaling.{name}", (default,))
+        return YaRNScaling(
+            factor=shortest(factor),
+            original_max_position_embeddings=values.count("rope.scaling.original_context_length"),
+            beta_fast=shortest(values.number("rope.scaling.yarn_beta_fast", 32.0)),
+            beta_slow=shortest(values.number("rope.scaling.yarn_beta_slow", 1.0)),
+        )
+    raise UserError(f"rope scaling {kind!r} is not supported: known: none, linear, yarn, llama3")
+
+
+def _longrope_from_gguf(values: Values, tensors: Mapping[str, Any]) -> LongRoPEScaling:
+    from lmworks.core.gguf import dequantize
+
+    original = values.count("rope.scaling.original_context_length")
+    long, short = (
+        tuple(shortest(number) for number in dequantize(tensors[name]).reshape(-1))
+        for name in (ROPE_LONG, ROPE_SHORT)
+    )
+    scaling = LongRoPEScaling(
+        short_factor=short,
+        long_factor=long,
+        original_max_position_embeddings=original,
+        factor=values.count("context_length") / max(original, 1),
+    )
+    given = shortest(values.number("rope.scaling.attn_factor", 1.0))
+    if given == shortest(attention_factor_of(RoPEConfig(scaling=scaling))):
+        return scaling
+    return dataclasses.replace(scaling, attention_factor=given)
 
 
 def _recover_llama3(tensor: Any, theta: float, rotary_dim: int) -> Llama3Scaling | None:
@@ -132,14 +191,40 @@ def rope_to_gguf(rope: RoPEConfig, head_dim: int) -> dict[str, Any]:
         "rope.dimension_count": rope.rotary_dim(head_dim),
         "rope.freq_base": float(rope.theta),
     }
-    if isinstance(rope.scaling, LinearScaling):
-        values["rope.scaling.type"] = "linear"
-        values["rope.scaling.factor"] = float(rope.scaling.factor)
+    scaling = rope.scaling
+    if isinstance(scaling, LinearScaling):
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
+    elif isinstance(scaling, YaRNScaling):
+        values |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": float(scaling.factor),
+            "rope.scaling.original_context_length": scaling.original_max_position_embeddings,
+            "rope.scaling.yarn_beta_fast": float(scaling.beta_fast),
+            "rope.scaling.yarn_beta_slow": float(scaling.beta_slow),
+        }
+    elif isinstance(scaling, LongRoPEScaling):
+        values |= {
+            "rope.scaling.original_context_length": scaling.original_max_position_embeddings,
+            "rope.scaling.attn_factor": shortest(attention_factor_of(rope)),
+        }
     return values
 
 
+def attention_factor_of(rope: RoPEConfig) -> float:
+    """What queries and keys are multiplied by."""
+    from lmworks.models.rotary_frequencies import attention_factor
+
+    return attention_factor(rope)
+
+
 def rope_extras(rope: RoPEConfig | None, head_dim: int) -> dict[str, np.ndarray]:
-    """The tensor that says llama3 scaling, or nothing."""
-    if rope is None or not isinstance(rope.scaling, Llama3Scaling):
-        return {}
-    return {ROPE_FREQS: _divisors(rope.scaling, rope.theta, rope.rotary_dim(head_dim))}
+    """The tensors that say llama3 scaling or LongRoPE, or nothing."""
+    import numpy as np
+
+    scaling = None if rope is None else rope.scaling
+    if rope is not None and isinstance(scaling, Llama3Scaling):
+        return {ROPE_FREQS: _divisors(scaling, rope.theta, rope.rotary_dim(head_dim))}
+    if isinstance(scaling, LongRoPEScaling):
+        factors = {ROPE_LONG: scaling.long_factor, ROPE_SHORT: scaling.short_factor}
+        return {name: np.array(numbers, dtype=np.float32) for name, numbers in factors.items()}
+    return {}
