@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from tests.models.parity import assert_parity, assert_written, randomised
 
 from lmworks.core.errors import UserError
 from lmworks.models.architectures.base import architecture
-from lmworks.models.load import load_model
+from lmworks.models.load import load_language_model, load_model
+from lmworks.models.save import save_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -149,8 +151,21 @@ def test_decoders_with_a_head_for_classes_or_rewards(
     theirs = randomised(getattr(transformers, f"{family}ForSequenceClassification")(config))
     ids, mask = batch["ids"], batch["attention_mask"]
     ids = ids.where(ids != padding, 6).where(mask.bool(), padding)
-    ours = assert_parity(theirs, tmp_path, ids, num_greedy=0, attention_mask=mask)
+    again = copy.deepcopy(theirs)
+    ours = assert_parity(theirs, tmp_path / "theirs", ids, num_greedy=0, attention_mask=mask)
     assert ours(ids).shape == ((3,) if labels == 1 else (3, labels))
+    save_model(ours, tmp_path / "ours", model_type=theirs.config.model_type)
+    assert load_model(tmp_path / "ours").config == ours.config
+    with pytest.raises(UserError, match="no model that continues text"):
+        load_language_model(tmp_path / "ours")
+    read = (
+        type(theirs)
+        .from_pretrained(tmp_path / "ours", dtype=torch.float32, pad_token_id=padding)
+        .eval()
+    )
+    with torch.no_grad():
+        wanted = again(ids, attention_mask=mask).logits
+        assert (read(ids, attention_mask=mask).logits - wanted).abs().max() < 1e-4
 
 
 def test_token_classes_of_a_decoder(tmp_path: Path, batch: dict[str, torch.Tensor]) -> None:

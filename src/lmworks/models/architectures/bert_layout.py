@@ -13,6 +13,7 @@ from typing import Any
 from lmworks.core.errors import UserError
 from lmworks.models.architectures.classes import (
     architecture_class,
+    labels_to_hf,
     num_classes,
     pooled_by_first,
 )
@@ -207,12 +208,7 @@ def head_to_hf(config: ModelConfig, name: str) -> dict[str, Any]:
     if not isinstance(head, ClassHeadConfig):
         return {"architectures": [name + ("Model" if head is None else "ForMaskedLM")]}
     task = "ForSequenceClassification" if head.pooling else "ForTokenClassification"
-    labels = {str(i): f"LABEL_{i}" for i in range(head.num_classes)}
-    return {
-        "architectures": [name + task],
-        "id2label": labels,
-        "label2id": {label: int(i) for i, label in labels.items()},
-    }
+    return {"architectures": [name + task], **labels_to_hf(head.num_classes)}
 
 
 def bert_rules(prefix: str) -> list[Rule]:

@@ -12,6 +12,7 @@ from lmworks.models.config import (
     HeadConfig,
     LastPooling,
     LMHeadConfig,
+    ModelConfig,
     ValueHeadConfig,
 )
 
@@ -52,6 +53,28 @@ def decoder_head(
         tie = read.flag("tie_word_embeddings", tied)
         return {"head": head or LMHeadConfig(), "tie_word_embeddings": tie}
     return {"head": found, "tie_word_embeddings": False}
+
+
+def decoder_head_to_hf(config: ModelConfig, hf_class: str) -> dict[str, Any]:
+    """The class of a decoder by its head, and its labels; `hf_class` is that of a language model.
+
+    Raises: TypeError for a head that decoders of transformers do not have.
+    """
+    head = config.head
+    if isinstance(head, LMHeadConfig):
+        return {"architectures": [hf_class]}
+    if not isinstance(head, ClassHeadConfig | ValueHeadConfig):
+        raise TypeError(f"no decoder of transformers ends in {head!r}")
+    base = hf_class.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    task = "ForSequenceClassification" if head.pooling else "ForTokenClassification"
+    count = head.num_classes if isinstance(head, ClassHeadConfig) else 1
+    return {"architectures": [base + task], **labels_to_hf(count)}
+
+
+def labels_to_hf(count: int) -> dict[str, Any]:
+    """Labels by transformers' own names for them, which is how it counts classes."""
+    labels = {str(i): f"LABEL_{i}" for i in range(count)}
+    return {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
 
 
 def pooled_by_first(read: Values, transform: str) -> ClassHeadConfig:

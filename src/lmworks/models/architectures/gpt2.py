@@ -10,7 +10,7 @@ from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.models.architectures.base import Architecture, Layout
-from lmworks.models.architectures.classes import decoder_head
+from lmworks.models.architectures.classes import decoder_head, decoder_head_to_hf
 from lmworks.models.architectures.rules import Rule, for_kinds, fused, same, transposed
 from lmworks.models.architectures.values import (
     HF_ACTIVATIONS,
@@ -65,7 +65,7 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     mixer: Any = layer.mixer
     feed_forward: Any = layer.feed_forward
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        **decoder_head_to_hf(config, "GPT2LMHeadModel"),
         "model_type": "gpt2",
         "vocab_size": config.vocab_size,
         "n_embd": config.hidden_size,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmworks.core.errors import UserError
-from lmworks.models.architectures.classes import decoder_head
+from lmworks.models.architectures.classes import decoder_head, decoder_head_to_hf
 from lmworks.models.architectures.rope import rope_from_gguf, rope_from_hf, rope_to_gguf, rope_to_hf
 from lmworks.models.architectures.rules import Rule, for_kinds, same
 from lmworks.models.architectures.values import (
@@ -139,7 +139,7 @@ def common_to_hf(config: ModelConfig, hf_class: str, model_type: str) -> dict[st
     mixer: Any = layer.mixer
     feed_forward: Any = layer.feed_forward
     return {
-        "architectures": [hf_class],
+        **decoder_head_to_hf(config, hf_class),
         "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmworks.models.architectures.base import Architecture, Layout
 from lmworks.models.architectures.bert_layout import head_from_hf
-from lmworks.models.architectures.classes import num_classes
+from lmworks.models.architectures.classes import labels_to_hf, num_classes
 from lmworks.models.architectures.rules import Rule, for_kinds, with_ones
 from lmworks.models.architectures.values import HF_ACTIVATIONS, Values
 from lmworks.models.architectures.vision_layout import patches, tower
@@ -61,9 +61,8 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         "torch_dtype": "float32",
     }
     if isinstance(config.head, ClassHeadConfig):
-        labels = {str(i): f"LABEL_{i}" for i in range(config.head.num_classes)}
-        values |= {"architectures": ["ViTForImageClassification"], "id2label": labels}
-        values["label2id"] = {label: int(i) for i, label in labels.items()}
+        values["architectures"] = ["ViTForImageClassification"]
+        values |= labels_to_hf(config.head.num_classes)
     return values
 
 
