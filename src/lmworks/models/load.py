@@ -1,4 +1,4 @@
-"""`load_model`: a reference to weights in, a `Model` out.
+"""`load_model`: a reference to weights in, a `Model` (or a `TwoTower`) out.
 
 A Hugging Face folder (config.json + safetensors, sharded or not) or a GGUF file. The model is
 laid out without memory first; names and shapes are compared with what the file holds, so that
