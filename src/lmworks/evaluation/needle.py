@@ -71,13 +71,13 @@ def needle(config: NeedleConfig, run: Run) -> dict[str, Any]:
     from lmworks.evaluation.long_context_page import needle_page
     from lmworks.evaluation.needle_trials import check_model, read_haystack
     from lmworks.evaluation.report import plain_values
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.threads import set_threads
 
     check(config)
     set_threads(config.threads)
-    model = load_model(run.inputs["model"])
+    model = load_language_model(run.inputs["model"])
     check_model(model)
     haystack = read_haystack(run.inputs["text"], load_tokenizer(run.inputs["model"]))
     lengths = config.lengths or _parts_of(model.config.max_position_embeddings)
