@@ -199,7 +199,7 @@ def test_inputs_that_do_not_fit(tmp_path: Path) -> None:
     for wrong in (pixels(size=15), pixels(channels=1), pixels()[0], torch.zeros(2, 5)):
         with pytest.raises(UserError, match=r"the model reads \(any number, 3, 14, 14\)"):
             model.embed_images(wrong)
-    with pytest.raises(UserError, match="no model that continues text"):
+    with pytest.raises(UserError, match="holds two towers"):
         load_language_model(tmp_path)
 
 

@@ -54,14 +54,14 @@ def command(
     from lmworks.cli.printing import reference_name
     from lmworks.evaluation import attention_page
     from lmworks.evaluation.attention_report import explain_attention
-    from lmworks.models.load import load_model
+    from lmworks.models.load import load_single_model
     from lmworks.tokenizers.load import load_tokenizer
 
     if out:
         attention_page.check_path(out)
     chosen = _numbers(layers, "--layers"), _numbers(heads, "--heads")
     text = _text(text, path)
-    model, tokenizer = load_model(reference, packed=packed), load_tokenizer(reference)
+    model, tokenizer = load_single_model(reference, packed=packed), load_tokenizer(reference)
     report = explain_attention(
         model,
         tokenizer,

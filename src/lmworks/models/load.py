@@ -59,19 +59,28 @@ def load_model(ref: str | Path, *, packed: bool = False) -> Any:
     return model.eval()
 
 
+def load_single_model(ref: str | Path, *, packed: bool = False) -> Model:
+    """`load_model` for what looks into the layers of one model.
+
+    Raises: UserError as well for two towers.
+    """
+    model = load_model(ref, packed=packed)
+    if not isinstance(model, Model):
+        raise UserError(f"{ref} holds two towers that meet, and no model that stands alone")
+    return model
+
+
 def load_language_model(ref: str | Path, *, packed: bool = False) -> Model:
     """`load_model` for what needs a model that continues text.
 
     Raises: UserError as well for one that does not: an encoder, a classifier, two towers.
     """
-    model = load_model(ref, packed=packed)
-    causal = isinstance(model, Model) and model.config.encoder is None
-    if not causal or not isinstance(model.config.head, LMHeadConfig):
+    model = load_single_model(ref, packed=packed)
+    if model.config.encoder is not None or not isinstance(model.config.head, LMHeadConfig):
         raise UserError(f"{ref} holds no model that continues text by itself")
     if any(getattr(layer.mixer, "causal", True) is False for layer in model.config.layers):
         raise UserError(f"{ref} fills gaps in a text, and can't continue one")
-    loaded: Model = model
-    return loaded
+    return model
 
 
 def open_weights(ref: str | Path) -> Weights:

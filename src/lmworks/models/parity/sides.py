@@ -21,7 +21,7 @@ from lmworks.core.errors import UserError
 from lmworks.models.architectures.base import Layout, architecture
 from lmworks.models.architectures.rules import Bound, Rule, bind, for_kinds
 from lmworks.models.config import ModelConfig
-from lmworks.models.load import load_model
+from lmworks.models.load import load_single_model
 from lmworks.models.model import Model
 from lmworks.models.parity.attention_calls import attention_calls
 from lmworks.models.parity.operations import (
@@ -107,7 +107,7 @@ class Side:
     def state(self) -> State:
         """The weights by our names, as far as they are known, float32."""
         if self.source:
-            return _own_state(load_model(self.source))
+            return _own_state(load_single_model(self.source))
         if self.own:
             return {name: value.detach() for name, value in _own_state(self.module).items()}
         held = {name: value.detach().float() for name, value in self.module.named_parameters()}
@@ -169,7 +169,7 @@ def open_side(model: str | Path | nn.Module | Port, name: str = "") -> Side:
         side = _of_transformers(_load_theirs(ref), name or text)
         return dataclasses.replace(side, source=ref)
     packed = text.endswith(":packed")
-    ours = load_model(text.removesuffix(":packed"), packed=packed)
+    ours = load_single_model(text.removesuffix(":packed"), packed=packed)
     return Side(name=name or text, module=ours, config=ours.config, own=True, bounds=[])
 
 
