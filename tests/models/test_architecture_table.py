@@ -115,6 +115,9 @@ def test_any_metadata_gives_a_config_or_one_line(data: st.DataObject) -> None:
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma2", {"sliding_window": None}, "sliding_window is missing"),
         ("gemma3", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping"),
+        ("smollm3", {"no_rope_layers": [1, 1]}, "for each of the 4 layers"),
+        ("deepseek_v3", {"first_k_dense_replace": 1}, "first_k_dense_replace"),
+        ("deepseek_v3", {"rope_interleave": False}, "rope_interleave"),
         ("gpt_neox", {"num_attention_heads": 7}, "not a multiple of num_attention_heads 7"),
     ],
 )
@@ -125,7 +128,9 @@ def test_what_is_not_supported_is_refused_by_its_key(
         read(values_of(case) | change)
 
 
-@pytest.mark.parametrize("case", ["qwen2 with windows", "qwen3 with windows", "gemma2", "gemma3"])
+@pytest.mark.parametrize(
+    "case", ["qwen2 with windows", "qwen3 with windows", "gemma2", "gemma3", "olmo3"]
+)
 def test_older_files_list_no_layer_types(case: str) -> None:
     values = values_of(case)
     older = {key: value for key, value in values.items() if key != "layer_types"}

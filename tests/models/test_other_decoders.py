@@ -31,6 +31,15 @@ LONG = {
     "rope_theta": 500.0,
 }
 NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+LATENT = SIZES | {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 12,
+    "first_k_dense_replace": 2,
+}
 GEMMA = SIZES | {"head_dim": 12, "num_key_value_heads": 3}
 QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
 
@@ -138,6 +147,46 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         "qwen2",
     ),
     "olmo2": ("Olmo2Config", SIZES | {"attention_bias": True, "rms_norm_eps": 1e-3}, "olmo2"),
+    "olmo3": (
+        "Olmo3Config",
+        SIZES
+        | {
+            "num_hidden_layers": 4,
+            "sliding_window": 9,
+            "rope_parameters": {
+                "full_attention": YARN | {"rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 900.0},
+            },
+        },
+        "olmo3",
+    ),
+    "smollm3": (
+        "SmolLM3Config",
+        SIZES | {"num_hidden_layers": 4, "attention_bias": True, "mlp_bias": True},
+        "smollm3",
+    ),
+    "smollm3 with windows": (
+        "SmolLM3Config",
+        SIZES
+        | {
+            "no_rope_layers": [0, 1],
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "tie_word_embeddings": False,
+        },
+        "smollm3",
+    ),
+    "deepseek_v3": ("DeepseekV3Config", LATENT, "deepseek_v3"),
+    "deepseek_v3 with yarn": (
+        "DeepseekV3Config",
+        LATENT
+        | {
+            "q_lora_rank": None,
+            "attention_bias": True,
+            "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7, "rope_theta": 500.0},
+        },
+        "deepseek_v3",
+    ),
     "gpt_neox": ("GPTNeoXConfig", NEOX, "gpt_neox"),
     "gpt_neox in a row": (
         "GPTNeoXConfig",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BLOCKS = {
     "attention": "lmworks.models.attention:Attention",
     "graph_attention": "lmworks.models.graph_attention:GraphAttention",
+    "latent_attention": "lmworks.models.latent_attention:LatentAttention",
     "mlp": "lmworks.models.feed_forward:MLP",
     "mamba": "lmworks.models.mamba:Mamba",
     "mamba2": "lmworks.models.mamba2:Mamba2",

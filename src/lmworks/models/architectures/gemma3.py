@@ -25,6 +25,8 @@ from lmworks.models.architectures.layer_types import (
     SLIDING,
     layer_by_layer,
     layer_types_to_hf,
+    mixers_of,
+    ropes_from_hf,
     window_of,
     windowed,
 )
@@ -35,7 +37,7 @@ from lmworks.models.architectures.llama_layout import (
     gguf_rules,
     hf_rules,
 )
-from lmworks.models.architectures.rope import rope_from_hf, rope_from_settings, rope_to_hf
+from lmworks.models.architectures.rope import rope_to_hf
 from lmworks.models.architectures.values import Values, activation, shortest
 from lmworks.models.config import AttentionConfig, LMHeadConfig, ModelConfig, RoPEConfig
 
@@ -47,7 +49,9 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     """Read a `config.json`. Raises: UserError for what is missing or not supported."""
     read = Values(values)
     read.only("attn_logit_softcapping", (None,))  # transformers reads it and does nothing
-    ropes = _ropes(read)
+    ropes = ropes_from_hf(
+        read, theta=_THETA, local_theta=_LOCAL_THETA, local_key="rope_local_base_freq"
+    )
     config = gemma_from_hf(
         read,
         activation=activation(read, "hidden_activation", "gelu_pytorch_tanh"),
@@ -63,53 +67,24 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
     return _alternating(config, read, every, read.count("sliding_window", 4096), ropes[SLIDING])
 
 
-def _ropes(read: Values) -> dict[str, RoPEConfig]:
-    """The rotary settings of both kinds of layers, in either spelling."""
-    nested = read.raw("rope_parameters", None)
-    if nested is None:
-        local = read.number("rope_local_base_freq", _LOCAL_THETA)
-        return {FULL: rope_from_hf(read, theta=_THETA), SLIDING: RoPEConfig(theta=local)}
-    if not isinstance(nested, Mapping):
-        raise UserError(f"rope_parameters must be an object, not {nested!r}")
-    ropes = {}
-    for kind, theta in ((FULL, _THETA), (SLIDING, _LOCAL_THETA)):
-        settings = nested.get(kind) or {}
-        if not isinstance(settings, Mapping):
-            raise UserError(f"rope_parameters.{kind} must be an object, not {settings!r}")
-        ropes[kind] = rope_from_settings(Values(settings), read, theta=theta, fraction=None)
-    return ropes
-
-
 def _alternating(
     config: ModelConfig, values: Values, every: int, window: int, rope: RoPEConfig
 ) -> ModelConfig:
     if every < 1:
         raise UserError(f"the pattern of windows must be a whole number >= 1, not {every}")
-
-    def turn(_: int, mixer: AttentionConfig) -> AttentionConfig:
-        return dataclasses.replace(mixer, rope=rope) if mixer.pattern else mixer
-
-    windows = windowed(config, values, lambda number: (number + 1) % every != 0, window)
-    return layer_by_layer(windows, turn)
-
-
-def _mixers(config: ModelConfig) -> tuple[Any, Any]:
-    """The attention of a layer that looks at all positions and of one with a window."""
-    mixers: list[Any] = [layer.mixer for layer in config.layers]
-    whole = next((mixer for mixer in mixers if mixer.pattern is None), mixers[0])
-    return whole, next((mixer for mixer in mixers if mixer.pattern is not None), None)
+    return windowed(config, values, lambda number: (number + 1) % every != 0, window, rope)
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """A `config.json` that transformers reads as `Gemma3ForCausalLM`."""
-    whole, local = _mixers(config)
+    whole, local = mixers_of(config)
     head: Any = config.head
     return (
         gemma_to_hf(config, "Gemma3ForCausalLM", "gemma3_text")
         | layer_types_to_hf(config)
         | rope_to_hf(whole.rope)
         | {
-            "rope_local_base_freq": local.rope.theta if local else _LOCAL_THETA,
+            "rope_local_base_freq": local.rope.theta if local.pattern else _LOCAL_THETA,
             "query_pre_attn_scalar": query_scalar(config),
             "final_logit_softcapping": head.softcap,
         }
@@ -142,7 +117,7 @@ def _scale_27b(config: ModelConfig, mixer: AttentionConfig) -> float:
 
 def config_to_gguf(config: ModelConfig) -> dict[str, Any]:
     """The `gemma3.*` metadata that llama.cpp needs."""
-    whole, local = _mixers(config)
+    whole, local = mixers_of(config)
     head: Any = config.head
     layers = (dataclasses.replace(config.layers[0], mixer=whole), *config.layers[1:])
     values: dict[str, Any] = {

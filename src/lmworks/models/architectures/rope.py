@@ -93,6 +93,11 @@ def rope_to_hf(rope: RoPEConfig) -> dict[str, Any]:
     return {"rope_theta": rope.theta, "rope_scaling": scaling_to_hf(rope.scaling)} | part
 
 
+def rope_to_settings(rope: RoPEConfig) -> dict[str, Any]:
+    """One object in the style of `rope_parameters`."""
+    return {"rope_type": "default", **(scaling_to_hf(rope.scaling) or {}), "rope_theta": rope.theta}
+
+
 def rope_from_gguf(
     values: Values, tensors: Mapping[str, Any], head_dim: int, rotary_dim: int
 ) -> RoPEConfig:

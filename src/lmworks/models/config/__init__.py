@@ -32,6 +32,7 @@ from lmworks.models.config.heads import (
     ValueHeadConfig,
 )
 from lmworks.models.config.inputs import AudioEmbeddingConfig, InputConfig, PatchEmbeddingConfig
+from lmworks.models.config.latent_attention import LatentAttentionConfig
 from lmworks.models.config.model import EmbeddingConfig, LayerConfig, ModelConfig, repeated
 from lmworks.models.config.norms import LayerNormConfig, NormConfig, RMSNormConfig
 from lmworks.models.config.positions import (
@@ -77,6 +78,7 @@ __all__ = [
     "Kept",
     "LMHeadConfig",
     "LastPooling",
+    "LatentAttentionConfig",
     "LayerConfig",
     "LayerNormConfig",
     "LearnedPositions",
