@@ -104,6 +104,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.models.transplant.stage:transplant_stage",
         "Put another tokenizer into a trained model.",
     ),
+    "model upcycle": (
+        "stage:lmworks.models.upcycle:upcycle_stage",
+        "Make a model with experts out of a dense one.",
+    ),
     "model parity": (
         "lmworks.cli.model_parity:command",
         "Where two models part on the same tokens, and why.",
