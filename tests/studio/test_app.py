@@ -14,32 +14,6 @@ from lmworks.studio.pages import PAGES
 TEXTS = {"en": "A statement is unbelievable.\n" * 90, "xx": "größer und schöner\n" * 60}
 
 
-@pytest.fixture
-def ask(studio_app):
-    """A client of the application, without a socket."""
-    transport = httpx.ASGITransport(app=studio_app())
-
-    class Client:
-        def __call__(self, method, path, **options):
-            import asyncio
-
-            async def send():
-                async with httpx.AsyncClient(
-                    transport=transport, base_url="http://localhost", timeout=30
-                ) as client:
-                    return await client.request(method, path, **options)
-
-            return asyncio.run(send())
-
-        def post(self, path, body):
-            return self("POST", f"/api/tokenizers{path}", json=body)
-
-        def keep(self, text):
-            return self("POST", "/api/texts", content=text.encode()).json()
-
-    return Client()
-
-
 def events(response):
     lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
     return [json.loads(line) for line in lines if line != "[DONE]"]

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from lmworks.cli.studio import command
 from lmworks.core.errors import UserError
+from lmworks.studio.pages import PAGES
 from lmworks.studio.run import run
 
 
@@ -24,9 +25,10 @@ def test_it_says_where_it_is_and_ends_well(saved):
     )
     try:
         assert process.stdout is not None
-        home, page, end = (process.stdout.readline() for _ in range(3))
+        home, page, *others, end = (process.stdout.readline() for _ in range(len(PAGES) + 2))
         url = home.split()[-1]
         assert page.split() == ["tokenizers", f"{url}/tokenizers"] and "Ctrl-C" in end
+        assert [line.split()[0] for line in others] == [*PAGES][1:]
         (loaded,) = httpx.get(url + "/api/tokenizers").json()["tokenizers"]
         assert (loaded["name"], loaded["kind"]) == ("mine", "byte-level BPE")
         os.kill(process.pid, signal.SIGINT)

@@ -16,7 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("lmworks.cli.serve:command", "Serve models: OpenAI's API and a chat page."),
     "studio": (
         "lmworks.cli.studio:command",
-        "Pages that show what tokenizers do on your text.",
+        "Pages that show what tokenizers and models do on your text.",
     ),
     "run": ("lmworks.cli.run:command", "Run a recipe: several stages from one YAML file."),
     "show": ("lmworks.cli.show:command", "What made an artifact, from what, with which figures."),
@@ -92,6 +92,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.position_perplexity:position_perplexity",
         "How well a model reads on, by how much it has read before.",
     ),
+    "eval positions": (
+        "stage:lmworks.evaluation.length_extrapolation:length_extrapolation",
+        "Train one model per way of telling positions; measure beyond its context.",
+    ),
     "eval transplant": (
         "stage:lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",
         "Which way to begin new tokens' rows costs a model least, with intervals.",
@@ -115,6 +119,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain attention": (
         "lmworks.cli.explain_attention:command",
         "What each head of a model looks at in a text.",
+    ),
+    "explain positions": (
+        "lmworks.cli.explain_positions:command",
+        "How models are told where a token stands, in pictures.",
     ),
     "compress quantize": (
         "stage:lmworks.compression.quantize:quantize",

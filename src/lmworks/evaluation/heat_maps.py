@@ -20,6 +20,11 @@ _SCALE = np.array(
     [[250, 249, 246], [205, 226, 220], [134, 190, 181], [62, 139, 132], [22, 86, 84], [8, 42, 45]],
     dtype=np.float64,
 )
+# From -1 over 0 to 1, for what has two sides.
+_TWO_SIDED = np.array(
+    [[122, 62, 24], [222, 169, 125], [250, 249, 246], [134, 190, 181], [16, 74, 74]],
+    dtype=np.float64,
+)
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _MOST_LABELS = 64
 _LABEL_CHARACTERS = 14
@@ -27,10 +32,19 @@ _LABEL_CHARACTERS = 14
 
 def colours(shares: np.ndarray) -> np.ndarray:
     """(...) shares, 0 to 1 -> (..., 3) uint8."""
-    places = np.sqrt(np.clip(shares, 0, 1)) * (len(_SCALE) - 1)
-    low = np.minimum(places.astype(int), len(_SCALE) - 2)
+    return _between(_SCALE, np.sqrt(np.clip(shares, 0, 1)))
+
+
+def diverging(values: np.ndarray) -> np.ndarray:
+    """(...) values, -1 to 1 -> (..., 3) uint8: paper at 0, brown below, teal above."""
+    return _between(_TWO_SIDED, (np.clip(values, -1, 1) + 1) / 2)
+
+
+def _between(scale: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    places = shares * (len(scale) - 1)
+    low = np.minimum(places.astype(int), len(scale) - 2)
     part = (places - low)[..., None]
-    mixed: np.ndarray = np.rint(_SCALE[low] * (1 - part) + _SCALE[low + 1] * part)
+    mixed: np.ndarray = np.rint(scale[low] * (1 - part) + scale[low + 1] * part)
     return mixed.astype(np.uint8)
 
 

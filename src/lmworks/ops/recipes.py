@@ -45,6 +45,7 @@ STAGES: dict[str, str] = {
     "needle": "lmworks.evaluation.needle:needle",
     "position_perplexity": "lmworks.evaluation.position_perplexity:position_perplexity",
     "evaluate": "lmworks.evaluation.bits_per_byte:evaluate",
+    "length_extrapolation": "lmworks.evaluation.length_extrapolation:length_extrapolation",
     "compare_architectures": "lmworks.evaluation.architectures:compare_architectures",
 }
 

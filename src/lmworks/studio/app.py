@@ -13,6 +13,7 @@ limited, work is done in two threads, and what a client no longer waits for is n
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -27,7 +28,7 @@ from lmworks.serving.guard import LOOPBACK_HOSTS, HostGuard
 from lmworks.serving.page import page_headers
 from lmworks.serving.streaming import EventStream
 from lmworks.studio.pages import PAGES, page_html
-from lmworks.studio.shelf import Shelf
+from lmworks.studio.shelf import ModelShelf, TokenizerShelf
 from lmworks.studio.texts import Texts
 
 MAX_BODY_BYTES = 16 << 20
@@ -36,19 +37,24 @@ T = TypeVar("T")
 
 
 class Loading(NamedTuple):
-    """A line about what is going on, or the result."""
+    """What was said on the way (a line, or a part of the result), or the result."""
 
-    line: str = ""
+    line: Any = ""
     result: Any = None
 
 
+class Gone(Exception):
+    """The page that asked does not wait any more."""
+
+
 class Studio:
-    """What the pages share: texts, tokenizers, and the threads that work."""
+    """What the pages share: texts, tokenizers, models, and the threads that work."""
 
     def __init__(self, max_body_bytes: int) -> None:
         self.max_body_bytes = max_body_bytes
         self.texts = Texts()
-        self.tokenizers = Shelf()
+        self.tokenizers = TokenizerShelf()
+        self.models = ModelShelf()
         self._workers = ThreadPoolExecutor(_THREADS, thread_name_prefix="studio")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="studio-load")
 
@@ -57,18 +63,27 @@ class Studio:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, function, *arguments)
 
-    async def load(self, function: Callable[[Callable[[str], None]], T]) -> AsyncIterator[Loading]:
-        """What `function` says while it loads something, line by line, and then its result."""
-        loop, lines = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+    async def load(self, function: Callable[[Callable[[Any], None]], T]) -> AsyncIterator[Loading]:
+        """What `function` says while it works, and then its result.
 
-        def say(line: str | None) -> None:
+        When nobody waits any more, the next thing that it says raises `Gone` in it.
+        """
+        loop, lines = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        is_gone = threading.Event()
+
+        def say(line: Any) -> None:
+            if is_gone.is_set():
+                raise Gone
             loop.call_soon_threadsafe(lines.put_nowait, line)
 
         done = loop.run_in_executor(self._loader, function, say)
         done.add_done_callback(lambda _: lines.put_nowait(None))
-        while (line := await lines.get()) is not None:
-            yield Loading(line=line)
-        yield Loading(result=done.result())
+        try:
+            while (line := await lines.get()) is not None:
+                yield Loading(line=line)
+            yield Loading(result=done.result())
+        finally:
+            is_gone.set()
 
 
 def create_app(

@@ -61,3 +61,11 @@ function debounced(wait, work) {
   let timer = 0;
   return (...values) => { clearTimeout(timer); timer = setTimeout(work, wait, ...values); };
 }
+
+function save(blob, name) { // as a file of the person's own
+  const link = element("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}

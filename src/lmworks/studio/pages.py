@@ -20,6 +20,18 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "Your text, cut into tokens by any set of tokenizers, side by side: what differs, what "
         "it costs, and how fair it is to each language.",
     ),
+    "attention": (
+        "lmworks.studio.attention:add_routes",
+        "Attention",
+        "What each head of a model looks at in your text: all of them at a glance, one at a time, "
+        "token by token.",
+    ),
+    "positions": (
+        "lmworks.studio.positions:add_routes",
+        "Positions",
+        "How models are told where a token stands: pictures of each way, and how far each carries "
+        "beyond the trained context.",
+    ),
 }
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
+from lmworks.studio.kept import Kept
 from lmworks.studio.rows import Rows
 from lmworks.studio.texts import StoredText
 from lmworks.tokenizers.readable import visible
@@ -21,8 +20,8 @@ class Tokenized:
     """Tokenized texts and rows, kept for the requests to come."""
 
     def __init__(self) -> None:
-        self._texts = _Kept(_KEPT_TEXTS)
-        self._rows = _Kept(_KEPT_ROWS)
+        self._texts = Kept(_KEPT_TEXTS)
+        self._rows = Kept(_KEPT_ROWS)
 
     def text(
         self, tokenizer: PipelineTokenizer, text: StoredText, allow_special: bool
@@ -36,32 +35,6 @@ class Tokenized:
     def rows(self, text: StoredText, columns: int) -> Rows:
         """The text in rows of that many columns."""
         return self._rows.get((text.id, columns), lambda: Rows(text.text, columns))
-
-
-class _Kept:
-    """The last few of what takes long to make; each is made once, whoever asks."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._found: OrderedDict[Any, Any] = OrderedDict()
-        self._making: dict[Any, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: Any, make: Any) -> Any:
-        with self._lock:
-            own = self._making.setdefault(key, threading.Lock())
-        with own:
-            if key not in self._found:
-                made = make()
-                with self._lock:
-                    self._found[key] = made
-                    while len(self._found) > self._most:
-                        gone, _ = self._found.popitem(last=False)
-                        self._making.pop(gone, None)
-            with self._lock:
-                found = self._found[key]
-                self._found.move_to_end(key)
-                return found
 
 
 def view(found: TokenizedText, rows: Rows, first: int, count: int) -> dict[str, Any]:

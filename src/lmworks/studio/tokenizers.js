@@ -4,9 +4,7 @@ const LONG = 100_000; // characters: longer texts are shown by the viewer, not k
 const SHORT = 900; // characters: the viewer is low
 const SHOWN_WORDS = 12;
 const KEY = "lmworks.studio.texts";
-const number = (value, digits = 0) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const share = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${number(Math.abs(100 * value), 1)} %`;
-const size = (bytes) => bytes < 1000 ? `${bytes} bytes` : bytes < 1e6 ? `${number(bytes / 1000, 1)} kB` : `${number(bytes / 1e6, 2)} MB`;
 
 let loaded = []; // what the server holds: { name, reference, kind, vocab_size }
 let aliases = []; // published ones that have a short name
@@ -61,24 +59,6 @@ async function recallTexts() {
 
 // --- asking, where a text may have to be sent again ---
 
-async function blobOf(content, signal) { // bit by bit: a browser turns text into bytes at once
-  const parts = [];
-  for (let at = 0; at < content.length;) {
-    let end = Math.min(content.length, at + 200_000);
-    if (/[\ud800-\udbff]/.test(content[end - 1])) end += 1; // not between two halves of a character
-    parts.push(new Blob([content.slice(at, end)]));
-    at = end;
-    await new Promise((resume) => setTimeout(resume));
-    signal?.throwIfAborted();
-  }
-  return new Blob(parts);
-}
-async function sendText(text, signal) {
-  if (text.id || text.content === null || text.content === "") return;
-  const body = text.content instanceof Blob ? text.content : await blobOf(text.content, signal);
-  const known = await (await ask("api/texts", body, signal)).json();
-  Object.assign(text, known);
-}
 async function askAbout(path, body, signal) {
   try {
     return await ask(path, body(), signal);
@@ -392,12 +372,7 @@ $("export").addEventListener("click", async () => {
   $("export").disabled = true;
   try {
     const body = () => question({ context: settings.window ? Math.round(settings.window) : null, price: settings.price || null });
-    const page = await (await askAbout("api/tokenizers/export", body)).blob();
-    const link = element("a");
-    link.href = URL.createObjectURL(page);
-    link.download = "tokenizers.html";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    save(await (await askAbout("api/tokenizers/export", body)).blob(), "tokenizers.html");
   } catch (error) { fail(error); }
   $("export").disabled = false;
 });
