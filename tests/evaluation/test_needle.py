@@ -192,7 +192,7 @@ def test_an_encoder_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     save_model(model, tmp_path / "model")
     tokenizer.save(tmp_path / "model")
     (tmp_path / "text.txt").write_text(TEXT)
-    with pytest.raises(UserError, match="no decoder of text"):
+    with pytest.raises(UserError, match="fills gaps in a text"):
         needle(
             NeedleConfig(model=str(tmp_path / "model"), text=str(tmp_path / "text.txt")),
             tmp_path / "report",

@@ -69,7 +69,7 @@ def needle(config: NeedleConfig, run: Run) -> dict[str, Any]:
     """Read all prompts, write `report.json` and `report.html`; see NeedleConfig."""
     from lmworks.core.files import write_json, write_text
     from lmworks.evaluation.long_context_page import needle_page
-    from lmworks.evaluation.needle_trials import check_model, read_haystack
+    from lmworks.evaluation.needle_trials import read_haystack
     from lmworks.evaluation.report import plain_values
     from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
@@ -78,7 +78,6 @@ def needle(config: NeedleConfig, run: Run) -> dict[str, Any]:
     check(config)
     set_threads(config.threads)
     model = load_language_model(run.inputs["model"])
-    check_model(model)
     haystack = read_haystack(run.inputs["text"], load_tokenizer(run.inputs["model"]))
     lengths = config.lengths or _parts_of(model.config.max_position_embeddings)
     cells = measure(model, haystack, config, lengths)

@@ -119,15 +119,6 @@ def _split(question: list[int], whole: list[int]) -> tuple[list[int], list[int]]
     return whole[:shared], whole[shared:]
 
 
-def check_model(model: Model) -> None:
-    """Raises: UserError for a model that does not go on with a text."""
-    from lmworks.models.config import LMHeadConfig
-
-    both_ways = any(not getattr(layer.mixer, "causal", True) for layer in model.config.layers)
-    if both_ways or not isinstance(model.config.head, LMHeadConfig) or model.config.encoder:
-        raise UserError("this model is no decoder of text: it can't go on with a prompt")
-
-
 def score(model: Model, prompt: np.ndarray, answer: list[int]) -> tuple[float, bool]:
     """Mean log-probability of the answer's tokens, nats, and whether greedy decoding gives it.
 

@@ -104,12 +104,10 @@ def _read(
     import numpy as np
 
     from lmworks.evaluation.logprobs import decoder_logprobs
-    from lmworks.evaluation.needle_trials import check_model
     from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
 
     model = load_language_model(path)
-    check_model(model)
     if sequences is None:
         length = config.length or model.config.max_position_embeddings
         sequences = cut(_stream(text, load_tokenizer(path)), length, config)
