@@ -17,6 +17,7 @@ from lmworks.models.config import ModelConfig, TwoTowerConfig
 from lmworks.models.load import load_language_model, load_model
 from lmworks.models.save import save_model
 from lmworks.models.two_tower import TwoTower
+from lmworks.training.optimizers.base import matrices_and_rest
 
 transformers = pytest.importorskip("transformers")
 
@@ -149,6 +150,17 @@ def test_fresh_weights_are_reproducible(tmp_path: Path) -> None:
     assert drawn[0]["logit_bias"] == -10
     for name, value in drawn[0].items():
         assert value.dim() < 2 or value.std() < 0.03, name
+
+
+def test_what_an_optimizer_may_treat_as_a_matrix(tmp_path: Path) -> None:
+    random_towers("siglip").save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    names = {id(parameter): name for name, parameter in ours.named_parameters()}
+    matrices, embeddings, _ = matrices_and_rest(ours)
+    assert [names[id(table)] for table in embeddings] == ["text.embed_tokens.weight"]
+    found = {names[id(matrix)] for matrix in matrices}
+    assert not any("embed" in name for name in found), found
+    assert "vision.head.pooler.q_proj.weight" in found
 
 
 def test_sizes_that_configs_leave_out() -> None:

@@ -33,6 +33,8 @@ class GraphAttention(Attention):
     Without `Context.nodes` every text stands alone, and this is plain attention.
     """
 
+    vectors = ("graph_bias",)
+
     def __init__(self, config: GraphAttentionConfig, model: ModelConfig) -> None:
         super().__init__(config, model)
         config.kept(model)  # checks the sizes

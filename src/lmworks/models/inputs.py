@@ -1,7 +1,7 @@
 """What stands in place of a table of tokens: patches of images, convolutions over sound.
 
-The bare arithmetic on pixels (resizing, mean and spread) and sound (the spectrogram) is whoever's
-who loads the file: models take what their makers' preprocessors give.
+Left out: what comes before (an image's size, mean and spread, a sound's spectrogram). Models take
+what their makers' preprocessors give.
 """
 
 from __future__ import annotations
@@ -15,6 +15,14 @@ from lmworks.models.feed_forward import activation
 from lmworks.models.initialization import INIT_STD
 
 
+class _Conv1d(nn.Conv1d):
+    vectors = ("weight",)  # see training/optimizers: what reads the input is no hidden matrix
+
+
+class _Conv2d(nn.Conv2d):
+    vectors = ("weight",)
+
+
 class PatchEmbedding(nn.Module):
     """Images (B, C, size, size) -> (B, patches + class token, H)."""
 
@@ -22,7 +30,7 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.config = config
         hidden, patch = model.embedding_size, config.patch_size
-        self.projection = nn.Conv2d(
+        self.projection = _Conv2d(
             config.num_channels, hidden, kernel_size=patch, stride=patch, bias=config.bias
         )
         self.class_token = nn.Parameter(torch.zeros(hidden)) if config.class_token else None
@@ -55,8 +63,8 @@ class AudioEmbedding(nn.Module):
         super().__init__()
         self.config = config
         hidden = model.embedding_size
-        self.conv1 = nn.Conv1d(config.num_mel_bins, hidden, kernel_size=3, padding=1)
-        self.conv2 = nn.Conv1d(hidden, hidden, kernel_size=3, stride=2, padding=1)
+        self.conv1 = _Conv1d(config.num_mel_bins, hidden, kernel_size=3, padding=1)
+        self.conv2 = _Conv1d(hidden, hidden, kernel_size=3, stride=2, padding=1)
         self.activation = activation(config.activation)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

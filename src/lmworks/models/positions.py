@@ -159,6 +159,8 @@ def alibi_slopes(num_heads: int) -> torch.Tensor:
 class LearnedPositionTable(nn.Module):
     """A learned vector per position, added to the embedding."""
 
+    vectors = ("weight",)  # see training/optimizers: a table is no matrix to make orthogonal
+
     def __init__(self, config: LearnedPositions, hidden_size: int) -> None:
         super().__init__()
         self.num_positions, self.offset = config.num_positions, config.offset
@@ -206,6 +208,8 @@ def sinusoids(positions: torch.Tensor, size: int, config: SinusoidalPositions) -
 
 class RelativeBias(nn.Module):
     """A learned number per head and bucket of distance, added to the scores of all layers."""
+
+    vectors = ("weight",)
 
     def __init__(self, config: RelativePositions, num_heads: int) -> None:
         super().__init__()
