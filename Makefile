@@ -11,7 +11,7 @@ help:
 	@echo "make test         the tests but the slow ones; make test-all: all of them"
 	@echo "make check        format, lint, types, import layers, file sizes"
 	@echo "make bench        the benchmarks"
-	@echo "make studio       pages that show what tokenizers do (ARGS='smollm2-135m runs/tokenizer')"
+	@echo "make studio       pages that show what tokenizers and models do (ARGS='smollm2-135m runs/tokenizer')"
 	@echo "make chat         a chat page with SmolLM2-135M"
 	@echo "make docs         the documentation, into site/"
 	@echo "make clean        remove what was built, and the virtual environment"
