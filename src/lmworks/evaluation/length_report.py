@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lmworks.evaluation.length_extrapolation import LengthExtrapolationConfig, LongWindows
 
 _BINS_PER_CONTEXT = 2
-_HIGHEST = 1.6  # times the trained level: what lies above is drawn at the edge
+_HIGHEST = 1.3  # times the trained level: what lies above is drawn at the edge
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ function drawRun() {
   $("run-note").textContent = `${run.seeds} models per scheme, ${run.depth} layers, ${number(run.num_steps)} steps at ${number(run.context_length)} tokens; measured on ${number(run.windows)} windows of ${number(run.test_length)} tokens from ${number(run.documents)} documents.`;
   $("run-summary").textContent = run.summary;
   const middles = run.bins.map(([first, last]) => (first + last) / 2), trained = Math.min(...run.schemes.map(({ curve }) => Math.min(...curve.slice(0, 2))));
-  drawChart($("run-chart"), run.schemes.map(({ name, curve }) => ({ name, x: middles, y: curve })), { label: "Bits per byte by position, for each scheme", mark: { x: run.context_length }, most: 1.6 * trained });
+  drawChart($("run-chart"), run.schemes.map(({ name, curve }) => ({ name, x: middles, y: curve })), { label: "Bits per byte by position, for each scheme", mark: { x: run.context_length }, most: 1.3 * trained });
   $("run-table").tHead.rows[0].replaceChildren(element("th", "", "Scheme"), ...run.schemes[0].regions.map(({ name, first, last }) => element("th", "", `${name} (${number(first)} to ${number(last)})`)));
   $("run-table").tBodies[0].replaceChildren(...run.schemes.map((scheme) => {
     const line = element("tr"), head = element("th", "", scheme.name);
