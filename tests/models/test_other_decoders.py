@@ -31,6 +31,14 @@ LONG = {
     "rope_theta": 500.0,
 }
 NEOX = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+BLOOM: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "n_layer": 2,
+    "n_head": 6,  # no power of two: slopes of two rows
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 LATENT = SIZES | {
     "num_key_value_heads": 6,
     "q_lora_rank": 20,
@@ -186,6 +194,26 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
             "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7, "rope_theta": 500.0},
         },
         "deepseek_v3",
+    ),
+    "phi": (
+        "PhiConfig",
+        SIZES | {"rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 500.0}},
+        "phi",
+    ),
+    "phi with normed queries": (
+        "PhiConfig",
+        SIZES
+        | {
+            "qk_layernorm": True,
+            "rope_parameters": {"partial_rotary_factor": 0.75, "rope_theta": 500.0},
+        },
+        "phi",
+    ),
+    "bloom": ("BloomConfig", BLOOM, "bloom"),
+    "bloom untied": (
+        "BloomConfig",
+        BLOOM | {"n_head": 8, "tie_word_embeddings": False, "layer_norm_epsilon": 1e-3},
+        "bloom",
     ),
     "gpt_neox": ("GPTNeoXConfig", NEOX, "gpt_neox"),
     "gpt_neox in a row": (

@@ -27,7 +27,7 @@ from lmworks.models.config import (
     YaRNScaling,
 )
 from lmworks.models.model import Model
-from lmworks.models.positions import Rotary, apply_rotary, shared_rotary
+from lmworks.models.positions import Rotary, alibi_slopes, apply_rotary, shared_rotary
 from lmworks.models.rotary_frequencies import attention_factor, inverse_frequencies
 
 SCALINGS = [None, LinearScaling(factor=4.0), Llama3Scaling(factor=32.0)]
@@ -288,3 +288,17 @@ def test_single_positions_are_those_of_the_table() -> None:
     positions = torch.tensor([[0, 1, 4095], [7, 4096, 9000]])
     for table, rows in zip(rotary.tables(9001, torch.device("cpu")), rotary.at(positions)):
         assert torch.allclose(rows, table[positions], atol=1e-6)
+
+
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 6, 8, 12, 16, 25])
+def test_alibi_falls_as_in_bloom_and_mpt(num_heads: int) -> None:
+    pytest.importorskip("transformers")
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+    slopes = alibi_slopes(num_heads)
+    # Theirs rise with a key's place, which differs from ours by a constant of each row.
+    bloom = build_alibi_tensor(torch.ones(1, 9), num_heads, torch.float32).view(num_heads, 9)
+    mpt = build_mpt_alibi_tensor(num_heads, 9).view(num_heads, 9)
+    for theirs in (bloom, mpt):
+        assert torch.allclose(theirs.diff(), slopes[:, None].expand(-1, 8), rtol=1e-6)

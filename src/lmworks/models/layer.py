@@ -29,7 +29,8 @@ class Layer(nn.Module):
         self.parts = [name for name in _PARTS if hasattr(self, name)]
 
     def _add(self, name: str, block: nn.Module, config: LayerConfig, model: ModelConfig) -> None:
-        setattr(self, f"{name}_norm", build_norm(config.norm, model.hidden_size))
+        if self.placement != "parallel_shared" or name == "mixer":
+            setattr(self, f"{name}_norm", build_norm(config.norm, model.hidden_size))
         setattr(self, name, block)
         if self.placement == "sandwich":
             setattr(self, f"{name}_output_norm", build_norm(config.norm, model.hidden_size))
@@ -40,11 +41,25 @@ class Layer(nn.Module):
             x = x + sum(self._update(name, x, context) for name in self.parts)
             context.note("residual", x)
             return x
+        if self.placement == "parallel_shared":
+            return self._beside(x, context)
         for name in self.parts:
             x = x + self._update(name, x, context)
             if self.placement == "post":
                 x = getattr(self, f"{name}_norm")(x)
             context.note(f"{name}_residual", x)
+        return x
+
+    def _beside(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """Mixer and feed-forward of the same normed x."""
+        norm: Any = self.mixer_norm
+        normed = norm(x)
+        context.note("mixer_norm", normed)
+        for name in self.parts:
+            update: torch.Tensor = getattr(self, name)(normed, context)
+            context.note(name, update)
+            x = x + update
+        context.note("residual", x)
         return x
 
     def _update(self, name: str, x: torch.Tensor, context: Context) -> torch.Tensor:

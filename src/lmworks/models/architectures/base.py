@@ -45,6 +45,8 @@ ARCHITECTURES = {
     "mamba2": "lmworks.models.architectures.mamba:MAMBA2",
     "rwkv": "lmworks.models.architectures.rwkv:RWKV",
     "lfm2": "lmworks.models.architectures.lfm2:LFM2",
+    "phi": "lmworks.models.architectures.phi:PHI",
+    "bloom": "lmworks.models.architectures.bloom:BLOOM",
     "gpt_neox": "lmworks.models.architectures.gpt_neox:GPT_NEOX",
     "bert": "lmworks.models.architectures.bert:BERT",
     "roberta": "lmworks.models.architectures.roberta:ROBERTA",

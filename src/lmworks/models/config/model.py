@@ -20,7 +20,7 @@ from lmworks.models.config.positions import (
 
 # Above any published model; keeps a hostile config from building blocks for ever.
 _MOST_LAYERS = 1024
-PLACEMENTS = ("pre", "post", "output", "sandwich", "parallel")
+PLACEMENTS = ("pre", "post", "output", "sandwich", "parallel", "parallel_shared")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class LayerConfig:
     - output: x + norm(f(x)), OLMo 2
     - sandwich: x + output_norm(f(norm(x))), Gemma 2 and 3
     - parallel: x + mixer(norm(x)) + feed_forward(norm'(x)), GPT-NeoX
+    - parallel_shared: the same with one norm for both, Phi
 
     A layer without a feed-forward is its mixer alone (Mamba). `cross_attention` stands between
     the two and looks at the encoder's states.
@@ -47,9 +48,11 @@ class LayerConfig:
 
     def __post_init__(self) -> None:
         check_choice(self, "placement", PLACEMENTS)
-        if self.placement == "parallel" and (not self.feed_forward or self.cross_attention):
+        if self.placement.startswith("parallel") and (
+            not self.feed_forward or self.cross_attention
+        ):
             raise UserError(
-                "layer: placement parallel needs a feed-forward, and has no place for "
+                f"layer: placement {self.placement} needs a feed-forward, and has no place for "
                 "cross attention"
             )
 
