@@ -347,7 +347,8 @@ def theirs(
 
         torch.manual_seed(0)
         config = getattr(transformers, kind)(**settings)
-        build = transformers.AutoModelForCausalLM.from_config
+        head = "MaskedLM" if kind == "BertConfig" else "CausalLM"
+        build = getattr(transformers, f"AutoModelFor{head}").from_config
         right = randomised(build(config, attn_implementation="eager"))
         right.save_pretrained(folder)
         port = build(

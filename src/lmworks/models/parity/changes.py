@@ -42,10 +42,11 @@ def changes_of(stage: Stage, other: tuple[ModelConfig | None, State]) -> Iterato
     from lmworks.models.parity.changes_of_attention import attention_changes
     from lmworks.models.parity.changes_of_ends import embedding_changes, end_changes
     from lmworks.models.parity.changes_of_feed_forward import feed_forward_changes
-    from lmworks.models.parity.changes_of_layers import layer_changes
+    from lmworks.models.parity.changes_of_layers import layer_changes, skipped_layers
     from lmworks.models.parity.changes_of_norms import norm_changes
     from lmworks.models.parity.changes_of_weights import weight_changes
 
+    yield from skipped_layers(stage)
     yield from known_changes(stage, *other)
     if stage.name == EMBEDDING:
         yield from embedding_changes(stage)

@@ -1,10 +1,10 @@
-"""What ports get wrong about attention: positions, mask, scale, heads."""
+"""What ports get wrong about attention: positions, mask, scale, weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from lmworks.models import attention
 from lmworks.models.config import AttentionConfig, SlidingWindow
 from lmworks.models.model import Model
 from lmworks.models.parity.changes import in_part, told
+from lmworks.models.parity.changes_of_heads import head_changes
 from lmworks.models.parity.changes_of_rotary import rotary_changes
 from lmworks.models.parity.trial import Change, Stage, replaced
 
@@ -25,7 +26,8 @@ def attention_changes(stage: Stage) -> Iterator[Change]:
     yield from rotary_changes(mixer)
     yield from _scores(mixer, stage.config.hidden_size)
     yield from _masks(mixer, stage.given.shape[1])
-    yield from _heads(mixer)
+    yield from _weights(stage)
+    yield from head_changes(mixer)
     if mixer.qk_norm is not None:
         other = "all" if mixer.qk_norm_over == "head" else "head"
         yield Change(
@@ -139,82 +141,62 @@ def _shifted_mask(by: int) -> Any:
     return score_mask
 
 
-def _heads(mixer: AttentionConfig) -> Iterator[Change]:
-    heads, groups, size = mixer.num_attention_heads, mixer.num_key_value_heads, mixer.head_dim
-    for times in (2, 4):
-        for n, k, d in (
-            (heads * times, groups * times, size / times),
-            (heads / times, groups / times, size * times),
-        ):
-            if all(value >= 1 and value == int(value) for value in (n, k, d)):
-                yield Change(
-                    cause="number of heads",
-                    says=f"cuts q, k and v into {n:g} heads of {d:g} instead of {heads} of {size}",
-                    fix=f"set num_attention_heads to {heads} and head_dim to {size}",
-                    config=in_part(
-                        "mixer",
-                        num_attention_heads=int(n),
-                        num_key_value_heads=int(k),
-                        head_dim=int(d),
-                        scale=None,
-                    ),
-                    expense=1,
-                )
-    if heads != groups and groups > 1:
+# (scores, which keys each query sees) -> weights
+_Weigh = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_WEIGHTS: dict[str, tuple[str, str, _Weigh]] = {
+    "softmax axis": (
+        "takes the softmax over the queries instead of the keys",
+        "take it over the last axis of (queries, keys)",
+        lambda scores, seen: scores.masked_fill(~seen, -1e9).softmax(dim=-2),
+    ),
+    "mask added as numbers": (
+        "adds a mask of ones and zeros to the scores",
+        "add 0 where a position is seen and -infinity elsewhere, or give a mask of booleans",
+        lambda scores, seen: (scores + seen).softmax(dim=-1),
+    ),
+    "mask inverted": (
+        "shows what should be hidden and hides the rest",
+        "invert the mask (True means seen)",
+        lambda scores, seen: scores.masked_fill(seen, -1e9).softmax(dim=-1),
+    ),
+    "mask after the softmax": (
+        "hides positions after the softmax, so that weights do not sum to 1",
+        "mask the scores before the softmax",
+        lambda scores, seen: scores.softmax(dim=-1) * seen,
+    ),
+    "softmax missing": (
+        "multiplies by the scores without a softmax",
+        "take the softmax of the scores",
+        lambda scores, seen: scores * seen,
+    ),
+}
+
+
+def _weights(stage: Stage) -> Iterator[Change]:
+    for cause, (says, fix, weigh) in _WEIGHTS.items():
         yield Change(
-            cause="key-value heads tiled",
-            says="repeats the key-value heads as a whole (repeat) and not each for its neighbours",
-            fix="use repeat_interleave (repeat_kv) over the head axis",
-            patch=lambda model: replaced(attention, "attend", _tiled()),
-            seen=lambda name, value: _tiled_heads(name, value, heads // groups),
+            cause=cause,
+            says=says,
+            fix=fix,
+            patch=lambda model, weigh=weigh: replaced(attention, "attend", _weighing(weigh)),  # type: ignore[misc]
         )
-    yield Change(
-        cause="heads not transposed",
-        says="joins the heads without turning (heads, positions) back to (positions, heads)",
-        fix="transpose before the reshape",
-        patch=lambda model: _joining(model, lambda y: y.reshape(y.shape[0], y.shape[2], -1)),
-    )
-    yield Change(
-        cause="heads split wrongly",
-        says="cuts q, k and v as (head_dim, heads) instead of (heads, head_dim)",
-        fix="reshape to (..., heads, head_dim)",
-        patch=lambda model: replaced(model.layers[0].mixer, "_heads", _split(model)),
-    )
 
 
-def _tiled_heads(name: str, value: torch.Tensor, times: int) -> torch.Tensor:
-    """A port that repeats heads shows k and v with as many heads as q."""
-    return value.repeat(1, 1, times, 1) if name.endswith(("mixer.k", "mixer.v")) else value
-
-
-def _tiled() -> Any:
-    plain = attention.attend
-
-    def attend(q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> Any:
+def _weighing(weigh: _Weigh) -> Any:
+    def attend(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        config: AttentionConfig,
+        *,
+        mask: torch.Tensor | None,
+        is_causal: bool,
+    ) -> torch.Tensor:
         times = q.shape[1] // k.shape[1]
-        return plain(q, k.repeat(1, times, 1, 1), v.repeat(1, times, 1, 1), *rest, **options)
+        k, v = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
+        scores = q @ k.mT * (config.scale or q.shape[-1] ** -0.5)
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+        seen = seen.tril() if is_causal else seen if mask is None else mask > -1e30
+        return weigh(scores, seen) @ v
 
     return attend
-
-
-def _joining(model: Model, join: Any) -> Any:
-    mixer: Any = model.layers[0].mixer
-
-    def output(y: torch.Tensor, context: Any) -> torch.Tensor:
-        joined = join(y)
-        context.note("mixer.attended", joined)
-        out: torch.Tensor = mixer.o_proj(joined)
-        return out
-
-    return replaced(mixer, "_output", output)
-
-
-def _split(model: Model) -> Any:
-    mixer: Any = model.layers[0].mixer
-    size = mixer.config.head_dim
-
-    def heads(x: torch.Tensor, norm: Any) -> torch.Tensor:
-        parts = x.view(*x.shape[:2], size, -1).permute(0, 3, 1, 2)
-        return parts if norm is None else norm(parts)
-
-    return heads

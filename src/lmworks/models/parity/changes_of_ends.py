@@ -7,14 +7,17 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
 from lmworks.models.config import (
     LearnedPositions,
     LMHeadConfig,
     ModelConfig,
     SinusoidalPositions,
 )
+from lmworks.models.model import Model
 from lmworks.models.parity.changes import told
-from lmworks.models.parity.trial import Change, Stage
+from lmworks.models.parity.trial import Change, Stage, replaced
 
 
 def _embedding(**fields: Any) -> Any:
@@ -134,6 +137,13 @@ def end_changes(stage: Stage) -> Iterator[Change]:
                 fix=f"set final_logit_softcapping to {told(head.softcap)}",
                 config=_head(softcap=softcap),
             )
+    if config.norm is not None:
+        yield Change(
+            cause="norm twice",
+            says="applies the last norm twice",
+            fix="apply it once",
+            patch=_norming_twice,
+        )
     if head.transform:
         yield Change(
             cause="head transform missing",
@@ -141,6 +151,11 @@ def end_changes(stage: Stage) -> Iterator[Change]:
             fix="apply the head's dense layer, its activation and its norm",
             config=_head(transform=None, transform_norm=None),
         )
+
+
+def _norming_twice(model: Model) -> Any:
+    norm: Any = model.norm
+    return replaced(model, "norm", nn.Sequential(norm, norm))
 
 
 def _scales(scale: float, hidden_size: int) -> list[float]:

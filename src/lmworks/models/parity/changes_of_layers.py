@@ -57,6 +57,18 @@ def layer_changes(stage: Stage) -> Iterator[Change]:
             )
 
 
+def skipped_layers(stage: Stage) -> Iterator[Change]:
+    """The port was seen to leave out the layers before this stage."""
+    if stage.skipped:
+        layers = " and ".join(map(str, stage.skipped))
+        yield Change(
+            cause="layer missing",
+            says=f"does not compute layer {layers}",
+            fix="run all layers",
+            known=True,
+        )
+
+
 def _orders(stage: Stage) -> Iterator[Change]:
     """The weights of another layer in this one's place."""
     here = int(stage.name.removeprefix("layers."))

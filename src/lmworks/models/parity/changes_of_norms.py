@@ -103,6 +103,15 @@ def _of_one(path: str, norm: RMSNorm | LayerNorm) -> Iterator[Change]:
             patch=_putting(path, changed, size),
             expense=1,
         )
+    if isinstance(norm, RMSNorm):
+        for eps in (norm.eps, *_EPS, 1e-2):
+            yield Change(
+                cause="norm eps",
+                says=f"adds eps {told(eps)} outside of the root in {name}",
+                fix=f"add eps {told(norm.eps)} to the mean of the squares, under the root",
+                patch=_outside(path, eps),
+                expense=1,
+            )
     yield Change(
         cause="norm missing",
         says=f"has no {name}: the stream passes as it is",
@@ -127,6 +136,27 @@ def _putting(path: str, config: NormConfig, size: int) -> Any:
             bias = getattr(former, "bias", None)
             norm.bias = bias if bias is not None else nn.Parameter(torch.zeros(size))
         return _put(model, path, norm)
+
+    return patch
+
+
+class _EpsOutside(nn.Module):
+    """x / (sqrt(mean(x^2)) + eps) * scale."""
+
+    def __init__(self, norm: RMSNorm, eps: float) -> None:
+        super().__init__()
+        self.norm, self.eps = norm, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., H) -> (..., H)."""
+        scale = self.norm.weight + 1 if self.norm.unit_offset else self.norm.weight
+        return x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps) * scale
+
+
+def _outside(path: str, eps: float) -> Any:
+    def patch(model: Model) -> Any:
+        norm: Any = model.get_submodule(path)
+        return _put(model, path, _EpsOutside(norm, eps))
 
     return patch
 

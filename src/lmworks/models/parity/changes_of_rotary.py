@@ -87,6 +87,12 @@ def _code() -> Iterator[Change]:
             "turn both q and k",
             lambda only=only: _alternating(only),  # type: ignore[misc]
         )
+    yield Change(
+        cause="rope on v",
+        says="turns v too",
+        fix="turn q and k only",
+        patch=_turning_values,
+    )
     yield _function("rope direction", "turns the other way", "negate the sines", lambda: _reversed)
     for by in (-1, 1):
         yield Change(
@@ -128,6 +134,17 @@ def _alternating(only: int) -> Any:
         return _plain(x, cos, sin) if next(calls) % 2 == only else x
 
     return turn
+
+
+def _turning_values(model: Model) -> Any:
+    mixer: Any = model.layers[0].mixer
+    plain = mixer.values
+
+    def values(x: torch.Tensor) -> torch.Tensor:
+        cos, sin = (table[: x.shape[1]] for table in mixer.rotary.tables(x.shape[1], x.device))
+        return attention.apply_rotary(plain(x), cos, sin)
+
+    return replaced(mixer, "values", values)
 
 
 class _Counting:

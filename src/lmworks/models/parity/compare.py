@@ -13,11 +13,13 @@ from lmworks.core.errors import UserError
 from lmworks.models.config import ModelConfig
 from lmworks.models.parity.differences import NOISE as TOLERANCES
 from lmworks.models.parity.differences import difference
-from lmworks.models.parity.explain import Explained, Known, explain, stage_for
+from lmworks.models.parity.explain import Explained, explain
 from lmworks.models.parity.facts import FieldFact, TensorFact, config_facts, tensor_facts
+from lmworks.models.parity.pair import Known, Pair
 from lmworks.models.parity.report import DIFFERS, EQUAL, NOISE, Operation, Report
 from lmworks.models.parity.sides import Port, Side, open_sides
-from lmworks.models.parity.trial import NO_CHANGE, stage_of
+from lmworks.models.parity.trial import NO_CHANGE, stage_names, stage_of
+from lmworks.models.parity.verdict import lines_of, verdict
 
 TEXT = "The parser reads 3 words, then it stops: is that right? Yes, “naïve” counts as one word."
 LENGTH = 24  # tokens, unless a window asks for more
@@ -52,7 +54,14 @@ def compare(
     traces = [_trace(side, ids) for side in (side_a, side_b)]
     known = [_known(side) for side in (side_a, side_b)]
     facts = _facts(*known)
-    return _judge(ids, (side_a.name, side_b.name), traces, known, facts)
+    pair = Pair(
+        ids=ids,
+        names=(side_a.name, side_b.name),
+        traces=(traces[0], traces[1]),
+        known=(known[0], known[1]),
+        rounded=tuple(fact.name for fact in facts[1] if fact.rounding),
+    )
+    return _judge(pair, facts)
 
 
 def _trace(side: Side, ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -75,145 +84,53 @@ def _facts(a: Known, b: Known) -> tuple[list[FieldFact], list[TensorFact]]:
     return fields, tensors
 
 
-def _judge(
-    ids: torch.Tensor,
-    names: tuple[str, str],
-    traces: Sequence[dict[str, torch.Tensor]],
-    known: Sequence[Known],
-    facts: tuple[list[FieldFact], list[TensorFact]],
-) -> Report:
-    order = _order(traces, known)
-    rounded = [fact.name for fact in facts[1] if fact.rounding]
+def _judge(pair: Pair, facts: tuple[list[FieldFact], list[TensorFact]]) -> Report:
     operations: list[Operation] = []
     explained: Explained | None = None
-    for name in order:
-        found = difference(traces[0][name], traces[1][name])
-        status = EQUAL if found.relative <= TOLERANCES[traces[1][name].dtype] else DIFFERS
+    for name in _order(pair):
+        one, other = (trace[name] for trace in pair.traces)
+        found = difference(one, other)
+        status = EQUAL if found.relative <= TOLERANCES[other.dtype] else DIFFERS
         if status == DIFFERS and explained is None:
-            if _carried(name, ids, traces, known, rounded):
+            if _carried(name, pair):
                 status = NOISE
             else:
-                explained = explain(name, ids, names, traces, known, rounded)
-        size = traces[0][name].shape[-1] if traces[0][name].dim() == 4 else None
+                explained = explain(name, pair)
+        size = one.shape[-1] if one.dim() == 4 else None
         operations.append(Operation(name=name, status=status, difference=found, head_dim=size))
     if not operations:
         raise UserError("the two have no operation in common: are the names of the port right?")
     first = next((o for o in operations if o.status == DIFFERS), None)
     return Report(
-        a=names[0],
-        b=names[1],
-        tokens=tuple(ids[0].tolist()),
+        a=pair.names[0],
+        b=pair.names[1],
+        tokens=tuple(pair.ids[0].tolist()),
         operations=tuple(operations),
         first=first.name if first else "",
         causes=tuple(explained.causes) if explained else (),
-        facts=tuple(_lines(*facts)),
-        verdict=_verdict(names, operations, first, explained, facts),
+        facts=tuple(lines_of(*facts)),
+        verdict=verdict(operations, first, explained, facts),
         tried=explained.tried if explained else 0,
     )
 
 
-def _order(traces: Sequence[dict[str, torch.Tensor]], known: Sequence[Known]) -> list[str]:
+def _order(pair: Pair) -> list[str]:
     """The operations of both, in the order in which a model of ours computes them."""
-    leading = traces[1] if known[1].own and not known[0].own else traces[0]
-    return [name for name in leading if all(name in trace for trace in traces)]
+    leading = 1 if pair.known[1].own and not pair.known[0].own else 0
+    return [name for name in pair.traces[leading] if name in pair.traces[1 - leading]]
 
 
-def _carried(
-    name: str,
-    ids: torch.Tensor,
-    traces: Sequence[dict[str, torch.Tensor]],
-    known: Sequence[Known],
-    rounded: list[str],
-) -> bool:
-    """Whether the operation is the same if both sides are given what the second was given."""
+def _carried(operation: str, whole: Pair) -> bool:
+    """Whether the operation is the same if both sides are given what the port was given."""
+    pair, operation = whole.around(operation)
+    name = stage_of(operation)
     for reference in (0, 1):
-        stage = stage_for(stage_of(name), ids, traces, known, reference, rounded)
-        if stage is None:
-            continue
-        apart = stage.run(NO_CHANGE) or {}
-        local = stage_name(name)
+        stage = pair.stage(name, reference)
+        apart = (stage.run(NO_CHANGE) or {}) if stage and not stage.skipped else {}
+        local = stage_names(operation, name)
         if local in apart:
-            return apart[local] <= TOLERANCES[traces[1 - reference][name].dtype]
+            return apart[local] <= TOLERANCES[pair.traces[1 - reference][operation].dtype]
     return False
-
-
-def stage_name(operation: str) -> str:
-    """`layers.7.mixer.q` as its stage calls it: `layers.0.mixer.q`."""
-    stage = stage_of(operation)
-    if not stage.startswith("layers."):
-        return operation
-    return "layers.0" + operation.removeprefix(stage)
-
-
-def _lines(fields: list[FieldFact], tensors: list[TensorFact]) -> list[str]:
-    """Facts as lines; tensors that differ alike in many layers are one line."""
-    import re
-
-    lines = []
-    for fact in fields:
-        some = f" in layers {_ranges(fact.layers)}" if fact.layers else ""
-        lines.append(f"config {fact.name}{some}: {fact.a} against {fact.b}")
-    alike: dict[tuple[str, str], list[str]] = {}
-    for tensor in tensors:
-        key = (re.sub(r"\.\d+\.", ".*.", tensor.name), tensor.relation)
-        alike.setdefault(key, []).append(tensor.name)
-    for (template, relation), names in alike.items():
-        shown = names[0] if len(names) == 1 else f"{template} ({len(names)} tensors)"
-        lines.append(f"weights {shown}: {relation}")
-    return lines
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """`0-3, 7`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][-1:] = [runs[-1][-1], number]
-        else:
-            runs.append([number])
-    return ", ".join(str(r[0]) if r[0] == r[-1] else f"{r[0]}-{r[-1]}" for r in runs)
-
-
-def _verdict(
-    names: tuple[str, str],
-    operations: Sequence[Operation],
-    first: Operation | None,
-    explained: Explained | None,
-    facts: tuple[list[FieldFact], list[TensorFact]],
-) -> str:
-    if first is None:
-        return _equal(operations, facts)
-    found = first.difference
-    what = found.problem or (
-        f"relative {found.relative:.2g}, cosine {found.cosine:.4f}, most at {first.where}: "
-        f"{found.values[0]:.4g} against {found.values[1]:.4g}"
-    )
-    start = f"{first.name} is the first operation that differs ({what})."
-    if not explained or not explained.causes:
-        tried = explained.tried if explained else 0
-        return f"{start} None of the {tried} changes that were tried accounts for it."
-    best = explained.causes[0]
-    also = [c for c in explained.causes[1:] if c.reproduced == best.reproduced][:2]
-    other = "".join(f", or it {cause.says}" for cause in also)
-    return (
-        f"{start} {best.port} {best.says}{other}: with that alone {best.reference} gives the same "
-        f"here and in {best.reproduced - 1} of the {best.of - 1} other operations of this stage. "
-        f"To mend {best.port}: {best.fix}."
-    )
-
-
-def _equal(operations: Sequence[Operation], facts: tuple[list[FieldFact], list[TensorFact]]) -> str:
-    worst = max(operations, key=lambda o: o.difference.relative)
-    text = (
-        f"The {len(operations)} operations are equal up to the noise of sums in another order "
-        f"(largest relative difference {worst.difference.relative:.1g}, at {worst.name})."
-    )
-    rounded = [fact for fact in facts[1] if fact.rounding]
-    if rounded:
-        text += f" {len(rounded)} weights differ by rounding alone ({rounded[0].relation})."
-    if facts[0] or len(facts[1]) > len(rounded):
-        text += " Config or weights differ in what these tokens do not show; see the facts."
-    return text
 
 
 def _token_ids(

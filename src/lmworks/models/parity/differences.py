@@ -36,20 +36,22 @@ class Difference:
 def difference(a: torch.Tensor, b: torch.Tensor) -> Difference:
     """Hold b against a, both (1, T, F); heads that one of them repeats are repeated in the other.
 
-    Tensors that hold NaN or are of different shapes are infinitely far apart, with the reason.
+    Tensors of different shapes, or NaN in different places, are infinitely far apart, with the
+    reason.
     """
     a, b = same_heads(a, b)
     if a.shape != b.shape:
         shapes = f"{tuple(a.shape[1:])} against {tuple(b.shape[1:])}"
         return Difference(largest=math.inf, relative=math.inf, cosine=0.0, problem=shapes)
     a, b = a.detach().double(), b.detach().double()
+    holes = a.isnan(), b.isnan()
+    if not torch.equal(*holes):
+        counts = [int(hole.sum()) for hole in holes]
+        problem = f"{counts[0]} NaN against {counts[1]}"
+        return Difference(largest=math.inf, relative=math.inf, cosine=0.0, problem=problem)
+    a, b = a.masked_fill(holes[0], 0), b.masked_fill(holes[1], 0)
     apart = (a - b).abs()
     apart[(a == b)] = 0  # infinities of one sign
-    for name, tensor in (("first", a), ("second", b)):
-        if bool(tensor.isnan().any()):
-            count = int(tensor.isnan().sum())
-            problem = f"{count} NaN in the {name}"
-            return Difference(largest=math.inf, relative=math.inf, cosine=0.0, problem=problem)
     norms = a.norm(dim=-1)
     floor = (norms.mean() * 0.1).clamp(min=1e-30)
     relative = float((apart.norm(dim=-1) / norms.clamp(min=floor)).max())

@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from lmworks.models.config import ModelConfig
 from lmworks.models.parity.changes import changes_of
 from lmworks.models.parity.differences import NOISE as TOLERANCES
 from lmworks.models.parity.fits import fits_of
+from lmworks.models.parity.pair import Pair
 from lmworks.models.parity.report import Cause
-from lmworks.models.parity.trial import (
-    EMBEDDING,
-    END,
-    NO_CHANGE,
-    Change,
-    Stage,
-    one_stage,
-    stage_names,
-    stage_of,
-)
+from lmworks.models.parity.trial import NO_CHANGE, Change, Stage, stage_names, stage_of
 
-Trace = dict[str, torch.Tensor]
 _BETTER = 3  # times nearer than without the change
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What is known of a side beside what it computes."""
-
-    config: ModelConfig | None
-    state: dict[str, torch.Tensor]
-    own: bool
 
 
 @dataclass(kw_only=True)
@@ -46,29 +25,22 @@ class Explained:
     tried: int = 0
 
 
-def explain(
-    operation: str,
-    ids: torch.Tensor,
-    names: tuple[str, str],
-    traces: Sequence[Trace],
-    known: Sequence[Known],
-    rounded: list[str],
-) -> Explained:
+def explain(operation: str, whole: Pair) -> Explained:
     """Try all changes on the operation's stage, with either side as the reference."""
     result = Explained()
+    pair, operation = whole.around(operation)
     name = stage_of(operation)
     ranked: list[tuple[Any, Cause]] = []
     for reference in (0, 1):
-        stage = stage_for(name, ids, traces, known, reference, rounded)
+        stage = pair.stage(name, reference)
         if stage is None:
             continue
-        other = _other(known[1 - reference], name)
-        search = Search(stage, stage_names(operation, name), other)
+        search = Search(stage, stage_names(operation, name), pair.port_of(name, reference))
         for rank, change, error, count in search.found():
             cause = Cause(
                 cause=change.cause,
-                port=names[1 - reference],
-                reference=names[reference],
+                port=pair.names[1 - reference],
+                reference=pair.names[reference],
                 says=change.says,
                 fix=change.fix,
                 reproduced=count,
@@ -95,75 +67,14 @@ def _distinct(causes: Iterable[Cause]) -> list[Cause]:
     return list(best.values())
 
 
-def _other(known: Known, stage: str) -> tuple[ModelConfig | None, dict[str, torch.Tensor]]:
-    """The port's config and weights of the stage, as far as they are known."""
-    if known.config is not None:
-        config, state = one_stage(known.config, known.state, stage)
-        return config, state
-    if not stage.startswith("layers."):
-        return None, known.state
-    prefix = stage + "."
-    return None, {
-        "layers.0." + name.removeprefix(prefix): tensor
-        for name, tensor in known.state.items()
-        if name.startswith(prefix)
-    }
-
-
-def stage_for(
-    name: str,
-    ids: torch.Tensor,
-    traces: Sequence[Trace],
-    known: Sequence[Known],
-    reference: int,
-    rounded: list[str],
-) -> Stage | None:
-    """The stage with one side as the reference, or None if that side is not known well enough."""
-    config, port = known[reference].config, traces[1 - reference]
-    if config is None or not known[reference].state:
-        return None
-    given = ids if name == EMBEDDING else _given(name, config, port)
-    if given is None:
-        return None
-    theirs = known[1 - reference].state
-    state = known[reference].state | {key: theirs[key] for key in rounded if key in theirs}
-    if name.startswith("layers.") and int(name.split(".")[1]) >= config.num_hidden_layers:
-        return None
-    layers = _layers(config, state) if name.startswith("layers.") else []
-    config, state = one_stage(config, state, name)
-    wanted = {
-        stage_names(operation, name): value
-        for operation, value in port.items()
-        if stage_of(operation) == name
-    }
-    return Stage(name=name, config=config, state=state, given=given, wanted=wanted, layers=layers)
-
-
-def _layers(config: ModelConfig, state: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """The weights of each layer, named as those of layer 0."""
-    layers: list[dict[str, torch.Tensor]] = [{} for _ in config.layers]
-    for name, tensor in state.items():
-        if name.startswith("layers."):
-            _, number, rest = name.split(".", 2)
-            layers[int(number)][f"layers.0.{rest}"] = tensor
-    return layers
-
-
-def _given(name: str, config: ModelConfig, port: Trace) -> torch.Tensor | None:
-    """The stream that the port's stage got."""
-    if name == END:
-        return port.get(f"layers.{config.num_hidden_layers - 1}")
-    number = int(name.split(".")[1])
-    return port.get(EMBEDDING if number == 0 else f"layers.{number - 1}")
-
-
 class Search:
     """All changes of one stage; iterate over what accounts for the operation."""
 
     def __init__(self, stage: Stage, operation: str, other: Any) -> None:
         self._stage, self._operation, self._other = stage, operation, other
         self.tried = 0
-        self._baseline = stage.error(NO_CHANGE, operation)
+        # Given what the port had before the layers that it left out, nothing is wrong here.
+        self._baseline = math.inf if stage.skipped else stage.error(NO_CHANGE, operation)
 
     def found(self) -> list[tuple[Any, Change, float, int]]:
         """(rank, change, error, operations accounted for) of each that does; dear ones last."""

@@ -18,6 +18,7 @@ from lmworks.models.config import ModelConfig
 
 State = Mapping[str, torch.Tensor]
 _CLOSE = 1e-5  # relative: what conversions through float32 leave
+_BLOCK = 32  # of Q8_0
 _HASHED = 64  # columns that stand for a row
 
 
@@ -110,6 +111,8 @@ def tensor_fact(
             return TensorFact(name=name, relation=f"rounded to {word}", rounding=True)
         if torch.equal(b.to(dtype).float(), a):
             return TensorFact(name=name, relation=f"not rounded to {word}", rounding=True)
+    if _in_blocks(a, b) or _in_blocks(b, a):
+        return TensorFact(name=name, relation="rounded to 8 bits in blocks (Q8_0)", rounding=True)
     if other := next((n for n, p in prints.items() if n != name and p == _print(b)), None):
         return TensorFact(name=name, relation=f"it is {other} of the first")
     if a.dim() == 2 and a.shape[0] == a.shape[1] and _equal(a.mT, b):
@@ -117,6 +120,15 @@ def tensor_fact(
     if not bool(b.any()):
         return TensorFact(name=name, relation="all zero")
     return TensorFact(name=name, relation=_order(a, b) or _line(a, b) or _values(a, b))
+
+
+def _in_blocks(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether b is a with each 32 numbers of a row rounded to 127ths of their largest."""
+    if a.dim() != 2 or a.shape[1] % _BLOCK:
+        return False
+    blocks, others = a.reshape(-1, _BLOCK), b.reshape(-1, _BLOCK)
+    steps = blocks.abs().amax(dim=1, keepdim=True) / 127
+    return bool(((blocks - others).abs() <= 0.6 * steps + 1e-12).all())
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -21,7 +21,8 @@ from lmworks.core.errors import UserError
 from lmworks.models.architectures.base import Layout, architecture
 from lmworks.models.architectures.rules import Bound, Rule, bind, for_kinds
 from lmworks.models.config import ModelConfig
-from lmworks.models.load import load_single_model
+from lmworks.models.context import Encoded
+from lmworks.models.load import load_single_model, open_weights
 from lmworks.models.model import Model
 from lmworks.models.parity.attention_calls import attention_calls
 from lmworks.models.parity.operations import (
@@ -33,7 +34,7 @@ from lmworks.models.parity.operations import (
 )
 from lmworks.models.skeleton import skeleton
 
-THEIRS = "transformers:"
+THEIRS, PACKED = "transformers:", ":packed"
 State = dict[str, torch.Tensor]
 
 
@@ -93,7 +94,9 @@ class Side:
     def _run_own(self, ids: torch.Tensor, record: Record) -> torch.Tensor:
         model = cast(Model, self.module)
         with hooked(model, own_readings(model), record):
-            return model.logits(model.hidden_states(ids, record=record))
+            return model.logits(
+                model.hidden_states(ids, record=record, encoded=_encoded(model, ids, record))
+            )
 
     def _run_other(self, ids: torch.Tensor, record: Record) -> torch.Tensor:
         config = cast(ModelConfig, self.bounds[0].config)
@@ -102,7 +105,9 @@ class Side:
             hooked(self.module, readings, record),
             attention_calls(self.module, self.bounds, record),
         ):
-            return _logits(self.module(ids))
+            return _logits(
+                self.module(ids, **({"decoder_input_ids": ids} if config.encoder else {}))
+            )
 
     def state(self) -> State:
         """The weights by our names, as far as they are known, float32."""
@@ -127,6 +132,17 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(was)
+
+
+def _encoded(model: Model, ids: torch.Tensor, record: Record) -> Encoded | None:
+    """What the encoder makes of the ids, its operations recorded under `encoder.`."""
+    if model.encoder is None:
+        return None
+    encoder = model.encoder
+    rows = model.embed_tokens(ids) if encoder.config.embedding.shared else ids
+    return Encoded(
+        encoder.hidden_states(rows, record=lambda name, value: record(f"encoder.{name}", value))
+    )
 
 
 def _own_state(model: nn.Module) -> State:
@@ -167,10 +183,19 @@ def open_side(model: str | Path | nn.Module | Port, name: str = "") -> Side:
     if text.startswith(THEIRS):
         ref = text.removeprefix(THEIRS)
         side = _of_transformers(_load_theirs(ref), name or text)
-        return dataclasses.replace(side, source=ref)
-    packed = text.endswith(":packed")
-    ours = load_single_model(text.removesuffix(":packed"), packed=packed)
-    return Side(name=name or text, module=ours, config=ours.config, own=True, bounds=[])
+        return dataclasses.replace(side, source=ref, config=_reads_tokens(ref))
+    ref, packed = text.removesuffix(PACKED), text.endswith(PACKED)
+    config = _reads_tokens(ref)
+    ours = load_single_model(ref, packed=packed)
+    return Side(name=name or text, module=ours, config=config, own=True, bounds=[])
+
+
+def _reads_tokens(ref: str) -> ModelConfig:
+    """The config of a checkpoint. Raises: UserError for a model that does not read token ids."""
+    config = open_weights(ref).config
+    if not isinstance(config, ModelConfig) or (config.encoder or config).inputs is not None:
+        raise UserError(f"{ref} reads images or sound: only models that read tokens are compared")
+    return config
 
 
 def open_sides(a: Any, b: Any, names: tuple[str, str] = ("", "")) -> tuple[Side, Side]:
@@ -227,7 +252,7 @@ def _of_transformers(module: nn.Module, name: str) -> Side:
             f"{type(module).__name__} is no model of transformers: give it as a Port, with names"
         )
     layout = architecture(kind).layout("hf")
-    config = layout.read_config(theirs.to_dict())
+    config = layout.read_config(theirs.to_dict() | {"architectures": [type(module).__name__]})
     bounds = _without_prefix(layout.bind(_parameters(config), config), layout, module)
     return Side(name=name, module=module, config=config, own=False, bounds=bounds)
 

@@ -19,7 +19,7 @@ import torch
 
 from lmworks.core.errors import UserError
 from lmworks.models.config import ModelConfig
-from lmworks.models.context import Context
+from lmworks.models.context import Context, Encoded
 from lmworks.models.model import Model
 from lmworks.models.parity.differences import difference
 from lmworks.models.parity.operations import hooked, normal_form, own_readings
@@ -79,6 +79,8 @@ class Stage:
         state: its weights by our names, the layer being number 0.
         given: token ids (1, T) for the embedding, else the stream (1, T, H) that the port had.
         wanted: operation -> what the port made, in the order of computing; names as the stage's.
+        skipped: layers before this stage that the port did not compute.
+        encoded: the encoder's states that the port's cross attention looked at.
         layers: the weights of all layers of the reference, each as if it were this one.
     """
 
@@ -88,6 +90,8 @@ class Stage:
     given: torch.Tensor
     wanted: dict[str, torch.Tensor]
     layers: Sequence[State] = ()
+    encoded: torch.Tensor | None = None
+    skipped: tuple[int, ...] = ()
     built: Model | None = None  # of the config without a change, used again and again
 
     @torch.no_grad()
@@ -141,7 +145,8 @@ class Stage:
         else:
             length = self.given.shape[1]
             bias = model.bias(torch.arange(length)[None], length)
-            model.layers[0](self.given, Context(record=record, bias=bias))
+            encoded = None if self.encoded is None else Encoded(self.encoded)
+            model.layers[0](self.given, Context(record=record, bias=bias, encoded=encoded))
 
 
 class _Enough(Exception):
