@@ -55,7 +55,7 @@ def _print(report: Report, show_all: bool) -> None:
     table = Table(title=title, title_justify="left")
     for name in ("operation", "status", "largest", "relative", "cosine", "where, a against b"):
         right = name in ("largest", "relative", "cosine")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        table.add_column(name, justify="right" if right else "left", no_wrap=name[0] != "w")
     for operation in _shown(report, show_all):
         if operation is None:
             table.add_row("...", "[green]equal[/]")

@@ -18,6 +18,7 @@ _WORDS = {
     "output": "on the block's output",
     "sandwich": "before the block and on its output",
     "parallel": "before both blocks, which read the same stream",
+    "parallel_shared": "as one before both blocks, which read the same stream",
 }
 # (x, the part's norm, what the part gives) -> what is added to x
 _Residual = Callable[[torch.Tensor, Any, torch.Tensor], torch.Tensor]
@@ -36,12 +37,13 @@ _RESIDUALS: dict[str, tuple[str, _Residual]] = {
 def layer_changes(stage: Stage) -> Iterator[Change]:
     """Placement of norms, residuals."""
     config = stage.config.layers[0]
+    here = _WORDS.get(config.placement, config.placement)
     for placement in PLACEMENTS:
         if placement != config.placement:
             yield Change(
                 cause="norm placement",
-                says=f"has its norms {_WORDS[placement]} instead of {_WORDS[config.placement]}",
-                fix=f"put the norms {_WORDS[config.placement]}",
+                says=f"has its norms {_WORDS.get(placement, placement)} instead of {here}",
+                fix=f"put the norms {here}",
                 config=in_layer(placement=placement),
                 expense=1,
             )
