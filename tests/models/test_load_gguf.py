@@ -202,7 +202,7 @@ def tensor(name: str, array: np.ndarray | None) -> Edit:
         ),
         (metadata(llama__rope__freq_base="x"), "llama.rope.freq_base must be a number"),
         (metadata(llama__rope__freq_base=0.0), "theta must be a number above 0"),
-        (metadata(llama__rope__scaling__type="yarn"), "rope scaling 'yarn' is not supported"),
+        (metadata(llama__rope__scaling__type="yran"), "rope scaling 'yran' is not supported"),
         (metadata(llama__feed_forward_length=97), "of a wrong shape: blk.0.ffn_gate.weight"),
         (tensor("token_embd.weight", None), "token_embd.weight is missing"),
         (tensor("blk.1.attn_v.weight", None), "1 missing: blk.1.attn_v.weight"),

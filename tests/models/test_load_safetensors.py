@@ -184,7 +184,7 @@ def test_a_long_list_is_cut(make_llama: Make) -> None:
         ({"model_type": ...}, "names no model_type"),
         ({"model_type": 3}, "names no model_type"),
         ({"hidden_act": "gelou"}, "hidden_act 'gelou' is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "yran", "rope_theta": 1.0}}, "rope_type 'yran'"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
         ({"rope_parameters": 7}, "must be an object"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
