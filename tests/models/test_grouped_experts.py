@@ -11,7 +11,8 @@ from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from lmworks.models import grouped_experts as module
-from lmworks.models.expert_gate import Activation, weighted_gate, weighted_gate_backward
+from lmworks.models.expert_gate import weighted_gate, weighted_gate_backward
+from lmworks.models.feed_forward import Activation
 from lmworks.models.grouped_experts import grouped_experts, sort_by_expert
 
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

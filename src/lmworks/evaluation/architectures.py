@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lmworks.data.documents import Document
     from lmworks.evaluation.report import GainTable
     from lmworks.models.compute import Compute
+    from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
 
 _DEEPEST = 4  # times the baseline's depth
@@ -227,24 +228,12 @@ def _train(
     return trained
 
 
-def _decode_ms(model: Any, num_tokens: int = 32) -> float:
-    """Milliseconds per token of one stream, the median over some tokens after the first."""
-    import statistics
-    import time
+def _decode_ms(model: Model, num_tokens: int = 32) -> float:
+    """Milliseconds per token of one stream, from an empty cache."""
+    from lmworks.compression.measure import decode
 
-    import torch
-
-    from lmworks.models.cache import KVCache
-
-    view = KVCache(model.config, 1, num_tokens + 1).view([0])
-    token = torch.zeros(1, 1, dtype=torch.long)
-    times = []
-    with torch.inference_mode():
-        for _ in range(num_tokens):
-            started = time.perf_counter()
-            token = model(token, cache=view, last_only=True)[:, -1].argmax(-1, keepdim=True)
-            times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times[4:])
+    decode(model, 4)  # kernels are loaded and pages mapped before the clock runs
+    return 1000 * decode(model, num_tokens) / num_tokens
 
 
 def _table(

@@ -78,12 +78,8 @@ def scalings(context: int, longest: float) -> dict[str, Any]:
 
 def stretched(model: Model, scaling: Any) -> Model:
     """A model that was trained with rotary positions, with a scaling put in; weights are shared."""
-    import torch
+    from lmworks.models.skeleton import skeleton
 
-    from lmworks.models.model import Model
-
-    config = _attending(model.config, rope=RoPEConfig(scaling=scaling))
-    with torch.device("meta"):
-        changed = Model(config)
+    changed = skeleton(_attending(model.config, rope=RoPEConfig(scaling=scaling)))
     changed.load_state_dict(model.state_dict(), assign=True)
     return changed.eval()

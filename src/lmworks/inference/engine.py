@@ -55,7 +55,7 @@ class Engine:
     """Continuous batching over a model and its tokenizer.
 
     Args:
-        model: a `Decoder`, or whatever else takes `input_ids (B, T), cache=, last_only=`.
+        model: a `Model`, or whatever else takes `input_ids (B, T), cache=, last_only=`.
         max_batch: requests that run at the same time; each takes a slot of the cache.
         max_positions: prompt and answer together, in tokens; by default the model's context, at
             most 8192.

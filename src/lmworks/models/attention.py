@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from lmworks.core.errors import UserError
+from lmworks.models.attention_patterns import build_pattern
 from lmworks.models.config import AttentionConfig, ModelConfig
 from lmworks.models.context import Context
 from lmworks.models.initialization import INIT_STD, init_linear
 from lmworks.models.masks import cross_mask, score_mask
 from lmworks.models.norms import build_norm
-from lmworks.models.patterns import build_pattern
 from lmworks.models.positions import apply_rotary, shared_rotary
 
 

@@ -126,7 +126,7 @@ def _zeros(shape: tuple[int, ...], device: torch.device | str | None) -> torch.T
 
 
 class CacheView:
-    """Some slots as the rows of a batch; what `Decoder.forward` takes as `cache`."""
+    """Some slots as the rows of a batch; what `Model.forward` takes as `cache`."""
 
     def __init__(self, cache: KVCache, slots: Sequence[int]) -> None:
         wrong = [slot for slot in slots if not 0 <= slot < cache.num_slots]

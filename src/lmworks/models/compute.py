@@ -41,13 +41,10 @@ class Compute:
 @functools.lru_cache(maxsize=256)
 def compute(config: ModelConfig, context_length: int = 0) -> Compute:
     """Count for sequences of `context_length` tokens; 0 takes the model's context."""
-    import torch
-
-    from lmworks.models.model import Model
+    from lmworks.models.skeleton import skeleton
 
     length = context_length or config.max_position_embeddings
-    with torch.device("meta"):
-        model = Model(config)
+    model = skeleton(config)
     parameters = sum(p.numel() for p in model.parameters())
     matrices = sum(p.numel() for p in model.layers.parameters() if p.dim() > 1)
     head = config.vocab_size * config.hidden_size if config.head else 0

@@ -7,15 +7,13 @@ that it need not be kept. Otherwise PyTorch does the same in some ten passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
+from lmworks.models.feed_forward import Activation
 from lmworks.models.kernel_calls import address, arguments, computes, parts_of, run
 from lmworks.models.kernel_slots import LANES
 
-Activation = Callable[[torch.Tensor], torch.Tensor]
 _PARTS = 8  # of the rows
 
 

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from lmworks.models.expert_gate import Activation, weighted_gate, weighted_gate_backward
+from lmworks.models.expert_gate import weighted_gate, weighted_gate_backward
+from lmworks.models.feed_forward import Activation
 
 Span = tuple[int, int, int]  # an expert, and its first and last row within a group
 

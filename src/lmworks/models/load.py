@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json
 from lmworks.core.references import resolve
@@ -27,7 +25,7 @@ from lmworks.models.gguf_weights import GGUFWeights, open_gguf
 from lmworks.models.model import Model
 from lmworks.models.safetensors_weights import SafetensorsWeights
 from lmworks.models.sentence_transformers import sentence_head
-from lmworks.models.two_tower import build_model
+from lmworks.models.skeleton import skeleton
 from lmworks.models.weights import Weights, bind_weights, read_weights, telling
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -46,8 +44,7 @@ def load_model(ref: str | Path, *, packed: bool = False) -> Any:
         file, tensors that don't fit the config, or weights that are not finite.
     """
     weights = open_weights(ref)
-    with torch.device("meta"):
-        model = build_model(weights.config)
+    model = skeleton(weights.config)
     bounds = bind_weights(weights, model)
     if packed and isinstance(weights, GGUFWeights) and isinstance(model, Model):
         weights.pack(model, bounds)

@@ -23,7 +23,8 @@ from lmworks.core.files import atomic_save, fsync_folder, write_json, write_text
 from lmworks.models.architectures.base import Layout, architecture, architecture_of, to_foreign
 from lmworks.models.model_card import model_card
 from lmworks.models.safetensors_weights import INDEX, SINGLE
-from lmworks.models.two_tower import TwoTower, build_model
+from lmworks.models.skeleton import skeleton
+from lmworks.models.two_tower import TwoTower
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
@@ -103,8 +104,7 @@ def _layout(model: Model | TwoTower, model_type: str) -> Layout:
 def _state(model: Model | TwoTower, layout: Layout) -> dict[str, torch.Tensor]:
     """The parameters by their Hugging Face names, float32 on the CPU."""
     state = model.state_dict()
-    with torch.device("meta"):
-        plain = build_model(model.config).state_dict()
+    plain = skeleton(model.config).state_dict()
     if odd := sorted(state.keys() ^ plain.keys()):
         raise UserError(
             f"a packed or adapted model can't be saved as safetensors ({len(odd)} parameters are "

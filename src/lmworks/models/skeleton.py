@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lmworks.models.config import ModelConfig
+from lmworks.models.config import ModelConfig, TwoTowerConfig
 from lmworks.models.model import Model
+from lmworks.models.two_tower import TwoTower, build_model
 
 
-def skeleton(config: ModelConfig) -> Model:
+@overload
+def skeleton(config: ModelConfig) -> Model: ...
+
+
+@overload
+def skeleton(config: TwoTowerConfig) -> TwoTower: ...
+
+
+def skeleton(config: ModelConfig | TwoTowerConfig) -> Model | TwoTower:
     """The model on the "meta" device, with shapes and no values.
 
     Nothing is drawn for it: torch's modules draw fresh weights when they are made, and on "meta"
     that alone would import torch's compiler, which takes seconds.
     """
     with torch.device("meta"), _WithoutDrawing():
-        return Model(config)
+        return build_model(config)
 
 
 class _WithoutDrawing(TorchFunctionMode):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,18 +56,7 @@ def _stack(
     hidden, decodes = read.count("d_model"), encoder is not None
     num_positions = read.count("max_position_embeddings", 1024)
     norm = LayerNormConfig(eps=1e-5)
-    layer = LayerConfig(
-        mixer=_attention(read, side, causal=decodes),
-        cross_attention=_attention(read, side, causal=False) if decodes else None,
-        feed_forward=MLPConfig(
-            intermediate_size=read.count(f"{side}_ffn_dim"),
-            activation=activation(read, "activation_function", "gelu"),
-            gated=False,
-            bias=True,
-        ),
-        norm=norm,
-        placement="post",
-    )
+    layer = stack_layer(read, side, norm=norm, placement="post", bias="qkvo")
     return ModelConfig(
         vocab_size=read.count("vocab_size"),
         hidden_size=hidden,
@@ -84,15 +74,31 @@ def _stack(
     )
 
 
-def _attention(read: Values, side: str, *, causal: bool) -> AttentionConfig:
+def stack_layer(
+    read: Values, side: str, *, norm: LayerNormConfig, placement: str, bias: str
+) -> LayerConfig:
+    """A layer of one side, "encoder" or "decoder", in BART and Whisper."""
     heads = read.count(f"{side}_attention_heads")
-    return AttentionConfig(
+    attention = AttentionConfig(
         num_attention_heads=heads,
         num_key_value_heads=heads,
         head_dim=head_dim(read.count("d_model"), heads),
         rope=None,
-        causal=causal,
-        bias="qkvo",
+        causal=False,
+        bias=bias,
+    )
+    decodes = side == "decoder"
+    return LayerConfig(
+        mixer=dataclasses.replace(attention, causal=decodes),
+        cross_attention=attention if decodes else None,
+        feed_forward=MLPConfig(
+            intermediate_size=read.count(f"{side}_ffn_dim"),
+            activation=activation(read, "activation_function", "gelu"),
+            gated=False,
+            bias=True,
+        ),
+        norm=norm,
+        placement=placement,
     )
 
 

@@ -156,19 +156,11 @@ class Architecture:
 
 def _tensors(layout: Layout, config: AnyConfig) -> dict[str, Any]:
     """The tensors of a GGUF file with this config, without memory."""
-    import torch
-
     from lmworks.core.gguf import GGUFTensor
-    from lmworks.models.model import Model
+    from lmworks.models.skeleton import skeleton
 
     assert isinstance(config, ModelConfig)  # two towers have no GGUF
-    with torch.device("meta"):
-        state = Model(config).state_dict()
-    tensors: dict[str, Any] = {
-        name: tensor
-        for bound in layout.bind(state, config)
-        for name, tensor in bound.to_foreign([state[part] for part in bound.own]).items()
-    }
+    tensors: dict[str, Any] = {**to_foreign(skeleton(config).state_dict(), config, layout)}
     for name, array in layout.extras(config).items():
         data = array.astype("float32").view("uint8").reshape(-1)
         tensors[name] = GGUFTensor(name=name, shape=array.shape, type="F32", data=data)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmworks.models.architectures.base import Architecture, Layout
-from lmworks.models.architectures.rules import Rule, for_kinds, fused_per_head, same
+from lmworks.models.architectures.gpt_neox import layer_rules
+from lmworks.models.architectures.rules import for_kinds, same
 from lmworks.models.architectures.values import Values, head_dim
 from lmworks.models.config import (
     AttentionConfig,
@@ -69,39 +70,16 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _heads(config: ModelConfig) -> int:
-    mixer: Any = config.layers[0].mixer
-    return int(mixer.num_attention_heads)
-
-
-def _rules() -> list[Rule]:
-    layer, theirs = "layers.{}.", "transformer.h.{}."
-    parts = [f"{layer}mixer.{name}_proj" for name in "qkv"]
-    return [
-        same("embed_tokens.weight", "transformer.word_embeddings.weight"),
-        *for_kinds("embed_norm", "transformer.word_embeddings_layernorm"),
-        *for_kinds(f"{layer}mixer_norm", f"{theirs}input_layernorm"),
-        *for_kinds(f"{layer}feed_forward_norm", f"{theirs}post_attention_layernorm"),
-        *(
-            fused_per_head(
-                [f"{part}.{kind}" for part in parts],
-                f"{theirs}self_attention.query_key_value.{kind}",
-                heads=_heads,
-            )
-            for kind in ("weight", "bias")
-        ),
-        *for_kinds(f"{layer}mixer.o_proj", f"{theirs}self_attention.dense"),
-        *for_kinds(f"{layer}feed_forward.up_proj", f"{theirs}mlp.dense_h_to_4h"),
-        *for_kinds(f"{layer}feed_forward.down_proj", f"{theirs}mlp.dense_4h_to_h"),
-        *for_kinds("norm", "transformer.ln_f"),
-        same("lm_head.weight", "lm_head.weight"),
-    ]
-
-
 BLOOM = Architecture(
     name="bloom",
     hf=Layout(
-        rules=_rules(),
+        rules=[
+            same("embed_tokens.weight", "transformer.word_embeddings.weight"),
+            *for_kinds("embed_norm", "transformer.word_embeddings_layernorm"),
+            *layer_rules("transformer.h.{}.", "self_attention"),
+            *for_kinds("norm", "transformer.ln_f"),
+            same("lm_head.weight", "lm_head.weight"),
+        ],
         read_config=config_from_hf,
         write_config=config_to_hf,
         prefix="transformer.",

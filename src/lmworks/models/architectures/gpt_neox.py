@@ -76,33 +76,36 @@ def _heads(config: ModelConfig) -> int:
     return int(mixer.num_attention_heads)
 
 
-def _rules() -> list[Rule]:
-    layer, theirs = "layers.{}.", "gpt_neox.layers.{}."
+def layer_rules(theirs: str, attention: str) -> list[Rule]:
+    """The names within a layer of GPT-NeoX and BLOOM, which call their layers and attention so."""
+    layer = "layers.{}."
     parts = [f"{layer}mixer.{name}_proj" for name in "qkv"]
     return [
-        same("embed_tokens.weight", "gpt_neox.embed_in.weight"),
         *for_kinds(f"{layer}mixer_norm", f"{theirs}input_layernorm"),
         *for_kinds(f"{layer}feed_forward_norm", f"{theirs}post_attention_layernorm"),
         *(
             fused_per_head(
                 [f"{part}.{kind}" for part in parts],
-                f"{theirs}attention.query_key_value.{kind}",
+                f"{theirs}{attention}.query_key_value.{kind}",
                 heads=_heads,
             )
             for kind in ("weight", "bias")
         ),
-        *for_kinds(f"{layer}mixer.o_proj", f"{theirs}attention.dense"),
+        *for_kinds(f"{layer}mixer.o_proj", f"{theirs}{attention}.dense"),
         *for_kinds(f"{layer}feed_forward.up_proj", f"{theirs}mlp.dense_h_to_4h"),
         *for_kinds(f"{layer}feed_forward.down_proj", f"{theirs}mlp.dense_4h_to_h"),
-        *for_kinds("norm", "gpt_neox.final_layer_norm"),
-        same("lm_head.weight", "embed_out.weight"),
     ]
 
 
 GPT_NEOX = Architecture(
     name="gpt_neox",
     hf=Layout(
-        rules=_rules(),
+        rules=[
+            same("embed_tokens.weight", "gpt_neox.embed_in.weight"),
+            *layer_rules("gpt_neox.layers.{}.", "attention"),
+            *for_kinds("norm", "gpt_neox.final_layer_norm"),
+            same("lm_head.weight", "embed_out.weight"),
+        ],
         read_config=config_from_hf,
         write_config=config_to_hf,
         ignored=r".*\.(attention\.(bias|masked_bias)|rotary_emb\.inv_freq)",

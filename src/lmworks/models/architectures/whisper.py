@@ -10,19 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmworks.core.errors import UserError
-from lmworks.models.architectures.bart import stack_rules
+from lmworks.models.architectures.bart import stack_layer, stack_rules
 from lmworks.models.architectures.base import Architecture, Layout
 from lmworks.models.architectures.classes import architecture_class
 from lmworks.models.architectures.rules import for_kinds, same
-from lmworks.models.architectures.values import Values, activation, head_dim
+from lmworks.models.architectures.values import Values
 from lmworks.models.config import (
-    AttentionConfig,
     AudioEmbeddingConfig,
-    LayerConfig,
     LayerNormConfig,
     LearnedPositions,
     LMHeadConfig,
-    MLPConfig,
     ModelConfig,
     repeated,
 )
@@ -56,19 +53,8 @@ def config_from_hf(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def _stack(read: Values, side: str, num_positions: int, **parts: Any) -> ModelConfig:
-    decodes = side == "decoder"
     norm = LayerNormConfig(eps=1e-5)
-    layer = LayerConfig(
-        mixer=_attention(read, side, causal=decodes),
-        cross_attention=_attention(read, side, causal=False) if decodes else None,
-        feed_forward=MLPConfig(
-            intermediate_size=read.count(f"{side}_ffn_dim"),
-            activation=activation(read, "activation_function", "gelu"),
-            gated=False,
-            bias=True,
-        ),
-        norm=norm,
-    )
+    layer = stack_layer(read, side, norm=norm, placement="pre", bias="qvo")
     return ModelConfig(
         hidden_size=read.count("d_model"),
         layers=repeated(layer, read.count(f"{side}_layers")),
@@ -76,18 +62,6 @@ def _stack(read: Values, side: str, num_positions: int, **parts: Any) -> ModelCo
         positions=LearnedPositions(num_positions=num_positions),
         max_position_embeddings=num_positions,
         **parts,
-    )
-
-
-def _attention(read: Values, side: str, *, causal: bool) -> AttentionConfig:
-    heads = read.count(f"{side}_attention_heads")
-    return AttentionConfig(
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        head_dim=head_dim(read.count("d_model"), heads),
-        rope=None,
-        causal=causal,
-        bias="qvo",
     )
 
 

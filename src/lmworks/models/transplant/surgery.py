@@ -14,6 +14,7 @@ from torch import nn
 
 from lmworks.core.errors import UserError
 from lmworks.models.model import Model
+from lmworks.models.skeleton import skeleton
 from lmworks.models.transplant.base import NEED_AUXILIARY, Auxiliary, Relation, method, no_space
 
 _MATRICES = ("embed_tokens.weight", "lm_head.weight")
@@ -52,8 +53,7 @@ def transplant(
             old = state[key].detach()[: relation.num_old]
             made = make_rows(old, relation, auxiliary, seed=seed + number)
             state[key] = nn.Parameter(_matrix(old, relation, made, rows))
-    with torch.device("meta"):
-        changed = Model(dataclasses.replace(model.config, vocab_size=rows))
+    changed = skeleton(dataclasses.replace(model.config, vocab_size=rows))
     changed.load_state_dict(state, assign=True)
     return changed.eval()
 
