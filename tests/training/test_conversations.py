@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from lmworks.core.errors import UserError
+from lmworks.training.batches import IGNORED
 from lmworks.training.conversations import (
     Conversations,
     check_messages,
     encode_answers,
     read_conversations,
 )
-from lmworks.training.tokens import IGNORED
 
 
 class ByteChat:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lmworks.core.errors import UserError
 from lmworks.models.base import build_block
@@ -40,7 +41,13 @@ class Model(nn.Module):
 
     A pooled head gives one answer for each row instead: classes (B, C), a number (B,), a vector.
     A new one holds arbitrary weights: call `reset_parameters` or load some.
+
+    Attributes:
+        checkpoint_layers: keep only the input of each layer for the backward pass, and compute the
+            layer once more there (Chen et al. 2016, arXiv 1604.06174).
     """
+
+    checkpoint_layers = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -159,9 +166,11 @@ class Model(nn.Module):
     ) -> torch.Tensor:
         if context.record is not None:
             context.record("embedding", x)
+        again = self.checkpoint_layers and self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
             cache = None if caches is None else caches[index]
-            x = layer(x, dataclasses.replace(context, cache=cache, layer=index))
+            here = dataclasses.replace(context, cache=cache, layer=index)
+            x = checkpoint(layer, x, here, use_reentrant=False) if again else layer(x, here)
         if self.norm is not None:
             x = self.norm(x)
             if context.record is not None:

@@ -115,11 +115,11 @@ def tokens_per_s(config: PretrainConfig, vocab_size: int) -> float:
 
     import torch
 
+    from lmworks.training.batches import Batch
     from lmworks.training.objectives.causal import causal
     from lmworks.training.optimizers.base import build_optimizer
     from lmworks.training.pretrain import new_model
     from lmworks.training.threads import set_threads
-    from lmworks.training.tokens import Batch
 
     set_threads(config.threads)
     model = new_model(config, vocab_size).train()

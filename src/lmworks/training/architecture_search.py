@@ -207,10 +207,11 @@ def _train(
     """Train the supernet; what is given back is the held-out loss of a path, nats per token."""
     import torch
 
+    from lmworks.training.batches import Batch
     from lmworks.training.objectives.causal import causal
     from lmworks.training.pretrain import cached_stream
     from lmworks.training.supernet import Supernet
-    from lmworks.training.tokens import Batch, PackedWindows, leading_windows
+    from lmworks.training.tokens import PackedWindows, leading_windows
     from lmworks.training.trainer import Trainer
 
     tokens = cached_stream(run.inputs["corpus"] / "train.jsonl", tokenizer, run.work)

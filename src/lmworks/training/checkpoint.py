@@ -24,9 +24,15 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         old.unlink()
 
 
-def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, as (step, state), or None."""
+def load_checkpoint(folder: Path, *, up_to: int | None = None) -> tuple[int, dict[str, Any]] | None:
+    """The newest checkpoint that can be read, as (step, state), or None.
+
+    Args:
+        up_to: pass over those of later steps.
+    """
     for path in reversed(_checkpoints(folder)):
+        if up_to is not None and _step(path) > up_to:
+            continue
         try:
             # weights_only: a checkpoint is data, nothing in it is run.
             state = torch.load(path, weights_only=True)

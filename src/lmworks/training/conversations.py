@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmworks.core.errors import UserError
-from lmworks.training.tokens import IGNORED, Batch
+from lmworks.training.batches import IGNORED, Batch
 
 if TYPE_CHECKING:
     from lmworks.tokenizers.base import Tokenizer

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from lmworks.models.config.patterns import Sizes
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
+    from lmworks.training.history import History
     from lmworks.training.tokens import PackedWindows
-    from lmworks.training.trainer import History
 
 _HELDOUT_WINDOWS = 32
 
@@ -134,7 +134,14 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     model = new_model(config, tokenizer.vocab_size)
     started = time.monotonic()
     history = fit(
-        model, batches, heldout, config, num_steps=num_steps, work=run.work, label="pre-training"
+        model,
+        batches,
+        heldout,
+        config,
+        num_steps=num_steps,
+        work=run.work,
+        label="pre-training",
+        tokenizer=tokenizer,
     )
     seconds = time.monotonic() - started
     metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
@@ -154,13 +161,16 @@ def fit(
     num_steps: int,
     work: Path,
     label: str,
+    tokenizer: Tokenizer | None = None,
 ) -> History:
     """Train `model` in place on next tokens, with a look at held-out text now and then.
 
     Args:
         heldout: (N,) held-out tokens; their first windows are looked at.
         work: folder of checkpoints, gone on from if there are some.
+        tokenizer: to show batches and samples as text.
     """
+    from lmworks.training.callbacks.samples import watch_text
     from lmworks.training.objectives.causal import causal
     from lmworks.training.tokens import leading_windows
     from lmworks.training.trainer import Trainer
@@ -174,7 +184,9 @@ def fit(
         num_steps=num_steps,
         heldout=windows,
         work=work,
+        seed=config.seed,
         checkpoint_every_s=config.checkpoint_every_s,
+        **(watch_text(tokenizer, windows, config.loop) if tokenizer else {}),
     ).fit(label)
 
 

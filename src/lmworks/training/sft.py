@@ -23,8 +23,8 @@ from lmworks.training.trainer_config import LoopConfig
 if TYPE_CHECKING:
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
+    from lmworks.training.batches import Batch
     from lmworks.training.conversations import Conversations
-    from lmworks.training.tokens import Batch
 
 _GENTLE = LoopConfig(
     warmup_steps=20,
@@ -63,6 +63,7 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     from lmworks.models.load import load_language_model
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.callbacks.samples import watch_text
     from lmworks.training.objectives.causal import causal
     from lmworks.training.pretrain import summary
     from lmworks.training.threads import set_threads
@@ -84,6 +85,7 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     share = config.replay if config.corpus else 0.0
     steps = math.ceil(config.epochs * conversations.batches_per_epoch / (1 - share))
     num_steps = config.num_steps or max(1, steps)
+    heldout = _heldout(run.inputs["questions"], tokenizer, model, config)
     started = time.monotonic()
     history = Trainer(
         model,
@@ -91,9 +93,11 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
         _with_replay(conversations, tokenizer, model, config, run) if share else conversations,
         config.loop,
         num_steps=num_steps,
-        heldout=_heldout(run.inputs["questions"], tokenizer, model, config),
+        heldout=heldout,
         work=run.work,
+        seed=config.seed,
         checkpoint_every_s=config.checkpoint_every_s,
+        **watch_text(tokenizer, heldout, config.loop),
     ).fit("instruction tuning")
     seconds = time.monotonic() - started
     metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
@@ -151,7 +155,7 @@ def _with_replay(
     def batch(step: int) -> Batch:
         replayed = math.floor(step * config.replay)
         if math.floor((step + 1) * config.replay) > replayed:
-            return windows(replayed)
+            return dataclasses.replace(windows(replayed), source="replay")
         return conversations(step - replayed)
 
     return batch

@@ -6,7 +6,6 @@ was killed goes on with exactly the batches it would have seen.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -14,28 +13,13 @@ import numpy as np
 
 from lmworks.core.errors import UserError
 from lmworks.core.progress import track
+from lmworks.training.batches import Batch
 
 if TYPE_CHECKING:
-    import torch
-
     from lmworks.data.documents import Document
     from lmworks.tokenizers.base import Tokenizer
 
-IGNORED = -100  # a label that the loss passes over; PyTorch's own convention
 _CHUNK_DOCUMENTS = 256
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
-    """`labels[b, t]` is what the model should say after `input_ids[b, : t + 1]`, or IGNORED."""
-
-    input_ids: torch.Tensor  # (B, T) int64
-    labels: torch.Tensor  # (B, T) int64
-
-    @property
-    def num_targets(self) -> int:
-        """Tokens that count in the loss."""
-        return int((self.labels != IGNORED).sum())
 
 
 def document_separator(tokenizer: Tokenizer) -> int:

@@ -1,188 +1,285 @@
 """The loop: batch, loss, gradient, step. Everything that varies is passed in.
 
-Bit-exact resume rests on three things: a batch is a pure function of (seed, step), the optimizer
-state is saved whole, and nothing here draws random numbers. When and how often checkpoints are
-written never changes a result.
+Bit-exact resume rests on three things: a batch is a pure function of (seed, step), the state of the
+optimizer and of all else that moves is saved whole, and what is drawn at random in a step (dropout)
+is drawn from (seed, step) as well. When and how often checkpoints are written never changes a
+result, nor does the number of rows that go through the model at a time, but for rounding.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmworks.core import progress
 from lmworks.core.errors import UserError
-from lmworks.core.progress import track
 from lmworks.core.tables import look_up
+from lmworks.training.averages import WeightAverage
+from lmworks.training.callbacks.base import Callback
+from lmworks.training.callbacks.early_stop import EarlyStop
 from lmworks.training.checkpoint import load_checkpoint, save_checkpoint
+from lmworks.training.guard import Guard, failure
+from lmworks.training.history import History
+from lmworks.training.interrupt import interruptible
+from lmworks.training.loss_scale import LossScale
 from lmworks.training.optimizers.base import build_optimizer
 from lmworks.training.schedules import SCHEDULES, rate
-from lmworks.training.tokens import Batch
+from lmworks.training.spikes import batch_number
+from lmworks.training.strategy import Compute, OneProcess, Strategy
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
-    from lmworks.models.model import Model
+    from torch import nn
+
+    from lmworks.training.batches import Rows
     from lmworks.training.objectives.base import Objective
-
-
-@dataclasses.dataclass(kw_only=True)
-class History:
-    """What happened, as columns: training loss per step, held-out loss now and then (nats).
-
-    `metrics` are the objective's figures of each step, such as a router's loss.
-    """
-
-    loss: list[float] = dataclasses.field(default_factory=list)
-    grad_norm: list[float] = dataclasses.field(default_factory=list)
-    heldout_step: list[int] = dataclasses.field(default_factory=list)
-    heldout_loss: list[float] = dataclasses.field(default_factory=list)
-    num_targets: int = 0  # target tokens seen so far
-    metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    from lmworks.training.strategy import Figures
 
 
 class Trainer:
-    """Trains a model in place.
+    """Trains a model in place; parameters that ask for no gradient stay as they are.
 
     Args:
-        batches: step -> Batch; a pure function, so that a resume sees the same ones.
+        model: any module that the objective can call.
+        batches: number -> Rows; a pure function, so that a resume sees the same ones.
         heldout: fixed batches for the held-out loss; may be empty.
         work: folder for checkpoints; what an earlier run left there is gone on with.
+        seed: of what is drawn while computing, such as dropout.
         checkpoint_every_s: seconds between checkpoints.
-        after_step: called with (step, History) after each step; for tests and callbacks.
+        callbacks: what happens beside the steps.
+        strategy: the processes that share the work; this one alone by default.
+        show: a batch's row as text, so that a guilty one can be shown.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: nn.Module,
         objective: Objective,
-        batches: Callable[[int], Batch],
+        batches: Callable[[int], Rows],
         config: LoopConfig,
         *,
         num_steps: int,
-        heldout: Sequence[Batch] = (),
+        heldout: Sequence[Rows] = (),
         work: Path,
+        seed: int = 0,
         checkpoint_every_s: float = 30.0,
-        after_step: Callable[[int, History], None] | None = None,
+        callbacks: Sequence[Callback] = (),
+        strategy: Strategy | None = None,
+        show: Callable[[Rows], str] | None = None,
     ) -> None:
         if num_steps < 1:
             raise UserError(f"num_steps = {num_steps}: train for at least one step")
-        self.model, self.history = model, History()
-        self._objective, self._batches, self._heldout = objective, batches, heldout
-        self._config, self._num_steps = config, num_steps
+        self.model, self.config, self.num_steps, self.work = model, config, num_steps, work
+        self.objective, self.batches, self.heldout = objective, batches, heldout
+        self.history = History()
+        self.strategy = strategy or OneProcess()
+        self._home = next(model.parameters()).device
+        self.device = _device(config.device, self._home)
+        model.to(self.device)
+        self.strategy.prepare(model)
+        _lay_out(model, config)
+        self._scale = LossScale(config.precision)
         self._schedule = look_up(SCHEDULES, config.schedule, seam="schedule")
-        self._optimizer = build_optimizer(model, config.optimizer)
-        self._work, self._every_s, self._after_step = work, checkpoint_every_s, after_step
+        self.optimizer = build_optimizer(model, config.optimizer)
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._average = WeightAverage(self._trained, config.ema) if config.ema else None
+        self._guard = Guard(self, show) if config.spikes.threshold else None
+        self.callbacks = [*callbacks]
+        if config.patience:
+            self.callbacks.append(EarlyStop(config.patience))
+        self._seed, self._every_s, self._stopped = seed, checkpoint_every_s, ""
 
     def fit(self, label: str = "training") -> History:
         """Run to the last step, from the newest checkpoint if there is one.
 
-        Raises: UserError for a loss that is not finite, naming the step; KeyboardInterrupt after
-            Ctrl-C, once the finished steps are saved.
+        Raises: UserError for a loss that is not finite, naming step, row and layer;
+            KeyboardInterrupt after Ctrl-C, once the finished steps are saved.
         """
-        start = self._resume()
+        step = self._resume()
         saved_at = time.monotonic()
         self.model.train()
-        with track(label, total=self._num_steps) as bar, _interruptible() as interrupted:
-            bar.advance(start)
-            for step in range(start, self._num_steps):
-                self._step(step)
-                shown = {name: column[-1] for name, column in self.history.metrics.items()}
-                bar.advance(loss=self.history.loss[-1], **shown)
-                if self._after_step:
-                    self._after_step(step, self.history)
-                due = time.monotonic() - saved_at > self._every_s
-                if interrupted() or (due and step + 1 < self._num_steps):
-                    self._save(step + 1)
+        for callback in self.callbacks:
+            callback.start(self, step)
+        # What a step draws must not change what the caller draws afterwards.
+        with (
+            progress.track(label, total=self.num_steps) as bar,
+            interruptible() as interrupted,
+            torch.random.fork_rng(),
+        ):
+            bar.advance(step)
+            while step < self.num_steps and not self._stopped:
+                reached = self._step(step)
+                bar.advance(reached - step, **self._shown())
+                step = reached
+                stop = self.strategy.any_process(interrupted())
+                due = self.strategy.any_process(time.monotonic() - saved_at > self._every_s)
+                if stop or (due and step < self.num_steps):
+                    self._save(step)
                     saved_at = time.monotonic()
-                if interrupted():
+                if stop:
                     raise KeyboardInterrupt
-        self.model.eval()
+        self._finish(step)
         return self.history
 
-    def _step(self, step: int) -> None:
-        if step % self._config.eval_every == 0:
+    @property
+    def compute(self) -> Compute:
+        """How a batch is computed now."""
+        return Compute(
+            micro_batch_size=self.config.micro_batch_size,
+            precision=self.config.precision,
+            scale=self._scale.value,
+        )
+
+    def stop(self, reason: str) -> None:
+        """End after the running step; the reason stands in the history."""
+        self._stopped = reason
+        self.note("stop", reason)
+        progress.say(f"  {reason}")
+
+    def note(self, kind: str, message: str, *, step: int | None = None) -> None:
+        """Add an event to the history; of the present step unless another is named."""
+        at = len(self.history.loss) if step is None else step
+        self.history.events.append({"step": at, "kind": kind, "message": message})
+
+    def _step(self, step: int) -> int:
+        """Take a step; the number of the one to go on with."""
+        if self._guard:
+            self._guard.snapshot(step)
+        for callback in self.callbacks:
+            callback.before_step(self, step)
+        if step % self.config.eval_every == 0:
             self._look(step)
+            if self._stopped:
+                return step
+        batch = self.batches(batch_number(step, self.history.skipped))
         self.model.zero_grad(set_to_none=True)
-        loss = self._objective(self.model, self._batches(step))
-        value = loss.value.item()
-        if not math.isfinite(value):
-            raise UserError(
-                f"the loss is {value} at step {step}: lower the learning rate "
-                "(--set loop.optimizer.learning_rate=...), or look at the data of this step"
-            )
-        whole = loss.value if loss.auxiliary is None else loss.value + loss.auxiliary
-        whole.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self._config.optimizer.max_grad_norm
-        )
-        warmup = min(self._config.warmup_steps, max(1, self._num_steps // 5))
-        self._optimizer.step(
-            rate(self._schedule, step, num_steps=self._num_steps, warmup_steps=warmup)
-        )
-        self.history.loss.append(value)
-        self.history.grad_norm.append(norm.item())
-        self.history.num_targets += loss.num_targets
-        for name, figure in loss.metrics.items():
-            self.history.metrics.setdefault(name, []).append(figure)
-        if step + 1 == self._num_steps:
-            self._look(self._num_steps)
+        torch.manual_seed(self._seed * 1_000_003 + step)
+        figures = self.strategy.gradients(self.model, self.objective, batch, self.compute)
+        norm = self.strategy.clip(self._trained, self.config.optimizer.max_grad_norm)
+        if self._scale.accepts(norm):
+            elsewhere = self._judge(step, batch, figures, norm)
+            if elsewhere is not None:
+                return elsewhere
+            self.optimizer.step(self._rate(step))
+            if self._average:
+                self._average.update()
+        self._record(figures, norm)
+        for callback in self.callbacks:
+            callback.after_step(self, step)
+        return step + 1
+
+    def _judge(self, step: int, batch: Rows, figures: Figures, norm: float) -> int | None:
+        if self._guard:
+            return self._guard.judge(step, batch, figures, norm)
+        if not (math.isfinite(figures.loss) and math.isfinite(norm)):
+            raise failure(self, step, batch, figures, norm)
+        return None
+
+    def _rate(self, step: int) -> float:
+        warmup = min(self.config.warmup_steps, max(1, self.num_steps // 5))
+        factor = rate(self._schedule, step, num_steps=self.num_steps, warmup_steps=warmup)
+        return factor * (self._guard.rate_factor if self._guard else 1.0)
+
+    def _record(self, figures: Figures, norm: float) -> None:
+        history = self.history
+        history.loss.append(figures.loss)
+        history.grad_norm.append(norm)
+        history.num_targets += figures.num_targets
+        for name, figure in figures.metrics.items():
+            history.metrics.setdefault(name, []).append(figure)
+
+    def _shown(self) -> dict[str, float]:
+        shown = {name: column[-1] for name, column in self.history.metrics.items()}
+        return {"loss": self.history.loss[-1], **shown} if self.history.loss else shown
 
     def _look(self, step: int) -> None:
-        """Held-out loss before `step`."""
-        if not self._heldout:
+        """Held-out loss before `step`, of the weights that would be handed back now."""
+        if not self.heldout:
             return
         self.model.eval()
-        with torch.no_grad():
-            losses = [self._objective(self.model, batch) for batch in self._heldout]
+        with self._average.in_place() if self._average else contextlib.nullcontext():
+            figures = self.strategy.evaluate(self.model, self.objective, self.heldout, self.compute)
+            self.history.heldout_step.append(step)
+            self.history.heldout_loss.append(figures.loss)
+            for callback in self.callbacks:
+                callback.after_look(self, step)
         self.model.train()
-        total = sum(loss.num_targets for loss in losses)
-        mean = sum(loss.value.item() * loss.num_targets for loss in losses) / total
-        self.history.heldout_step.append(step)
-        self.history.heldout_loss.append(mean)
+
+    def _finish(self, step: int) -> None:
+        if self.history.heldout_step[-1:] != [step]:
+            self._look(step)
+        if self._average:
+            self._average.settle()
+        for callback in self.callbacks:
+            callback.end(self)
+        self.model.eval().to(self._home)
+
+    def state(self) -> dict[str, Any]:
+        """All that moves, whole; a collective call where several processes share the work."""
+        parts = {"average": self._average, "scale": self._scale, "guard": self._guard}
+        return {
+            "model": self.strategy.model_state(self.model),
+            "optimizer": self.strategy.optimizer_state(self.optimizer),
+            "history": dataclasses.asdict(self.history),
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            **{name: part.state_dict() for name, part in parts.items() if part is not None},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self.strategy.load_model_state(self.model, state["model"])
+        self.strategy.load_optimizer_state(self.optimizer, state["optimizer"])
+        self.history = History(**state["history"])
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
+        parts = {"average": self._average, "scale": self._scale, "guard": self._guard}
+        for name, part in parts.items():
+            if part is not None and name in state:
+                part.load_state_dict(state[name])
 
     def _save(self, step: int) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "history": dataclasses.asdict(self.history),
-        }
-        save_checkpoint(self._work, step, state)
+        state = self.state()
+        if self.strategy.is_main:
+            save_checkpoint(self.work, step, state)
 
     def _resume(self) -> int:
-        found = load_checkpoint(self._work)
+        found = load_checkpoint(self.work)
         if found is None:
             return 0
         step, state = found
-        self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.history = History(**state["history"])
+        self.load_state(state)
         return step
 
 
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the loop to stop after the running step; a second one stops at once."""
-    asked = False
-
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
+def _device(wanted: str, home: torch.device) -> torch.device:
+    """Raises: UserError for a device that torch does not have here."""
+    if wanted == "auto":
+        return torch.device("cuda") if torch.cuda.is_available() else home
     try:
-        former = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread: Ctrl-C is somebody else's business
-        yield lambda: False
-        return
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, former)
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), "unknown")
+        raise UserError(f"device {wanted!r} can't be used: {reason[:120]}") from error
+    return device
+
+
+def _lay_out(model: nn.Module, config: LoopConfig) -> None:
+    """Recomputed activations and compiled layers, where the model has layers."""
+    layers = getattr(model, "layers", None)
+    if config.activation_checkpointing:
+        if not hasattr(model, "checkpoint_layers"):
+            raise UserError(
+                f"activation_checkpointing: {type(model).__name__} has no layers to compute again"
+            )
+        model.checkpoint_layers = True  # type: ignore[assignment]
+    if config.compile:
+        for part in layers if layers is not None else [model]:
+            part.compile()  # type: ignore[operator]

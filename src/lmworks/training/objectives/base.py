@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lmworks.core.config import from_mapping
+from lmworks.core.errors import UserError
+from lmworks.core.tables import look_up
 
 if TYPE_CHECKING:
     import torch
-
-    from lmworks.models.model import Model
-    from lmworks.training.tokens import Batch
 
 OBJECTIVES = {
     "causal": "lmworks.training.objectives.causal:causal",
@@ -36,6 +37,23 @@ class Loss:
 
 
 class Objective(Protocol):
-    """Batch in, loss out."""
+    """Batch in, loss out. One that needs all rows of a step together has `whole_batch = True`."""
 
-    def __call__(self, model: Model, batch: Batch) -> Loss: ...
+    def __call__(self, model: Any, batch: Any) -> Loss: ...
+
+
+def build_objective(name: str, settings: Mapping[str, Any] | None = None) -> Objective:
+    """The objective of that name: a function, or a config class that is called like one.
+
+    Raises: UserError for an unknown name or setting, the nearest known one named.
+    """
+    target = look_up(OBJECTIVES, name, seam="objective")
+    if isinstance(target, type):
+        objective: Objective = from_mapping(  # type: ignore[assignment]
+            target, settings or {}, where=f"objective {name}"
+        )
+        return objective
+    if settings:
+        raise UserError(f"objective {name} has no settings, so {min(settings)!r} says nothing")
+    function: Objective = target
+    return function

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 
 from lmworks.models.moe import expert_loads
+from lmworks.training.batches import IGNORED
 from lmworks.training.objectives.base import Loss
-from lmworks.training.tokens import IGNORED
 
 if TYPE_CHECKING:
     import torch
 
     from lmworks.models.model import Model
-    from lmworks.training.tokens import Batch
+    from lmworks.training.batches import Batch
 
 
 def causal(model: Model, batch: Batch) -> Loss:
