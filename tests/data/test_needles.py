@@ -53,6 +53,21 @@ def test_every_passage_says_its_value_twice_and_nothing_else_changes(
         assert len(places) > 3
 
 
+def test_lengths_are_drawn_evenly_on_a_logarithmic_scale(corpus: Path, tmp_path: Path) -> None:
+    config = PlantNeedlesConfig(corpus=str(corpus), characters=1600, shortest=100)
+    plant_needles(config, tmp_path / "out")
+    texts = [d.text for d in read_documents(corpus / "train.jsonl")]
+    lengths = []
+    for document in read_documents(tmp_path / "out" / "train.jsonl"):
+        sentence = document.text.rsplit("\n", 1)[1]
+        passage = document.text.removesuffix(f"\n{sentence}").replace(f"\n{sentence}\n", "")
+        assert any(passage in text for text in texts)
+        lengths.append(len(passage))
+    assert min(lengths) >= 100
+    assert max(lengths) <= 1600
+    assert 300 < np.median(lengths) < 540  # 400 is the middle of the scale
+
+
 def test_the_same_seed_gives_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     made = []
     for number, seed in enumerate((1, 1, 2)):
@@ -77,6 +92,7 @@ def test_a_key_is_no_part_of_its_value(num_words: int, seed: int) -> None:
     [
         ({"characters": 0}, "at least 1"),
         ({"words": 0}, "at least 1"),
+        ({"shortest": 3000}, "from 0 to --characters"),
         ({"needle": "no place"}, "must hold"),
         ({"characters": 10**7}, "no document of train"),
     ],

@@ -222,8 +222,14 @@ def test_losses_of_another_source_are_no_spikes(tmp_path: Path) -> None:
 
 def test_too_many_spikes_end_the_run(tmp_path: Path) -> None:
     loop = dataclasses.replace(LOOP, spikes=SpikeConfig(limit=3))
-    with pytest.raises(UserError, match=r"3 loss spikes until step 40, the limit"):
-        fit(tmp_path / "a", batches=spoiled(set(range(40, 60))), loop=loop)
+    with pytest.raises(UserError, match=r"3 loss spikes until step 43, the limit"):
+        fit(tmp_path / "a", batches=spoiled(set(range(40, 60, 2))), loop=loop)
+
+
+def test_a_new_part_of_the_data_is_no_spike(tmp_path: Path) -> None:
+    history, _ = fit(tmp_path / "a", batches=spoiled(set(range(40, 60))))
+    assert history.skipped == [40, 41, 42]
+    assert len(history.loss) == STEPS
 
 
 def test_not_a_number_names_row_and_layer(tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ each passage, so that the value can be known from the sentence alone: a model th
 there has learned to find it. What `eval needle` then asks has the same form; give it the same
 sentence.
 
-Only passages of `characters` or more are used; the rest of a document that is shorter is left out.
+Passages all have `characters`, or lengths drawn evenly on a logarithmic scale from `shortest` on: a
+model finds over a short distance first, and then further and further. The rest of a document that
+is shorter than a passage is left out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +44,7 @@ class PlantNeedlesConfig:
 
     corpus: str = option(role=REFERENCE, help="corpus folder (train.jsonl, heldout.jsonl)")
     characters: int = option(2000, help="text of a passage, without what is put in")
+    shortest: int = option(0, help="lengths from this to --characters, short ones as often as long")
     needle: str = option(NEEDLE, help="the sentence, with {key} and then {value}")
     words: int = option(1, help="words of a value")
     seed: int = option(0, help="same seed, same bytes")
@@ -51,6 +55,10 @@ def plant_needles(config: PlantNeedlesConfig, run: Run) -> dict[str, Any]:
     """Cut, plant, write; see PlantNeedlesConfig."""
     if config.characters < 1 or config.words < 1:
         raise UserError("characters and words must be at least 1")
+    if not 0 <= config.shortest <= config.characters:
+        raise UserError(
+            f"shortest = {config.shortest}: from 0 to --characters, {config.characters}"
+        )
     check_needle(config.needle)
     counts = {}
     words = needle_words(d.text for d in _documents(run.inputs["corpus"], "train"))
@@ -103,17 +111,33 @@ def _planted(
     import numpy as np
 
     for document in documents:
-        for start in range(0, len(document.text) - config.characters + 1, config.characters):
+        for start, end in _passages(document, config):
             name = stable_id(document.id, str(start), part)
             random = np.random.default_rng([config.seed, int(name, 16)])
             before, value, behind = draw_needle(random, config.needle, words, config.words)
-            text = document.text[start : start + config.characters]
+            text = document.text[start:end]
             at = _place(text, int(random.integers(len(text) + 1)))
             yield dataclasses.replace(
                 document,
                 id=name,
                 text=f"{text[:at]}\n{before}{value}{behind}\n{text[at:]}\n{before}{value}{behind}",
             )
+
+
+def _passages(document: Document, config: PlantNeedlesConfig) -> Iterator[tuple[int, int]]:
+    """Where the passages of a document begin and end."""
+    import numpy as np
+
+    shortest = config.shortest or config.characters
+    random = np.random.default_rng([config.seed, int(stable_id(document.id), 16)])
+    start = 0
+    while True:
+        span = math.log(config.characters / shortest)
+        end = start + round(shortest * math.exp(span * random.random()))
+        if end > len(document.text):
+            return
+        yield start, end
+        start = end
 
 
 def _place(text: str, at: int) -> int:

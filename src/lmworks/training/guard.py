@@ -11,7 +11,7 @@ from lmworks.core import progress
 from lmworks.core.errors import UserError
 from lmworks.training.checkpoint import load_checkpoint, save_checkpoint
 from lmworks.training.diagnose import bad_gradient, first_not_finite, worst_row
-from lmworks.training.spikes import batch_number, is_spike
+from lmworks.training.spikes import batch_number, is_new_level, is_spike
 
 if TYPE_CHECKING:
     from lmworks.training.batches import Rows
@@ -37,6 +37,7 @@ class Guard:
         self.rate_factor = 1.0
         self._went_back_to = -1
         self._recent: dict[str, list[float]] = {}  # losses of the last steps, by source
+        self._left_out: list[float] = []  # losses of the batches left out since the last step
 
     def snapshot(self, step: int) -> None:
         """Keep the state before `step`, every so many steps."""
@@ -55,9 +56,13 @@ class Guard:
         trainer, history = self._trainer, self._trainer.history
         finite = math.isfinite(figures.loss) and math.isfinite(grad_norm)
         recent = self._recent.setdefault(getattr(batch, "source", ""), [])
-        if finite and not is_spike(figures.loss, recent, self._config):
+        level = is_new_level(figures.loss, self._left_out)
+        if level:
+            recent.clear()
+        if finite and (level or not is_spike(figures.loss, recent, self._config)):
             recent.append(figures.loss)
             del recent[: -self._config.window]
+            self._left_out.clear()
             return None
         number = batch_number(step, history.skipped)
         if not finite and len(history.loss) < 2:
@@ -78,6 +83,7 @@ class Guard:
         if self._sound(step):
             self._note(step, "spike", f"{what}: batch {number} is left out; {guilty}")
             history.skipped.append(number)
+            self._left_out.append(figures.loss)
             return step
         return self._back(step, what, number, guilty)
 
@@ -137,11 +143,12 @@ class Guard:
             "rate_factor": self.rate_factor,
             "went_back_to": self._went_back_to,
             "recent": self._recent,
+            "left_out": self._left_out,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rate_factor, self._went_back_to = state["rate_factor"], state["went_back_to"]
-        self._recent = state["recent"]
+        self._recent, self._left_out = state["recent"], state["left_out"]
 
 
 def failure(

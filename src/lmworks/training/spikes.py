@@ -6,7 +6,8 @@ as far again as the worst of them. Batches of another source, such as replayed t
 are compared with their own. The loss of the batch before tells what is at fault. If that still is
 what it was, the weights are sound and the batch is not: it is left out, and no gradient of it is
 ever applied. If that has risen too, the weights are damaged: they go back to the last snapshot, and
-the batches since then are left out.
+the batches since then are left out. Several batches in a row that are left out with about the same
+loss are a new level (another part of the data), and no spikes: the next one is taken.
 
 Source: Chowdhery et al. 2022 (PaLM), arXiv 2204.02311, section 5.1: restart before the spike and
 skip the batches around it.
@@ -21,7 +22,9 @@ from collections.abc import Sequence
 
 from lmworks.core.config import option
 
-_LEAST_RISE = 0.05  # of what was expected: very even losses have a spread of nearly nothing
+_LEAST_RISE = 0.2  # of what was expected: very even losses have a spread of nearly nothing
+
+_LEVEL_AFTER, _LEVEL_SPREAD = 3, 1.25  # batches in a row, and their highest loss to their lowest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,13 @@ def is_spike(value: float, recent: Sequence[float], config: SpikeConfig) -> bool
     spread = 1.4826 * statistics.median(abs(x) for x in off)
     least = max(config.threshold * spread, _LEAST_RISE * abs(expected), 1.5 * max(off))
     return value - expected > least
+
+
+def is_new_level(value: float, left_out: Sequence[float]) -> bool:
+    """Whether `value` goes on with the losses of the batches left out just before, for good."""
+    last = [*left_out[-_LEVEL_AFTER:], value]
+    finite = all(math.isfinite(loss) for loss in last)
+    return finite and len(last) > _LEVEL_AFTER and max(last) < _LEVEL_SPREAD * min(last)
 
 
 def batch_number(step: int, skipped: Sequence[int]) -> int:
