@@ -20,7 +20,6 @@ import torch
 
 from lmworks.core import progress
 from lmworks.core.errors import UserError
-from lmworks.core.tables import look_up
 from lmworks.training.averages import WeightAverage
 from lmworks.training.callbacks.base import Callback
 from lmworks.training.callbacks.early_stop import EarlyStop
@@ -30,7 +29,7 @@ from lmworks.training.history import History
 from lmworks.training.interrupt import interruptible
 from lmworks.training.loss_scale import LossScale
 from lmworks.training.optimizers.base import build_optimizer
-from lmworks.training.schedules import SCHEDULES, rate
+from lmworks.training.schedules import build_schedule
 from lmworks.training.spikes import batch_number
 from lmworks.training.strategy import Compute, OneProcess, Strategy
 from lmworks.training.trainer_config import LoopConfig
@@ -86,7 +85,7 @@ class Trainer:
         self.strategy.prepare(model)
         _lay_out(model, config)
         self._scale = LossScale(config.precision)
-        self._schedule = look_up(SCHEDULES, config.schedule, seam="schedule")
+        self._schedule = build_schedule(config, num_steps)
         self.optimizer = build_optimizer(model, config.optimizer)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._average = WeightAverage(self._trained, config.ema) if config.ema else None
@@ -183,9 +182,7 @@ class Trainer:
         return None
 
     def _rate(self, step: int) -> float:
-        warmup = min(self.config.warmup_steps, max(1, self.num_steps // 5))
-        factor = rate(self._schedule, step, num_steps=self.num_steps, warmup_steps=warmup)
-        return factor * (self._guard.rate_factor if self._guard else 1.0)
+        return self._schedule(step) * (self._guard.rate_factor if self._guard else 1.0)
 
     def _record(self, figures: Figures, norm: float) -> None:
         history = self.history

@@ -7,6 +7,7 @@ from typing import Literal
 
 from lmworks.core.config import option
 from lmworks.training.optimizers.base import OptimizerConfig
+from lmworks.training.schedules import CooldownConfig
 from lmworks.training.spikes import SpikeConfig
 
 
@@ -15,7 +16,8 @@ class LoopConfig:
     """How fast, how it comes down, how often to look, and how a step is computed."""
 
     warmup_steps: int = option(40, help="steps over which the learning rate rises")
-    schedule: str = option("wsd", help="how it comes down: wsd, linear, cosine")
+    schedule: str = option("wsd", help="wsd, cosine, linear, constant or inverse_sqrt")
+    cooldown: CooldownConfig = option(CooldownConfig(), help="how the rate comes down at the end")
     eval_every: int = option(50, help="steps between looks at held-out text")
     patience: int = option(0, help="looks without a new lowest loss before the end; 0: no limit")
     sample_every: int = option(0, help="steps between texts that the model continues; 0: none")

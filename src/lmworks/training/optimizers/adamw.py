@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only. Source: Loshchilov & Hutter 2019, arXiv 1711.05101."""
+"""AdamW: each weight by its own moments. Source: Loshchilov & Hutter 2019, arXiv 1711.05101."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmworks.training.optimizers.base import OptimizerConfig, matrices_and_rest
+from lmworks.training.optimizers.base import OptimizerConfig, decay_groups, parameters_by_kind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,25 +16,27 @@ class AdamW:
     """PyTorch's fused AdamW with the peak rate kept apart from the schedule.
 
     Args:
-        decayed, plain: parameters with and without weight decay.
+        groups: parameters and their weight decay; there may be none.
+        peak_rate: the learning rate that a schedule's factor multiplies.
     """
 
     def __init__(
         self,
-        decayed: list[torch.nn.Parameter],
-        plain: list[torch.nn.Parameter],
+        groups: list[tuple[list[torch.nn.Parameter], float]],
         config: OptimizerConfig,
+        *,
+        peak_rate: float,
     ) -> None:
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self._peak = config.learning_rate
+        self._peak = peak_rate
+        parameters = [p for group, _ in groups for p in group]
+        self.state_bytes = sum(2 * p.numel() * p.element_size() for p in parameters)
+        # torch refuses to optimise nothing.
+        nothing = {"params": [torch.nn.Parameter(torch.zeros(0))], "weight_decay": 0.0}
         self._adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=config.learning_rate,
+            [{"params": group, "weight_decay": decay} for group, decay in groups] or [nothing],
+            lr=self._peak,
             betas=(config.beta1, config.beta2),
-            fused=True,
+            fused=not any(p.is_meta for p in parameters),
         )
 
     def step(self, rate: float) -> None:
@@ -50,5 +52,5 @@ class AdamW:
 
 
 def make_adamw(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    matrices, embeddings, vectors = matrices_and_rest(model)
-    return AdamW(matrices + embeddings, vectors, config)
+    groups = decay_groups(parameters_by_kind(model), config)
+    return AdamW(groups, config, peak_rate=config.peak_rate)

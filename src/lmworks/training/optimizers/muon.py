@@ -9,14 +9,18 @@ so that the time goes into a few batched products instead of many tiny ones. The
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lmworks.training.optimizers.adamw import AdamW
-from lmworks.training.optimizers.base import OptimizerConfig, matrices_and_rest
+from lmworks.training.optimizers.base import (
+    OptimizerConfig,
+    decay_groups,
+    decay_of,
+    parameters_by_kind,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,11 +60,14 @@ class Muon:
         self, matrices: list[torch.nn.Parameter], others: AdamW, config: OptimizerConfig
     ) -> None:
         self._others, self._config, self._steps = others, config, 0
+        self._decay = decay_of(config, "matrices")
         shapes: dict[torch.Size, list[torch.nn.Parameter]] = defaultdict(list)
         for parameter in matrices:
             shapes[parameter.shape].append(parameter)
         self._stacks = list(shapes.values())
-        self._momenta = [torch.zeros(len(s), *s[0].shape) for s in self._stacks]
+        self._momenta = [s[0].new_zeros(len(s), *s[0].shape) for s in self._stacks]
+        sizes = (m.numel() * m.element_size() for m in self._momenta)
+        self.state_bytes = others.state_bytes + sum(sizes)
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
@@ -85,7 +92,7 @@ class Muon:
             rows, columns = stack[0].shape if stack[0].ndim == 2 else stack[0].shape[:0:-1]
             scale = learning_rate * max(1.0, rows / columns) ** 0.5
             for parameter, update in zip([stack[i] for i in held], updates, strict=True):
-                parameter.mul_(1 - learning_rate * self._config.weight_decay)
+                parameter.mul_(1 - learning_rate * self._decay)
                 parameter.add_(update, alpha=-scale)
         self._steps += 1
 
@@ -104,7 +111,7 @@ class Muon:
 
 
 def make_muon(model: nn.Module, config: OptimizerConfig) -> Muon:
-    matrices, embeddings, vectors = matrices_and_rest(model)
-    # An embedding row is touched only when its token occurs: decay would wear rare words away.
-    others = dataclasses.replace(config, learning_rate=config.embedding_learning_rate)
-    return Muon(matrices, AdamW([], embeddings + vectors, others), config)
+    kinds = parameters_by_kind(model)
+    matrices = kinds.pop("matrices")
+    others = AdamW(decay_groups(kinds, config), config, peak_rate=config.embedding_learning_rate)
+    return Muon(matrices, others, config)
