@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -19,20 +20,55 @@ import click
 @click.option("--min-p", default=0.0, show_default=True, help="At least this share of the best.")
 @click.option("--stop", multiple=True, help="End at this text. May be repeated.")
 @click.option("--seed", type=int, help="Same seed, same text.")
-def command(reference: str, prompt: str, **sampling: object) -> None:
+@click.option("--beams", default=0, help="Search for the likeliest text with so many beams.")
+@click.option(
+    "--length-penalty", default=1.0, show_default=True, help="Of beams: above 0 favours long ones."
+)
+def command(
+    reference: str, prompt: str, beams: int, length_penalty: float, **sampling: Any
+) -> None:
     """Continue PROMPT (or standard input, or nothing) with MODEL, without a chat template.
 
     \b
     Examples:
       lmworks generate lmworks-quickstart/base "def read_file(path):"
       lmworks generate smollm2-135m "The capital of France is" --temperature 0 --max-tokens 8
+      lmworks generate smollm2-135m "The capital of France is" --beams 4 --max-tokens 8
     """
     from lmworks.inference.chat import load_chat
 
     if not prompt and not sys.stdin.isatty():
         prompt = sys.stdin.read()
     model = load_chat(reference, max_batch=1)
+    if beams:
+        _search(model, prompt, beams, length_penalty, sampling)
+        return
     click.echo(prompt, nl=False)
     for delta in model.stream_text(prompt, **sampling):
         click.echo(delta.text, nl=False)
     click.echo()
+
+
+def _search(
+    model: Any, prompt: str, beams: int, length_penalty: float, sampling: dict[str, Any]
+) -> None:
+    """Print every beam with its score, the best first."""
+    from lmworks.core.errors import UserError
+    from lmworks.inference.beam_search import beam_search
+    from lmworks.inference.local import LocalChat
+
+    if not isinstance(model, LocalChat):
+        raise UserError("--beams needs the weights here: a remote endpoint gives one text")
+    engine, tokenizer = model.engine, model.engine.tokenizer
+    ids = tokenizer.encode(prompt) or [tokenizer.bos_token_id or tokenizer.eos_token_id]
+    for beam in beam_search(
+        engine.model,
+        ids,
+        num_beams=beams,
+        max_tokens=sampling["max_tokens"],
+        eos_token_ids=engine.eos_token_ids,
+        length_penalty=length_penalty,
+        vocab_size=engine.vocab_size,
+    ):
+        words = tokenizer.decode([i for i in beam.ids if i not in engine.eos_token_ids])
+        click.echo(f"{beam.score:8.3f}  {prompt}{words}")

@@ -99,6 +99,24 @@ class KVCache:
             for state in layer.values():
                 state[slot] = 0
 
+    def continue_from(self, slots: Sequence[int], sources: Sequence[int]) -> None:
+        """Let slot `slots[i]` hold what slot `sources[i]` holds now; sources may repeat."""
+        if list(slots) == list(sources):
+            return
+        longest = max(self.lengths[source] for source in sources)
+        from_, to = torch.tensor(sources), torch.tensor(slots)
+        for layer, ring in zip(self.growing, self.rings):
+            for held in layer.values():
+                kept = held[:, :, : longest if ring is None else ring]
+                kept[to] = kept[from_]  # the right side is a copy: places may be exchanged
+        for layer in self.states:
+            for state in layer.values():
+                state[to] = state[from_]
+        for counts in (self.lengths, self.expected):
+            held_by = [counts[source] for source in sources]
+            for slot, count in zip(slots, held_by, strict=True):
+                counts[slot] = count
+
     def truncate(self, slot: int, length: int) -> None:
         """Keep the first `length` positions of `slot`.
 
