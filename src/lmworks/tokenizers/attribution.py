@@ -13,21 +13,18 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
 from lmworks.tokenizers import chat
+from lmworks.tokenizers.content_marks import NOT_CONTENT, find_written
 
 if TYPE_CHECKING:
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
 
 ANSWER, TOOLS = -1, -2  # parts that are no message
-_FIRST_MARK, _MOST_MARKS = 0xF0000, 30_000  # a plane of characters for private use
-_MARK = re.compile("[\U000f0000-\U000ffffd]")
 _MOST_RENDERED = 300  # messages up to which every beginning of the conversation is rendered
-_NOT_CONTENT = ("role", "tool_call_id", "id", "type")
 
 
 @dataclasses.dataclass
@@ -47,7 +44,7 @@ def attribute(
 
     Raises: UserError when the template fails on these messages.
     """
-    ids, starts = chat.encode_offsets(tokenizer, messages, add_generation_prompt=True, tools=tools)
+    ids, spans = chat.encode_offsets(tokenizer, messages, add_generation_prompt=True, tools=tools)
 
     def render(some: Sequence[Any], *, prompt: bool = True, tooled: bool = True) -> str:
         return chat.render(
@@ -61,7 +58,7 @@ def attribute(
     shares = {part: Share() for part in (*range(len(messages)), TOOLS, ANSWER)}
     ends = [end for _, end, _ in contents]
     begins = [start for start, _ in turns]
-    for start in starts:
+    for start, _ in spans:
         at = bisect.bisect_right(ends, start)
         if at < len(contents) and contents[at][0] <= start:
             shares[contents[at][2]].content += 1
@@ -77,48 +74,10 @@ def _contents(
     text: str, messages: Sequence[Mapping[str, Any]], render: Callable[..., str]
 ) -> list[tuple[int, int, int]]:
     """(start, end, message) of what messages wrote, in order and without overlap."""
-    found = _by_marks(text, messages, render)
-    return _merged(_by_search(text, messages) if found is None else found)
-
-
-def _by_marks(
-    text: str, messages: Sequence[Mapping[str, Any]], render: Callable[..., str]
-) -> list[tuple[int, int, int]] | None:
-    owners: list[int] = []
-    marked = [_marked(message, index, owners) for index, message in enumerate(messages)]
-    if len(owners) > _MOST_MARKS or _MARK.search(text):
-        return None
-    try:
-        with_marks = render(marked)
-    except UserError:
-        return None
-    if _MARK.sub("", with_marks) != text:
-        return None
-    opened: dict[int, int] = {}
-    spans = []
-    for number, match in enumerate(_MARK.finditer(with_marks)):
-        at, (pair, closes) = match.start() - number, divmod(ord(match[0]) - _FIRST_MARK, 2)
-        if not closes:
-            opened[pair] = at
-        elif pair in opened:
-            spans.append((opened.pop(pair), at, owners[pair]))
-    return spans
-
-
-def _marked(value: Any, index: int, owners: list[int], key: str = "") -> Any:
-    """A copy with a pair of marks around each string, inside of its outer white space."""
-    if isinstance(value, str):
-        core = value.strip()
-        if not core or key in _NOT_CONTENT:
-            return value
-        at, mark = value.index(core), _FIRST_MARK + 2 * min(len(owners), _MOST_MARKS)
-        owners.append(index)
-        return value[:at] + chr(mark) + core + chr(mark + 1) + value[at + len(core) :]
-    if isinstance(value, Mapping):
-        return {name: _marked(inner, index, owners, str(name)) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_marked(inner, index, owners) for inner in value]
-    return value
+    found = find_written(text, messages, render)
+    if found is None:
+        return _merged(_by_search(text, messages))
+    return _merged([(start, end, message) for start, end, message, _ in found])
 
 
 def _by_search(text: str, messages: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, int]]:
@@ -134,7 +93,7 @@ def _by_search(text: str, messages: Sequence[Mapping[str, Any]]) -> list[tuple[i
 
 def _strings(value: Any, key: str = "") -> Iterator[str]:
     if isinstance(value, str):
-        if value.strip() and key not in _NOT_CONTENT:
+        if value.strip() and key not in NOT_CONTENT:
             yield value.strip()
     elif isinstance(value, Mapping):
         for name, inner in value.items():

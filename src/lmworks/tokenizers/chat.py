@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +43,26 @@ def _compiled(template: str) -> Any:
 @functools.cache
 def _environment() -> Any:
     """Settings, filters and globals as in transformers."""
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks answers for trainers; here it is just its content."""
+        """`{% generation %}` marks answers for trainers: its content, between two marks.
+
+        The marks are variables of the template, which write nothing unless they are given.
+        """
 
         tags = frozenset({"generation"})  # type: ignore[assignment]
 
         def parse(self, parser: Any) -> Any:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            opens, closes = (
+                nodes.Output([nodes.Name(name, "load")], lineno=line) for name in _GENERATION
+            )
+            # In a scope of its own, as in transformers: what is set in there stays in there.
+            return nodes.Scope([opens, *body, closes], lineno=line)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
@@ -84,29 +94,44 @@ def _strftime_now(form: str) -> str:
     return datetime.datetime.now().strftime(form)
 
 
+def has_generation_tags(template: str) -> bool:
+    """Whether the template says itself what an answer is, by `{% generation %}`."""
+    return re.search(r"\{%-?\s*generation\b", template) is not None
+
+
+_GENERATION = ("_generation_opens", "_generation_closes")
+
+
 def render(
     tokenizer: PipelineTokenizer,
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool,
     tools: Sequence[Message] | None = None,
+    now: datetime.datetime | None = None,
+    generation_marks: tuple[str, str] = ("", ""),
 ) -> str:
     """The text that the model sees.
 
     Args:
         tools: JSON schemas as in OpenAI's API; how they are told to the model is the template's
             choice, and one that knows no tools passes over them.
+        now: what a template is told that asks for the date; by default the true one.
+        generation_marks: written where `{% generation %}` stands and where it ends.
     Raises: UserError when the tokenizer has no template, or the template fails on these messages.
     """
     if not tokenizer.chat_template:
         raise UserError("this tokenizer has no chat template: it belongs to a base model")
     template = _compiled(tokenizer.chat_template)
+    clock = {} if now is None else {"strftime_now": now.strftime}
     try:
         text: str = template.render(
             messages=[_with_reasoning(message) for message in _plain(messages)],
             add_generation_prompt=add_generation_prompt,
             tools=None if tools is None else _plain(tools),
             documents=None,
+            **clock,
+            **dict(zip(_GENERATION, generation_marks, strict=True)),
             **tokenizer.vocabulary.roles(),
         )
     except UserError:
@@ -157,6 +182,7 @@ def encode(
     *,
     add_generation_prompt: bool,
     tools: Sequence[Message] | None = None,
+    now: datetime.datetime | None = None,
 ) -> list[int]:
     """Ids of the rendered chat; the text of a special token inside a message stays text.
 
@@ -168,7 +194,7 @@ def encode(
     Added tokens that are not special (`<think>`) are read wherever they stand, as in `encode`. A
     special token of one character can't be broken; no known vocabulary has one.
     """
-    text, mark = _guarded(tokenizer, messages, add_generation_prompt, tools)
+    text, mark = _guarded(tokenizer, messages, add_generation_prompt, tools, now)
     if mark not in text:
         return tokenizer.encode(text, allow_special=True)
     ids: list[int] = []
@@ -183,25 +209,25 @@ def encode_offsets(
     *,
     add_generation_prompt: bool,
     tools: Sequence[Message] | None = None,
-) -> tuple[list[int], list[int]]:
-    """The ids of `encode`, and where each token begins in the rendered text, in characters."""
-    text, mark = _guarded(tokenizer, messages, add_generation_prompt, tools)
+    now: datetime.datetime | None = None,
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The ids of `encode`, and where each token stands in the rendered text, in characters."""
+    text, mark = _guarded(tokenizer, messages, add_generation_prompt, tools, now)
     if mark not in text:
-        whole, spans = tokenizer.encode_offsets(text, allow_special=True)
-        return whole, [start for start, _ in spans]
+        return tokenizer.encode_offsets(text, allow_special=True)
     ids: list[int] = []
-    starts: list[int] = []
+    spans: list[tuple[int, int]] = []
     at = 0
     for piece, token_id in tokenizer.added_tokens.split_raw(text):
         piece = piece.replace(mark, "")
         if token_id is None:
-            found, spans = tokenizer.encode_offsets(piece)
+            found, inner = tokenizer.encode_offsets(piece)
         else:
-            found, spans = [token_id], [(0, len(piece))]
+            found, inner = [token_id], [(0, len(piece))]
         ids += found
-        starts += [at + start for start, _ in spans]
+        spans += [(at + start, at + end) for start, end in inner]
         at += len(piece)
-    return ids, starts
+    return ids, spans
 
 
 def _guarded(
@@ -209,6 +235,7 @@ def _guarded(
     messages: Sequence[Message],
     add_generation_prompt: bool,
     tools: Sequence[Message] | None,
+    now: datetime.datetime | None,
 ) -> tuple[str, str]:
     """The rendered text, what might be read as a special token broken by the second string."""
     specials = tuple(text for text in tokenizer.special_tokens if len(text) > 1)
@@ -221,6 +248,7 @@ def _guarded(
         _broken(plain, specials, mark),
         add_generation_prompt=add_generation_prompt,
         tools=_broken(plain_tools, specials, mark),
+        now=now,
     )
     return text, mark
 

@@ -1,7 +1,7 @@
 """Stage `sft`: supervised fine-tuning of a model on conversations, loss on the answers only.
 
-A share of the steps replays the pre-training text, which holds the model's knowledge of it
-(de Masson d'Autume et al. 2019, episodic replay); with `replay=0` nothing is replayed.
+With general text (`--corpus`) the model is held to it while it learns, by one of the methods of
+`retention`, and what it forgets is measured and can be given a budget.
 """
 
 from __future__ import annotations
@@ -9,21 +9,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from lmworks.core import progress
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.files import write_json
 from lmworks.core.stages import Run, stage
+from lmworks.training.mask_config import MaskConfig
 from lmworks.training.optimizers.base import OptimizerConfig
+from lmworks.training.retention.config import RetentionConfig
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
     from lmworks.training.batches import Batch
+    from lmworks.training.callbacks.base import Callback
     from lmworks.training.conversations import Conversations
 
 _GENTLE = LoopConfig(
@@ -32,6 +35,7 @@ _GENTLE = LoopConfig(
     optimizer=OptimizerConfig(name="adamw", learning_rate=6e-4, weight_decay=0.01),
 )
 _HELDOUT_ROWS = 256
+_SAMPLES = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,123 +46,188 @@ class SFTConfig:
         lmworks train sft --model runs/base --questions runs/questions --out runs/chat
         lmworks train sft --model runs/base --questions runs/questions --corpus runs/corpus \\
             --replay 0.3 --epochs 2
+        lmworks train sft --model smollm2-135m --questions chats.jsonl --packing \\
+            --context-length 1024 --set loop.optimizer.learning_rate=2e-5
+        lmworks train sft --model smollm2-135m --questions chats.jsonl --corpus runs/general \\
+            --retention kl --forgetting-budget 1%
     """
 
     model: str = option(role=REFERENCE, help="the model to start from")
-    questions: str = option(role=REFERENCE, help="dataset folder (train.jsonl with messages)")
-    corpus: str = option("", role=REFERENCE, help="corpus to replay, so that it is not forgotten")
-    replay: float = option(0.4, help="share of the steps that replay the corpus, 0 to 1")
+    questions: str = option(
+        role=REFERENCE, help="dataset folder (train.jsonl with messages), or one .jsonl file"
+    )
+    corpus: str = option("", role=REFERENCE, help="general text that must not be forgotten")
+    retention: str = option(
+        "replay", help="how it is held: replay, kl, ewc, l2, interpolate, none"
+    )
+    replay: float = option(0.4, help="share of the steps that replay and kl give to the corpus")
+    forgetting_budget: str = option(
+        "", help="the most that the loss on held-out general text may rise, as 1%"
+    )
     epochs: float = option(3.0, help="passes over the conversations, unless --num-steps is given")
     num_steps: int = option(0, help="training steps; 0 derives them from --epochs")
-    batch_size: int = option(16, help="conversations per step")
+    batch_size: int = option(16, help="conversations per step, or packed rows")
+    packing: bool = option(False, help="several conversations to a row, each seen by itself")
+    context_length: int = option(0, help="tokens of a row at most; 0 takes what the model can")
+    too_long: Literal["drop", "keep-start", "keep-end", "refuse"] = option(
+        "drop", help="longer conversations"
+    )
     seed: int = option(0, help="same seed, same bytes")
+    skip_refused: bool = option(
+        False, help="leave rows out that can't be learnt from, instead of stopping", flag=False
+    )
+    masks: MaskConfig = option(MaskConfig(), help="what of a conversation is learnt", flag=False)
+    forgetting: RetentionConfig = option(
+        RetentionConfig(), help="how the corpus is held and looked at", flag=False
+    )
     loop: LoopConfig = option(_GENTLE, help="schedule and optimizer", flag=False)
     checkpoint_every_s: float = option(30.0, role=COSMETIC, help="seconds between checkpoints")
     threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
 
 
-@stage("sft", makes="model")
+@stage("sft", makes="model", version=2)
 def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     """Fine-tune on answers; see SFTConfig."""
     from lmworks.models.load import load_language_model
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
-    from lmworks.training.callbacks.samples import watch_text
-    from lmworks.training.objectives.causal import causal
     from lmworks.training.pretrain import summary
+    from lmworks.training.retention.hold import hold
     from lmworks.training.threads import set_threads
     from lmworks.training.trainer import Trainer
 
-    if not 0 <= config.replay < 1:
-        raise UserError(f"replay = {config.replay}: a share of steps, from 0 up to below 1")
     threads = set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_language_model(run.inputs["model"])
-    conversations = _conversations(
-        run.inputs["questions"] / "train.jsonl", tokenizer, model, config
+    length = context_length(config.context_length, model)
+    train, heldout = _files(run.inputs["questions"])
+    conversations = _conversations(train, tokenizer, length, config)
+    held = hold(
+        conversations,
+        model,
+        tokenizer,
+        corpus=run.inputs.get("corpus"),
+        method=config.retention,
+        share=config.replay,
+        budget=config.forgetting_budget,
+        config=config.forgetting,
+        context_length=length,
+        batch_size=max(1, config.batch_size // 2),
+        seed=config.seed,
+        work=run.work,
     )
-    if not len(conversations):
-        raise UserError(
-            f"none of the {conversations.num_too_long} conversations fits into the model's "
-            f"{model.config.max_position_embeddings} tokens: nothing to train on"
-        )
-    share = config.replay if config.corpus else 0.0
-    steps = math.ceil(config.epochs * conversations.batches_per_epoch / (1 - share))
+    steps = math.ceil(config.epochs * conversations.batches_per_epoch / (1 - held.share))
     num_steps = config.num_steps or max(1, steps)
-    heldout = _heldout(run.inputs["questions"], tokenizer, model, config)
     started = time.monotonic()
     history = Trainer(
         model,
-        causal,
-        _with_replay(conversations, tokenizer, model, config, run) if share else conversations,
+        held.objective,
+        held.batches,
         config.loop,
         num_steps=num_steps,
-        heldout=heldout,
+        heldout=_heldout(heldout, tokenizer, length, config),
         work=run.work,
         seed=config.seed,
         checkpoint_every_s=config.checkpoint_every_s,
-        **watch_text(tokenizer, heldout, config.loop),
+        callbacks=[
+            *held.callbacks,
+            *_callbacks(conversations, heldout or train, tokenizer, config),
+        ],
     ).fit("instruction tuning")
     seconds = time.monotonic() - started
     metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
-    metrics["num_conversations"] = len(conversations)
-    metrics["num_too_long"] = conversations.num_too_long
+    metrics |= dataclasses.asdict(conversations.counts) | held.figures()
+    if metrics["heldout_loss"] is not None:
+        metrics["heldout_perplexity"] = math.exp(min(metrics["heldout_loss"], 700))
     save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
-    write_json(run.folder / "history.json", dataclasses.asdict(history))
+    looks = held.forgetting.looks if held.forgetting else []
+    write_json(run.folder / "history.json", dataclasses.asdict(history) | {"general": looks})
     return metrics
 
 
+def context_length(wanted: int, model: Model) -> int:
+    """Tokens of a row. Raises: UserError for more than the model can read."""
+    most = model.config.max_position_embeddings
+    if wanted < 0 or wanted > most:
+        raise UserError(f"context_length = {wanted}: the model reads 1 to {most} tokens")
+    return wanted or most
+
+
+def _files(path: Path) -> tuple[Path, Path | None]:
+    """(training, held-out) of a dataset folder, or of one file, which holds nothing out."""
+    if path.is_file():
+        return path, None
+    train, heldout = path / "train.jsonl", path / "heldout.jsonl"
+    if not train.is_file():
+        raise UserError(
+            f"{train} is missing: give a dataset made by `lmworks data questions`, or a file with "
+            'a conversation in each line: {"messages": [...]}'
+        )
+    return train, heldout if heldout.is_file() and heldout.stat().st_size else None
+
+
 def _conversations(
-    path: Path, tokenizer: Tokenizer, model: Model, config: SFTConfig
+    path: Path, tokenizer: Tokenizer, length: int, config: SFTConfig
 ) -> Conversations:
     from lmworks.training.conversations import Conversations, read_conversations
 
-    if not path.is_file():
-        raise UserError(f"{path} is missing: give a dataset made by `lmworks data questions`")
-    return Conversations(
+    found = Conversations(
         read_conversations(path),
         tokenizer,
-        context_length=model.config.max_position_embeddings,
+        context_length=length,
         batch_size=config.batch_size,
         seed=config.seed,
+        masks=config.masks,
+        packing=config.packing,
+        too_long=config.too_long,
+        skip_refused=config.skip_refused,
     )
+    for line in found.remarks():
+        progress.say(f"  {line}")
+    if not len(found):
+        raise UserError(f"{path}: no conversation is left to train on: {'; '.join(found.remarks())}")
+    return found
 
 
-def _heldout(folder: Path, tokenizer: Tokenizer, model: Model, config: SFTConfig) -> list[Batch]:
+def _heldout(
+    path: Path | None, tokenizer: Tokenizer, length: int, config: SFTConfig
+) -> list[Batch]:
     """The first held-out conversations in fixed batches; none when the dataset has none."""
-    path = folder / "heldout.jsonl"
-    if not path.is_file() or not path.stat().st_size:
+    from lmworks.training.conversations import Conversations, read_conversations
+
+    if path is None:
         return []
-    rows = _conversations(path, tokenizer, model, config)
+    rows = Conversations(
+        read_conversations(path),
+        tokenizer,
+        context_length=length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        masks=config.masks,
+        skip_refused=config.skip_refused,
+    )
     count, size = min(len(rows), _HELDOUT_ROWS), config.batch_size
     return [rows.collate(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 
-def _with_replay(
-    conversations: Conversations,
-    tokenizer: Tokenizer,
-    model: Model,
-    config: SFTConfig,
-    run: Run,
-) -> Callable[[int], Batch]:
-    """Conversations, with every (1 / replay)-th step taken from the corpus instead."""
-    from lmworks.training.pretrain import cached_stream
-    from lmworks.training.tokens import PackedWindows
+def _callbacks(
+    conversations: Conversations, path: Path, tokenizer: Tokenizer, config: SFTConfig
+) -> list[Callback]:
+    import itertools
 
-    windows = PackedWindows(
-        cached_stream(run.inputs["corpus"] / "train.jsonl", tokenizer, run.work),
-        context_length=model.config.max_position_embeddings,
-        batch_size=max(1, config.batch_size // 2),
-        seed=config.seed,
-    )
+    from lmworks.training.callbacks.same_data import SameData
+    from lmworks.training.callbacks.samples import Samples
+    from lmworks.training.conversations import read_conversations
 
-    def batch(step: int) -> Batch:
-        replayed = math.floor(step * config.replay)
-        if math.floor((step + 1) * config.replay) > replayed:
-            return dataclasses.replace(windows(replayed), source="replay")
-        return conversations(step - replayed)
-
-    return batch
+    callbacks: list[Callback] = [SameData({"the conversations": conversations.fingerprint()})]
+    if config.loop.sample_every:
+        prompts = []
+        for row in itertools.islice(read_conversations(path), _SAMPLES):
+            messages = row["messages"]
+            last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
+            prompts.append(tokenizer.encode_chat(messages[:last], add_generation_prompt=True))
+        callbacks.append(Samples(tokenizer, prompts, every=config.loop.sample_every))
+    return callbacks
 
 
 def _card(config: SFTConfig, metrics: dict[str, Any]) -> str:

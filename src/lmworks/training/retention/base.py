@@ -1,0 +1,165 @@
+"""The seam: a way to tune a model without it forgetting, and a line in this table.
+
+A method may do one of three things, or several: give steps to general text (`share`, and what is
+learnt in them), pull at the weights in every step (`penalty`), or settle the weights at the end.
+`strength` says how much; a budget that is overrun raises it while training goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lmworks.core.tables import look_up
+from lmworks.training.batches import Batch, Rows
+from lmworks.training.objectives.base import Loss, Objective
+from lmworks.training.objectives.causal import causal
+
+if TYPE_CHECKING:
+    import torch
+
+    from lmworks.models.model import Model
+    from lmworks.training.retention.config import RetentionConfig
+
+RETENTIONS: dict[str, str] = {
+    "none": "lmworks.training.retention.base:Retention",
+    "replay": "lmworks.training.retention.replay:Replay",
+    "kl": "lmworks.training.retention.kl:KLToBase",
+    "ewc": "lmworks.training.retention.ewc:EWC",
+    "l2": "lmworks.training.retention.l2:L2ToInit",
+    "interpolate": "lmworks.training.retention.interpolate:Interpolate",
+}
+_MOST_SHARE = 0.9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneralBatch(Batch):
+    """Rows of general text, which a retention method learns from in its own way."""
+
+
+class Retention:
+    """Nothing is held on to; the methods override what they do.
+
+    Args:
+        model: as it is before tuning.
+        general: batches of general text, by number.
+        share: of the steps, for methods that rehearse.
+    """
+
+    rehearses = False  # whether steps are given to general text
+
+    def __init__(
+        self,
+        model: Model,
+        general: Callable[[int], Batch],
+        config: RetentionConfig,
+        share: float,
+    ) -> None:
+        self.strength = share if self.rehearses else config.coefficient
+
+    def learn(self, model: Model, batch: GeneralBatch) -> Loss:
+        """What is learnt in a step on general text."""
+        return causal(model, batch)
+
+    def penalty(self, model: Model) -> torch.Tensor | None:
+        """(), with its graph: added to the loss of every other step."""
+        return None
+
+    def raised(self) -> float:
+        """The strength to go on with once the budget is overrun."""
+        if self.rehearses:
+            return self.strength + (_MOST_SHARE - self.strength) / 2
+        return 2 * self.strength
+
+    def settle(
+        self, model: Model, measure: Callable[[], float], limit: float | None
+    ) -> str | None:
+        """Bring the weights within `limit` at the end; what was done, None if nothing.
+
+        Args:
+            measure: the loss on general text of `model` as it is.
+        """
+        return None
+
+
+def build_retention(
+    name: str,
+    model: Model,
+    general: Callable[[int], Batch],
+    config: RetentionConfig,
+    share: float,
+) -> Retention:
+    """The method called `name`. Raises: UserError for an unknown name."""
+    method: type[Retention] = look_up(RETENTIONS, name, seam="retention")
+    return method(model, general, config, share)
+
+
+class HeldObjective:
+    """The objective of the task, with what the retention method adds.
+
+    Args:
+        objective: of all batches that are not general text.
+    """
+
+    def __init__(self, objective: Objective, retention: Retention) -> None:
+        self._objective, self._retention = objective, retention
+
+    def __call__(self, model: Model, batch: Rows) -> Loss:
+        if isinstance(batch, GeneralBatch):
+            return self._retention.learn(model, batch)
+        loss = self._objective(model, batch)  # type: ignore[arg-type]
+        penalty = self._retention.penalty(model) if model.training else None
+        if penalty is None:
+            return loss
+        auxiliary = penalty if loss.auxiliary is None else loss.auxiliary + penalty
+        return dataclasses.replace(
+            loss, auxiliary=auxiliary, metrics={**loss.metrics, "penalty": penalty.item()}
+        )
+
+
+class Mixed:
+    """Batches of the task and, for a share of the steps, of general text.
+
+    A pure function of the step and of `changes`, which a checkpoint keeps: the share may change
+    while training goes on.
+    """
+
+    def __init__(
+        self, task: Callable[[int], Batch], general: Callable[[int], Batch], share: float
+    ) -> None:
+        self._task, self._general = task, general
+        self.changes: list[tuple[int, float]] = [(0, share)]  # from this step on, this share
+
+    def change(self, step: int, share: float) -> None:
+        """Another share from `step` on."""
+        self.changes.append((step, share))
+
+    def __call__(self, step: int) -> Batch:
+        """Batch number `step`; general text comes as a `GeneralBatch`."""
+        before = self.rehearsed(step)
+        if self.rehearsed(step + 1) == before:
+            return self._task(step - before)
+        batch = self._general(before)
+        return GeneralBatch(input_ids=batch.input_ids, labels=batch.labels, inputs=batch.inputs)
+
+    def rehearsed(self, step: int) -> int:
+        """How many of the steps before `step` are on general text."""
+        ends = [*(start for start, _ in self.changes[1:]), step]
+        total = 0.0
+        for (start, share), end in zip(self.changes, ends):
+            total += share * max(0, min(end, step) - start)
+        return math.floor(total + 1e-9)
+
+
+def trained_parameters(model: torch.nn.Module) -> dict[str, Any]:
+    """Parameters that are trained, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def copied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the trained parameters."""
+    return {name: p.detach().clone() for name, p in trained_parameters(model).items()}
+
+
