@@ -70,20 +70,22 @@ def score_answers(
 
     Args:
         conversations: dataset rows with `messages`, and `document` (the group) or `id`.
-    Raises: UserError when there is no answer, or the chat template gives no exact mask.
+    Answers that the chat template rewrites once others follow are given, not scored.
+
+    Raises: UserError when there is no answer, or the chat template hides it.
     """
-    from lmworks.training.conversations import encode_answers
+    from lmworks.training.answer_masks import mask_answers
 
     sequences, masks, sizes, groups = [], [], [], []
     for number, row in enumerate(conversations, start=1):
         name = str(row.get("id", f"conversation {number}"))
-        answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
-        if not any(answers):
+        messages = row["messages"]
+        if not any(m.get("content") for m in messages if m["role"] == "assistant"):
             continue
-        ids, mask = encode_answers(tokenizer, row["messages"], name)
-        sequences.append(ids)
-        masks.append(mask[1:])
-        sizes.append(sum(num_bytes(answer) for answer in answers))
+        masked = mask_answers(tokenizer, messages, tools=row.get("tools"), where=name)
+        sequences.append(masked.ids)
+        masks.append(masked.is_target[1:])
+        sizes.append(sum(num_bytes(str(messages[i].get("content"))) for i in masked.learnt))
         groups.append(str(row.get("document") or name))
     if not sequences:
         raise UserError("no held-out question has an answer, so there is nothing to measure")

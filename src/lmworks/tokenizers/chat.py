@@ -275,9 +275,17 @@ def _broken(value: Any, specials: Sequence[str], mark: str) -> Any:
 
 def _broken_end(text: str, specials: Sequence[str], mark: str) -> str:
     body = text.rstrip()  # a template may trim
-    beginnings = (token[:size] for token in specials for size in range(1, len(token)))
-    longest = max((b for b in beginnings if body.endswith(b)), key=len, default="")
+    beginnings, most = _beginnings(tuple(specials))
+    sizes = range(min(most, len(body)), 0, -1)
+    longest = next((size for size in sizes if body[-size:] in beginnings), 0)
     if not longest:
         return text
-    at = len(body) - len(longest) + 1
+    at = len(body) - longest + 1
     return text[:at] + mark + text[at:]
+
+
+@functools.lru_cache(maxsize=16)
+def _beginnings(specials: tuple[str, ...]) -> tuple[frozenset[str], int]:
+    """All that special tokens begin with, and the length of the longest."""
+    found = frozenset(token[:size] for token in specials for size in range(1, len(token)))
+    return found, max(map(len, found), default=0)

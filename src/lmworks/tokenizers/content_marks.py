@@ -30,7 +30,7 @@ class Written(NamedTuple):
 def find_written(
     text: str, messages: Sequence[Mapping[str, Any]], render: Callable[[list[Any]], str]
 ) -> list[Written] | None:
-    """Where the messages' texts stand in `text`, in order of their ends; None if that can't be told.
+    """Where the messages' texts stand in `text`, by their ends; None if that can't be told.
 
     Args:
         text: the messages, rendered.

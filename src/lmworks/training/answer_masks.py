@@ -11,8 +11,8 @@ last answer is learnt, the earlier ones are read. Where a template marks its ans
 What is told apart, since templates differ in it: a prompt that opens with more than the answer
 repeats (DeepSeek's `<think>`), an end that belongs to no turn but to the text (Phi's last token),
 white space behind the end, which nobody generates. Where a template ends its answers with no token
-of their own, the tokenizer's EOS is put behind the last one, so that a model learns to stop. A token
-that lies across a border is not learnt, and is counted.
+of their own, the tokenizer's EOS is put behind the last one, so that a model learns to stop. A
+token that lies across a border is not learnt, and is counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -39,6 +38,10 @@ Span = tuple[int, int]  # characters of the rendered text, start up to end
 
 _THOUGHT = re.compile(r"(?s)<think>.*?</think>")
 _THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
+_HIDDEN = (
+    "the template hides it: nothing of its text is in what the model would see (a template for "
+    'pictures may want content as parts: [{"type": "text", "text": ...}])'
+)
 _REWRITTEN = "the template writes it differently once other messages follow"
 
 
@@ -79,7 +82,9 @@ def mask_answers(
     Raises: UserError when nothing of it could be learnt, or the template fails on it.
     """
     try:
-        return _masked(cast("PipelineTokenizer", tokenizer), messages, tools, config or MaskConfig())
+        return _masked(
+            cast("PipelineTokenizer", tokenizer), messages, tools, config or MaskConfig()
+        )
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -99,7 +104,9 @@ def _masked(
     last = answers[-1]
     kept = [{k: v for k, v in m.items() if k != "weight"} for m in messages[: last + 1]]
     chat = _Chat(tokenizer, kept, tools, day(config.date))
-    wanted = [i for i in (answers[-1:] if config.loss_on == "last" else answers) if i not in unwanted]
+    wanted = [
+        i for i in (answers[-1:] if config.loss_on == "last" else answers) if i not in unwanted
+    ]
     left_out: dict[int, str] = {}
     if config.loss_on == "everything":
         found = {last: [(0, len(chat.text))]}
@@ -128,6 +135,12 @@ def day(date: str) -> datetime.datetime:
         raise UserError(f"date = {date!r}: write a day as YYYY-MM-DD") from error
 
 
+@functools.lru_cache(maxsize=8)
+def _added(tokenizer: PipelineTokenizer) -> frozenset[int]:
+    """Ids of added tokens, but those of white space (Gemma has some)."""
+    return frozenset(i for text, i in tokenizer.vocabulary.added_ids.items() if text.strip())
+
+
 class _Chat:
     """A conversation that ends with an answer, and what the template makes of its beginnings."""
 
@@ -149,7 +162,7 @@ class _Chat:
         self._tools, self._now, self._chat = tools, now, chat
         self.tagged = chat.has_generation_tags(tokenizer.chat_template)
         self.text = self.render(messages)
-        self._written: list[Written] | None | Literal[False] = False
+        self._written: list[Written] | Literal[False] | None = False
         self.ids, self.starts, self.ends = self._tokens()
 
     def render(
@@ -197,16 +210,16 @@ class _Chat:
 
     def added_ends(self, start: int, end: int) -> list[int]:
         """Where tokens end that stand in this stretch and were added to the vocabulary."""
-        added = self.tokenizer.vocabulary.added_ids.values()
-        first, stop = np.searchsorted(self.starts, [start, end])
-        return [int(self.ends[i]) for i in range(first, stop) if int(self.ids[i]) in added]
+        return self._ends_of(_added(self.tokenizer), start, end)
 
     def ended(self, start: int, end: int) -> bool:
         """Whether a special token ends this stretch, white space apart."""
-        special = self.tokenizer.special_tokens.values()
-        first, stop = np.searchsorted(self.starts, [start, end])
-        at = [int(self.ends[i]) for i in range(first, stop) if int(self.ids[i]) in special]
+        at = self._ends_of(frozenset(self.tokenizer.special_tokens.values()), start, end)
         return bool(at) and not self.text[at[-1] : end].strip()
+
+    def _ends_of(self, wanted: frozenset[int], start: int, end: int) -> list[int]:
+        first, stop = np.searchsorted(self.starts, [start, end])
+        return [int(self.ends[i]) for i in range(first, stop) if int(self.ids[i]) in wanted]
 
     def _tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N,) ids, and the characters at which each begins and ends."""
@@ -247,20 +260,22 @@ def _answer(chat: _Chat, index: int) -> Span | str:
     if whole[:end] != upto[:end]:
         return _REWRITTEN
     if not _holds(chat, index, start, end):
-        return "the template hides it: nothing of its text is in what the model would see"
+        return _HIDDEN
     return start, end
 
 
 def _start(chat: _Chat, index: int) -> int | None:
     """Where the model takes over; None where what it saw before that is no longer there."""
     whole, before = chat.text, chat.messages[:index]
+    written = chat.written_by(index)
+    first = min(w.start for w in written) if written else len(whole)  # of its own texts
     prompt = chat.try_render(before, prompt=True)
     if prompt is not None and whole.startswith(prompt):
         start = len(prompt)
         # After a tool's result some templates write the opening only once the answer is there.
-        return start + len(chat.opening) if whole.startswith(chat.opening, start) else start
-    written = chat.written_by(index)
-    first = min((w.start for w in written), default=len(whole)) if written else len(whole)
+        opened = start + len(chat.opening)
+        again = written and opened <= first and whole.startswith(chat.opening, start)
+        return opened if again else start
     if prompt is not None:
         bare = chat.try_render(before) or ""
         header, shared = _common(bare, prompt), _common(whole, prompt)
@@ -308,13 +323,14 @@ def _holds(chat: _Chat, index: int, start: int, end: int) -> bool:
     written = chat.written_by(index)
     if written is not None and any(start <= w.start and w.end <= end for w in written):
         return True
-    words = [word for text in _texts(chat.messages[index]) for word in text.split()]
-    return not words or any(word in said for word in words)
+    # A template that takes a text apart, at `</think>`, leaves its last line.
+    lines = [text.strip().splitlines()[-1].strip() for text in _texts(chat.messages[index])]
+    return not lines or any(line in said for line in lines)
 
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield value
+        yield from [value] if value.strip() else []
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             if key not in ("role", "id", "type"):
@@ -374,7 +390,7 @@ def _on_tokens(
         raise UserError("no token of its answers can be learnt")
     ids, eos = chat.ids, chat.tokenizer.eos_token_id
     ends = any(chat.ended(start, end) for start, end in spans)
-    if not ends and eos is not None and len(chat.messages) - 1 in found:
+    if not (ends or chat.tagged) and eos is not None and len(chat.messages) - 1 in found:
         ids, mask, ends = np.append(ids, np.int32(eos)), np.append(mask, True), True
     return Masked(
         ids=ids,
@@ -394,4 +410,10 @@ def _thoughts(chat: _Chat, found: Mapping[int, list[Span]]) -> Iterator[Span]:
 
 def _common(left: str, right: str) -> int:
     """How many characters both begin with."""
-    return len(os.path.commonprefix([left, right]))
+    if left == right[: len(left)]:
+        return len(left)
+    low, high = 0, min(len(left), len(right))
+    while low < high:  # by halves: slices compare faster than characters
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if left[:middle] == right[:middle] else (low, middle - 1)
+    return low

@@ -61,9 +61,8 @@ def check_messages(messages: Any, where: str) -> None:
         if not isinstance(message, dict) or (text := _text(message.get("content"))) is None:
             if not calls:
                 raise UserError(f"{place} needs a text 'content'")
-        elif role == "assistant" and not text.strip() and not calls:
-            if message.get("weight", 1) != 0:
-                raise UserError(f"{place} is an empty answer: it would teach to say nothing")
+        elif role == "assistant" and not (text.strip() or calls or message.get("weight") == 0):
+            raise UserError(f"{place} is an empty answer: it would teach to say nothing")
     if not any(m["role"] == "assistant" for m in messages):
         raise UserError(f"{where}: no assistant message, so there is nothing to learn")
 

@@ -57,9 +57,7 @@ class SFTConfig:
         role=REFERENCE, help="dataset folder (train.jsonl with messages), or one .jsonl file"
     )
     corpus: str = option("", role=REFERENCE, help="general text that must not be forgotten")
-    retention: str = option(
-        "replay", help="how it is held: replay, kl, ewc, l2, interpolate, none"
-    )
+    retention: str = option("replay", help="how it is held: replay, kl, ewc, l2, interpolate, none")
     replay: float = option(0.4, help="share of the steps that replay and kl give to the corpus")
     forgetting_budget: str = option(
         "", help="the most that the loss on held-out general text may rise, as 1%"
@@ -91,6 +89,8 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     from lmworks.models.load import load_language_model
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.callbacks.same_data import SameData
+    from lmworks.training.callbacks.samples import text_of
     from lmworks.training.pretrain import summary
     from lmworks.training.retention.hold import hold
     from lmworks.training.threads import set_threads
@@ -130,13 +130,16 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
         seed=config.seed,
         checkpoint_every_s=config.checkpoint_every_s,
         callbacks=[
+            SameData({"the conversations": conversations.fingerprint()}),
             *held.callbacks,
-            *_callbacks(conversations, heldout or train, tokenizer, config),
+            *_samples(heldout or train, tokenizer, config.loop),
         ],
+        show=text_of(tokenizer),
     ).fit("instruction tuning")
     seconds = time.monotonic() - started
     metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
-    metrics |= dataclasses.asdict(conversations.counts) | held.figures()
+    counts = dataclasses.asdict(conversations.counts)
+    metrics |= {name: count for name, count in counts.items() if count} | held.figures()
     if metrics["heldout_loss"] is not None:
         metrics["heldout_perplexity"] = math.exp(min(metrics["heldout_loss"], 700))
     save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
@@ -185,7 +188,9 @@ def _conversations(
     for line in found.remarks():
         progress.say(f"  {line}")
     if not len(found):
-        raise UserError(f"{path}: no conversation is left to train on: {'; '.join(found.remarks())}")
+        raise UserError(
+            f"{path}: no conversation is left to train on: {'; '.join(found.remarks())}"
+        )
     return found
 
 
@@ -210,24 +215,20 @@ def _heldout(
     return [rows.collate(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 
-def _callbacks(
-    conversations: Conversations, path: Path, tokenizer: Tokenizer, config: SFTConfig
-) -> list[Callback]:
+def _samples(path: Path, tokenizer: Tokenizer, loop: LoopConfig) -> list[Callback]:
+    """Answers to the first questions now and then, if they are asked for."""
     import itertools
 
-    from lmworks.training.callbacks.same_data import SameData
     from lmworks.training.callbacks.samples import Samples
     from lmworks.training.conversations import read_conversations
 
-    callbacks: list[Callback] = [SameData({"the conversations": conversations.fingerprint()})]
-    if config.loop.sample_every:
-        prompts = []
-        for row in itertools.islice(read_conversations(path), _SAMPLES):
-            messages = row["messages"]
-            last = max(i for i, m in enumerate(messages) if m["role"] == "assistant")
-            prompts.append(tokenizer.encode_chat(messages[:last], add_generation_prompt=True))
-        callbacks.append(Samples(tokenizer, prompts, every=config.loop.sample_every))
-    return callbacks
+    if not loop.sample_every:
+        return []
+    prompts = []
+    for row in itertools.islice(read_conversations(path), _SAMPLES):
+        first = next(i for i, m in enumerate(row["messages"]) if m["role"] == "assistant")
+        prompts.append(tokenizer.encode_chat(row["messages"][:first], add_generation_prompt=True))
+    return [Samples(tokenizer, prompts, every=loop.sample_every)]
 
 
 def _card(config: SFTConfig, metrics: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core import progress
@@ -23,15 +23,16 @@ def watch_text(tokenizer: Tokenizer, heldout: Sequence[Batch], loop: LoopConfig)
 
     Samples continue the beginnings of the first held-out rows.
     """
-
-    def show(rows: Batch) -> str:
-        return tokenizer.decode(rows.input_ids[0].tolist())
-
-    watched: dict[str, Any] = {"show": show, "callbacks": []}
+    watched: dict[str, Any] = {"show": text_of(tokenizer), "callbacks": []}
     if loop.sample_every and heldout:
         first = heldout[0].input_ids[:_PROMPTS, :_PROMPT_TOKENS].tolist()
         watched["callbacks"].append(Samples(tokenizer, first, every=loop.sample_every))
     return watched
+
+
+def text_of(tokenizer: Tokenizer) -> Callable[[Any], str]:
+    """Shows the first row of a batch as text."""
+    return lambda rows: tokenizer.decode(rows.input_ids[0].tolist())
 
 
 class Samples(Callback):

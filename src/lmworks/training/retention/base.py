@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.tables import look_up
-from lmworks.training.batches import Batch, Rows
+from lmworks.training.batches import Batch
 from lmworks.training.objectives.base import Loss, Objective
 from lmworks.training.objectives.causal import causal
 
@@ -31,12 +31,8 @@ RETENTIONS: dict[str, str] = {
     "l2": "lmworks.training.retention.l2:L2ToInit",
     "interpolate": "lmworks.training.retention.interpolate:Interpolate",
 }
+GENERAL = "general text"  # the source of batches that hold on to something
 _MOST_SHARE = 0.9
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GeneralBatch(Batch):
-    """Rows of general text, which a retention method learns from in its own way."""
 
 
 class Retention:
@@ -59,7 +55,7 @@ class Retention:
     ) -> None:
         self.strength = share if self.rehearses else config.coefficient
 
-    def learn(self, model: Model, batch: GeneralBatch) -> Loss:
+    def learn(self, model: Model, batch: Batch) -> Loss:
         """What is learnt in a step on general text."""
         return causal(model, batch)
 
@@ -73,9 +69,7 @@ class Retention:
             return self.strength + (_MOST_SHARE - self.strength) / 2
         return 2 * self.strength
 
-    def settle(
-        self, model: Model, measure: Callable[[], float], limit: float | None
-    ) -> str | None:
+    def settle(self, model: Model, measure: Callable[[], float], limit: float | None) -> str | None:
         """Bring the weights within `limit` at the end; what was done, None if nothing.
 
         Args:
@@ -106,10 +100,10 @@ class HeldObjective:
     def __init__(self, objective: Objective, retention: Retention) -> None:
         self._objective, self._retention = objective, retention
 
-    def __call__(self, model: Model, batch: Rows) -> Loss:
-        if isinstance(batch, GeneralBatch):
+    def __call__(self, model: Model, batch: Batch) -> Loss:
+        if batch.source == GENERAL:
             return self._retention.learn(model, batch)
-        loss = self._objective(model, batch)  # type: ignore[arg-type]
+        loss = self._objective(model, batch)
         penalty = self._retention.penalty(model) if model.training else None
         if penalty is None:
             return loss
@@ -137,12 +131,11 @@ class Mixed:
         self.changes.append((step, share))
 
     def __call__(self, step: int) -> Batch:
-        """Batch number `step`; general text comes as a `GeneralBatch`."""
+        """Batch number `step`; general text has its name as the source."""
         before = self.rehearsed(step)
         if self.rehearsed(step + 1) == before:
             return self._task(step - before)
-        batch = self._general(before)
-        return GeneralBatch(input_ids=batch.input_ids, labels=batch.labels, inputs=batch.inputs)
+        return dataclasses.replace(self._general(before), source=GENERAL)
 
     def rehearsed(self, step: int) -> int:
         """How many of the steps before `step` are on general text."""
@@ -161,5 +154,3 @@ def trained_parameters(model: torch.nn.Module) -> dict[str, Any]:
 def copied(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the trained parameters."""
     return {name: p.detach().clone() for name, p in trained_parameters(model).items()}
-
-

@@ -1,4 +1,4 @@
-"""Put a retention method around a task: its objective, its batches, and the watch over forgetting."""
+"""A retention method around a task: its objective, its batches, the watch over forgetting."""
 
 from __future__ import annotations
 

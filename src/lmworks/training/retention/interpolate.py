@@ -37,9 +37,7 @@ class Interpolate(Retention):
         super().__init__(model, general, config, share)
         self._start = copied(model)
 
-    def settle(
-        self, model: Model, measure: Callable[[], float], limit: float | None
-    ) -> str | None:
+    def settle(self, model: Model, measure: Callable[[], float], limit: float | None) -> str | None:
         """See `Retention.settle`."""
         if limit is None or measure() <= limit:
             return None

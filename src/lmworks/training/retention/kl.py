@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmworks.training.batches import IGNORED, Batch
 from lmworks.training.objectives.base import Loss
-from lmworks.training.retention.base import GeneralBatch, Retention
+from lmworks.training.retention.base import Retention
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
@@ -44,7 +44,7 @@ class KLToBase(Retention):
         super().__init__(model, general, config, share)
         self._base = copy.deepcopy(model).eval().requires_grad_(False)
 
-    def learn(self, model: Model, batch: GeneralBatch) -> Loss:
+    def learn(self, model: Model, batch: Batch) -> Loss:
         """Mean over the tokens of KL(base || model), nats."""
         counted = batch.labels != IGNORED
         hidden = model.hidden_states(batch.input_ids, **batch.inputs)[counted]  # (N, H)
@@ -54,7 +54,9 @@ class KLToBase(Retention):
 
         def part(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
             logits, base = model.logits(mine), self._base.logits(theirs)
-            return F.kl_div(logits.log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="sum")
+            return F.kl_div(
+                logits.log_softmax(-1), base.log_softmax(-1), log_target=True, reduction="sum"
+            )
 
         # The vocabulary is wide: logits of a part are made again in the backward, not kept.
         parts = [
