@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmworks.evaluation import logprobs as module
-from lmworks.evaluation.logprobs import decoder_logprobs, ngram_logprobs, windows_of
+from lmworks.inference import logprobs as module
+from lmworks.inference.logprobs import decoder_logprobs, ngram_logprobs, windows_of
 from lmworks.scratch.ngram import KneserNey
 
 

@@ -193,8 +193,8 @@ def _train(
     import numpy as np
 
     from lmworks.core.files import atomic_open
-    from lmworks.evaluation.logprobs import decoder_logprobs
     from lmworks.evaluation.scores import score_documents
+    from lmworks.inference.logprobs import decoder_logprobs
     from lmworks.training.pretrain import cached_stream, fit, new_model
     from lmworks.training.tokens import PackedWindows
 

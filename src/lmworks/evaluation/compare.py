@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmworks.core.errors import UserError
-from lmworks.evaluation.logprobs import LogprobFn, decoder_logprobs, ngram_logprobs
 from lmworks.evaluation.report import GainRow, GainTable, verdict
 from lmworks.evaluation.scores import Scores, score_answers, score_documents
 from lmworks.evaluation.statistics import Interval, paired_interval, ratio_interval
+from lmworks.inference.logprobs import LogprobFn, decoder_logprobs, ngram_logprobs
 
 if TYPE_CHECKING:
     from lmworks.data.documents import Document

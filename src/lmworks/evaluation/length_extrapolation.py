@@ -182,7 +182,7 @@ def _bits(model: Model, windows: LongWindows) -> np.ndarray:
 
     import numpy as np
 
-    from lmworks.evaluation.logprobs import decoder_logprobs
+    from lmworks.inference.logprobs import decoder_logprobs
 
     nats = decoder_logprobs(model, window=windows.num_bytes.shape[1])([*windows.ids])
     bits: np.ndarray = -np.stack(nats) / math.log(2) * (windows.num_bytes > 0)

@@ -103,7 +103,7 @@ def _read(
     """The loss of each token but the first, (sequences, length - 1) nats, and the sequences."""
     import numpy as np
 
-    from lmworks.evaluation.logprobs import decoder_logprobs
+    from lmworks.inference.logprobs import decoder_logprobs
     from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
 

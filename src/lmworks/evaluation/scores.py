@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmworks.core.errors import UserError
-from lmworks.evaluation.logprobs import LogprobFn
+from lmworks.inference.logprobs import LogprobFn
 
 if TYPE_CHECKING:
     from lmworks.data.documents import Document

@@ -168,8 +168,8 @@ def measure(
     seed: int = 0,
 ) -> dict[str, Scores]:
     """Scores of the model before, and after by each method; one changed model at a time."""
-    from lmworks.evaluation.logprobs import decoder_logprobs
     from lmworks.evaluation.scores import score_documents
+    from lmworks.inference.logprobs import decoder_logprobs
     from lmworks.models.transplant.relation import relate
     from lmworks.models.transplant.surgery import transplant
 

@@ -14,6 +14,7 @@ from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.files import write_json
 from lmworks.core.stages import Run, stage
+from lmworks.training.curriculum_config import Curriculum, MixtureConfig, PacingConfig
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from lmworks.models.config.patterns import Sizes
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
+    from lmworks.training.curriculum import Windows
     from lmworks.training.history import History
-    from lmworks.training.tokens import PackedWindows
 
 _HELDOUT_WINDOWS = 32
 
@@ -55,6 +56,9 @@ class PretrainConfig:
             --layers 'window*3,attention'
         lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
             --layers attention+moe --set shape.num_experts=16
+        lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
+            --curriculum mixture --set 'mixture.weights={chat: 1, "*": 9}' \\
+            --set 'mixture.final_weights={chat: 1}' --set mixture.change_from=0.8
     """
 
     corpus: str = option(role=REFERENCE, help="corpus folder (train.jsonl, heldout.jsonl)")
@@ -66,6 +70,14 @@ class PretrainConfig:
     num_steps: int = option(0, help="training steps; 0 derives them from --epochs")
     batch_size: int = option(8, help="rows of context_length tokens per step")
     seed: int = option(0, help="same seed, same bytes")
+    curriculum: Curriculum = option("uniform", help="what the order of the text follows")
+    curriculum_reference: str = option(
+        "",
+        role=REFERENCE,
+        help="perplexity: a model to read with (else an n-gram); quality: a file of scores",
+    )
+    pacing: PacingConfig = option(PacingConfig(), help="how fast the text opens", flag=False)
+    mixture: MixtureConfig = option(MixtureConfig(), help="parts of sources", flag=False)
     shape: Shape = option(Shape(), help="sizes that override the dial", flag=False)
     loop: LoopConfig = option(LoopConfig(), help="schedule and optimizer", flag=False)
     checkpoint_every_s: float = option(30.0, role=COSMETIC, help="seconds between checkpoints")
@@ -118,19 +130,11 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.threads import set_threads
-    from lmworks.training.tokens import PackedWindows
 
     threads = set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["tokenizer"])
-    tokens = cached_stream(run.inputs["corpus"] / "train.jsonl", tokenizer, run.work)
+    tokens, batches, num_steps = text_of(config, run, tokenizer)
     heldout = cached_stream(run.inputs["corpus"] / "heldout.jsonl", tokenizer, run.work)
-    batches = PackedWindows(
-        tokens,
-        context_length=config.context_length,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    num_steps = config.num_steps or max(1, round(config.epochs * batches.batches_per_epoch))
     model = new_model(config, tokenizer.vocab_size)
     started = time.monotonic()
     history = fit(
@@ -145,16 +149,51 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     )
     seconds = time.monotonic() - started
     metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
-    metrics["epochs"] = round(num_steps / batches.batches_per_epoch, 3)
+    read = num_steps * config.batch_size * config.context_length
+    metrics["epochs"] = round(read / len(tokens), 3)
     metrics["corpus_tokens"] = len(tokens)
     save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
     write_json(run.folder / "history.json", dataclasses.asdict(history))
     return metrics
 
 
+def text_of(
+    config: PretrainConfig, run: Run, tokenizer: Tokenizer, *, work: Path | None = None
+) -> tuple[np.ndarray, Windows, int]:
+    """The corpus's tokens, the windows that each step reads, and how many steps there are.
+
+    Args:
+        work: keeps what the curriculum makes, if not in the run's own; tokens are the run's.
+    """
+    from lmworks.data.documents import read_documents
+    from lmworks.training.curriculum import with_curriculum
+    from lmworks.training.tokens import PackedWindows
+
+    path = run.inputs["corpus"] / "train.jsonl"
+    tokens = cached_stream(path, tokenizer, run.work)
+    plain = PackedWindows(
+        tokens,
+        context_length=config.context_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    num_steps = config.num_steps or max(1, round(config.epochs * plain.batches_per_epoch))
+    windows = with_curriculum(
+        config,
+        plain,
+        lambda: list(read_documents(path)),
+        tokens,
+        tokenizer,
+        num_steps=num_steps,
+        reference=run.inputs.get("curriculum_reference"),
+        work=work or run.work,
+    )
+    return tokens, windows, num_steps
+
+
 def fit(
     model: Model,
-    batches: PackedWindows,
+    batches: Windows,
     heldout: np.ndarray,
     config: PretrainConfig,
     *,

@@ -82,15 +82,15 @@ class PackedWindows:
     def batches_per_epoch(self) -> float:
         return self._windows / self._rows
 
-    def __call__(self, step: int) -> Batch:
-        """Batch number `step`, counted from 0, through all epochs."""
-        import torch
-
+    def windows(self, step: int) -> np.ndarray:
+        """The tokens of batch number `step`, counted from 0, through all epochs: (B, T + 1)."""
         first = step * self._rows
         rows = [self._start(index) for index in range(first, first + self._rows)]
-        span = np.stack([self._tokens[at : at + self._length + 1] for at in rows])
-        ids = torch.from_numpy(span.astype(np.int64))
-        return Batch(input_ids=ids[:, :-1].contiguous(), labels=ids[:, 1:].contiguous())
+        return np.stack([self._tokens[at : at + self._length + 1] for at in rows])
+
+    def __call__(self, step: int) -> Batch:
+        """`windows` as a batch whose labels are the next tokens."""
+        return next_tokens(self.windows(step))
 
     def _start(self, index: int) -> int:
         epoch, within = divmod(index, self._windows)
@@ -99,6 +99,14 @@ class PackedWindows:
             offset = random.integers(0, self._slack + 1)
             self._epoch = (epoch, offset + random.permutation(self._windows) * self._length)
         return int(self._epoch[1][within])
+
+
+def next_tokens(windows: np.ndarray) -> Batch:
+    """A batch of (B, T + 1) tokens: each row is asked for its tokens but the first."""
+    import torch
+
+    ids = torch.from_numpy(windows.astype(np.int64))
+    return Batch(input_ids=ids[:, :-1].contiguous(), labels=ids[:, 1:].contiguous())
 
 
 def leading_windows(tokens: np.ndarray, *, context_length: int, count: int) -> list[Batch]:
