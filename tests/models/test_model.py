@@ -40,6 +40,17 @@ def test_no_position_sees_a_later_one(tiny_model: Model, token_ids: torch.Tensor
     assert not torch.allclose(before[:, 25:], after[:, 25:], atol=1e-3)
 
 
+def test_padding_is_not_seen_in_any_precision(tiny_model: Model, token_ids: torch.Tensor) -> None:
+    """A mask of float32 beside states of float64 was once read as something else."""
+    model = copy.deepcopy(tiny_model).double()
+    mask = torch.ones_like(token_ids)
+    mask[0, -3:] = 0
+    with torch.no_grad():
+        padded, plain = model(token_ids, attention_mask=mask), model(token_ids)
+    torch.testing.assert_close(padded[1:], plain[1:])
+    torch.testing.assert_close(padded[0, :-3], plain[0, :-3])
+
+
 def test_same_seed_same_weights(tiny_config: ModelConfig) -> None:
     def drawn(seed: int) -> dict[str, torch.Tensor]:
         model = Model(tiny_config)

@@ -154,7 +154,8 @@ def attend(
         q,
         k,
         v,
-        attn_mask=mask,
+        # A mask of another type is read as if it were of the queries', and nothing is said.
+        attn_mask=None if mask is None else mask.to(q.dtype),
         is_causal=is_causal,
         scale=config.scale,
         enable_gqa=q.shape[1] != k.shape[1],
