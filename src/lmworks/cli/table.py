@@ -76,6 +76,22 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.training.sft:sft",
         "Fine-tune a model on conversations.",
     ),
+    "train prefer": (
+        "stage:lmworks.training.prefer:prefer",
+        "Teach a model which answers are better: DPO, IPO, SimPO, ORPO, KTO.",
+    ),
+    "train reward": (
+        "stage:lmworks.training.reward:reward",
+        "Train a model that tells how good an answer is.",
+    ),
+    "train distill": (
+        "stage:lmworks.training.distill:distill",
+        "Teach a small model what a large one holds likely.",
+    ),
+    "train embed": (
+        "stage:lmworks.training.embed:embed",
+        "Train an encoder whose vectors are near for texts that belong together.",
+    ),
     "eval bits-per-byte": (
         "stage:lmworks.evaluation.bits_per_byte:evaluate",
         "Compare models on held-out text, with intervals.",

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import lmworks
 from lmworks.core.errors import UserError
-from lmworks.core.files import read_json
+from lmworks.core.files import read_json, write_json
 from lmworks.models.config import (
     EmbeddingHeadConfig,
     FirstPooling,
     LastPooling,
+    LMHeadConfig,
     MeanPooling,
     Pooling,
 )
+
+if TYPE_CHECKING:
+    from lmworks.models.model import Model
+    from lmworks.tokenizers.base import Tokenizer
 
 _LIST = "modules.json"
 _POOLINGS: dict[str, Pooling] = {
@@ -72,3 +78,57 @@ def _pooling(folder: Path, step: Mapping[str, Any]) -> Pooling:
             f"of {', '.join(_POOLINGS)}"
         )
     return _POOLINGS[chosen[0]]
+
+
+def save_sentence_model(
+    model: Model,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_length: int = 0,
+    card: str = "",
+) -> None:
+    """Write a model with a vector for a head as sentence-transformers and `load_model` read it.
+
+    A decoder is written with its embedding for a head, since transformers has no folder of a bare
+    one; who loads it as an encoder leaves that out.
+
+    Args:
+        max_length: tokens that a text is cut at; 0 takes the model's context.
+    Raises: UserError for a head that has no words there, and as `save_model`.
+    """
+    from lmworks.models.new_head import with_head
+    from lmworks.models.save import save_model
+
+    head = model.config.head
+    if not isinstance(head, EmbeddingHeadConfig) or head.size is not None:
+        raise UserError("sentence-transformers has no words for this model's head")
+    name = next((name for name, pooling in _POOLINGS.items() if pooling == head.pooling), "")
+    if not name:
+        raise UserError(f"sentence-transformers has no words for a {head.pooling.kind} pooling")
+    causal = all(getattr(layer.mixer, "causal", True) for layer in model.config.layers)
+    body = with_head(model, LMHeadConfig() if causal else None)
+    folder = Path(folder)
+    save_model(body, folder, tokenizer=tokenizer, card=card)
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if head.normalize else [])]
+    steps = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": f"{index}_{kind}" if index else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for index, kind in enumerate(kinds)
+    ]
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    modes = {_PREFIX + known: known == name for known in _POOLINGS}
+    size = {"word_embedding_dimension": model.config.hidden_size}
+    write_json(folder / "1_Pooling" / "config.json", size | modes)
+    if head.normalize:
+        (folder / "2_Normalize").mkdir(exist_ok=True)
+    length = max_length or model.config.max_position_embeddings
+    sentence = {"max_seq_length": length, "do_lower_case": False}
+    write_json(folder / "sentence_bert_config.json", sentence)
+    versions = {"__version__": {"lmworks": lmworks.__version__}, "similarity_fn_name": "cosine"}
+    write_json(folder / "config_sentence_transformers.json", versions)
+    write_json(folder / _LIST, steps)

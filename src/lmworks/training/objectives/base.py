@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "causal": "lmworks.training.objectives.causal:causal",
+    "distillation": "lmworks.training.objectives.distillation:Distillation",
+    "in_batch": "lmworks.training.objectives.contrastive:InBatch",
+    "triplet": "lmworks.training.objectives.contrastive:Triplet",
+    "reward": "lmworks.training.objectives.reward:BradleyTerry",
+    "dpo": "lmworks.training.objectives.dpo:DPO",
+    "ipo": "lmworks.training.objectives.ipo:IPO",
+    "simpo": "lmworks.training.objectives.simpo:SimPO",
+    "orpo": "lmworks.training.objectives.orpo:ORPO",
+    "kto": "lmworks.training.objectives.kto:KTO",
 }
 
 

@@ -1,0 +1,267 @@
+"""Stage `distill`: a small model learns from a large one of the same tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lmworks.core.config import COSMETIC, REFERENCE, option
+from lmworks.core.errors import UserError
+from lmworks.core.files import write_json
+from lmworks.core.stages import Run, stage
+from lmworks.training.optimizers.base import OptimizerConfig
+from lmworks.training.trainer_config import LoopConfig
+
+if TYPE_CHECKING:
+    from lmworks.models.model import Model
+    from lmworks.tokenizers.base import Tokenizer
+    from lmworks.training.distillation_rows import TokenRows
+    from lmworks.training.objectives.distillation import Distillation
+    from lmworks.training.preference_batches import EncodedAnswer
+
+_USUAL = LoopConfig(
+    warmup_steps=20,
+    eval_every=50,
+    optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.01),
+)
+_HELDOUT_ROWS = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Teach a small model what a large one holds likely, on a corpus or on conversations.
+
+    `logits` learns the teacher's distribution over the next token, `features` its layers' states
+    as well, `sequence` the answers that it gives to the questions.
+
+    Examples:
+        lmworks train distill --teacher runs/base --depth 2 --corpus runs/corpus --out runs/small
+        lmworks train distill --teacher runs/chat --student runs/small --questions runs/questions \\
+            --top-k 32 --set settings.temperature=2
+        lmworks train distill --teacher runs/chat --student runs/small --questions runs/questions \\
+            --kind sequence
+    """
+
+    teacher: str = option(role=REFERENCE, help="the model to learn from")
+    student: str = option("", role=REFERENCE, help="the model that learns")
+    depth: int = option(0, help="layers of a fresh student, instead of --student")
+    corpus: str = option("", role=REFERENCE, help="corpus folder to read")
+    questions: str = option(
+        "", role=REFERENCE, help="dataset folder to answer, instead of a corpus"
+    )
+    kind: Literal["logits", "features", "sequence"] = option("logits", help="what is learnt")
+    top_k: int = option(0, help="store the teacher's likeliest tokens once; 0 asks it every time")
+    settings: dict[str, Any] = option({}, help="the objective's settings", flag=False)
+    max_tokens: int = option(128, help="longest answer of the teacher (sequence)")
+    context_length: int = option(0, help="tokens of a row of the corpus; 0 takes the student's")
+    epochs: float = option(1.0, help="passes over the rows, unless --num-steps is given")
+    num_steps: int = option(0, help="training steps; 0 derives them from --epochs")
+    batch_size: int = option(8, help="rows per step")
+    seed: int = option(0, help="same seed, same bytes")
+    loop: LoopConfig = option(_USUAL, help="schedule and optimizer", flag=False)
+    checkpoint_every_s: float = option(30.0, role=COSMETIC, help="seconds between checkpoints")
+    threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
+
+
+@stage("distill", makes="model")
+def distill(config: DistillConfig, run: Run) -> dict[str, Any]:
+    """Distil; see DistillConfig."""
+    from lmworks.models.load import load_language_model
+    from lmworks.models.save import save_model
+    from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.objectives.distillation import Student
+    from lmworks.training.pretrain import summary
+    from lmworks.training.threads import set_threads
+    from lmworks.training.trainer import Trainer
+
+    _check(config)
+    threads = set_threads(config.threads)
+    tokenizer = load_tokenizer(run.inputs["teacher"])
+    student = _student(config, run, tokenizer)
+    teacher = load_language_model(run.inputs["teacher"]).requires_grad_(False)
+    train, heldout = _rows(config, run, tokenizer, student, teacher)
+    objective = _objective(config, teacher)
+    if config.top_k and config.kind == "logits":
+        for name, rows in {"train": train, "heldout": heldout}.items():
+            if len(rows):
+                place = run.work / f"teacher-{name}"
+                rows.store_top(teacher, config.top_k, objective.temperature, place)
+    trained: Any = student
+    if config.kind == "features":
+        trained = Student(student, teacher, layer_pairs(student, teacher))
+        trained.to(next(student.parameters()).device)
+    num_steps = config.num_steps or max(1, math.ceil(config.epochs * train.order.batches_per_epoch))
+    fixed = [heldout.collate(rows) for rows in heldout.order.epoch(0)] if len(heldout) else []
+    started = time.monotonic()
+    history = Trainer(
+        trained,
+        objective,
+        train,
+        config.loop,
+        num_steps=num_steps,
+        heldout=fixed,
+        work=run.work,
+        seed=config.seed,
+        checkpoint_every_s=config.checkpoint_every_s,
+    ).fit("distilling")
+    seconds = time.monotonic() - started
+    metrics = summary(history, student, num_steps=num_steps, seconds=seconds, threads=threads)
+    metrics |= {"num_rows": len(train), "num_too_long": train.num_too_long}
+    metrics |= {f"heldout_{name}": value for name, value in _figures(trained, objective, fixed)}
+    save_model(student, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
+    write_json(run.folder / "history.json", dataclasses.asdict(history))
+    return metrics
+
+
+def _check(config: DistillConfig) -> None:
+    if bool(config.student) == bool(config.depth):
+        raise UserError("name a --student, or give the --depth of a fresh one")
+    if bool(config.corpus) == bool(config.questions):
+        raise UserError("name a --corpus or --questions for the student to read")
+    if config.kind == "sequence" and not config.questions:
+        raise UserError("kind sequence: the teacher answers --questions")
+    if config.top_k < 0 or (config.top_k and config.kind != "logits"):
+        raise UserError(
+            f"top_k = {config.top_k}: the likeliest tokens are stored for kind logits, "
+            f"and {config.kind} needs the teacher itself"
+        )
+
+
+def _student(config: DistillConfig, run: Run, tokenizer: Tokenizer) -> Model:
+    """The model that learns. Raises: UserError for another tokenizer than the teacher's."""
+    from lmworks.models.load import load_language_model
+    from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.pretrain import PretrainConfig, new_model
+    from lmworks.training.reference import check_same_tokenizer
+
+    if config.student:
+        check_same_tokenizer(
+            load_tokenizer(run.inputs["student"]),
+            tokenizer,
+            who=f"the teacher {run.inputs['teacher']}",
+            what="distilling from one tokenizer to another is not supported: take a teacher of "
+            "the same, or put its tokenizer into the student (lmworks model transplant)",
+        )
+        return load_language_model(run.inputs["student"])
+    fresh = PretrainConfig(
+        corpus="",
+        tokenizer="",
+        depth=config.depth,
+        context_length=config.context_length or 256,
+        seed=config.seed,
+    )
+    return new_model(fresh, tokenizer.vocab_size)
+
+
+def _rows(
+    config: DistillConfig, run: Run, tokenizer: Tokenizer, student: Model, teacher: Model
+) -> tuple[TokenRows, TokenRows]:
+    from lmworks.training.distillation_rows import TokenRows
+
+    contexts = (student.config.max_position_embeddings, teacher.config.max_position_embeddings)
+    length = min(config.context_length or contexts[0], *contexts)
+    found = []
+    for name in ("train", "heldout"):
+        rows = (
+            _corpus_rows(run, tokenizer, length, name)
+            if config.corpus
+            else _question_rows(config, run, tokenizer, teacher, name)
+        )
+        found.append(
+            TokenRows(
+                rows if name == "train" else rows[:_HELDOUT_ROWS],
+                length=length,
+                padding=tokenizer.pad_token_id or 0,
+                batch_size=config.batch_size,
+                seed=config.seed,
+            )
+        )
+    if not len(found[0]):
+        raise UserError("there is no row to train on: give a larger corpus, or more questions")
+    return found[0], found[1]
+
+
+def _corpus_rows(run: Run, tokenizer: Tokenizer, length: int, name: str) -> list[EncodedAnswer]:
+    from lmworks.training.distillation_rows import windows
+    from lmworks.training.pretrain import cached_stream
+
+    path = run.inputs["corpus"] / f"{name}.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: give a corpus made by `lmworks data build`")
+    tokens = cached_stream(path, tokenizer, run.work)
+    return [] if name == "heldout" and len(tokens) <= length else windows(tokens, length)
+
+
+def _question_rows(
+    config: DistillConfig, run: Run, tokenizer: Tokenizer, teacher: Model, name: str
+) -> list[EncodedAnswer]:
+    """Conversations; of kind sequence, those to train on with the teacher's answers."""
+    from lmworks.training.conversations import read_conversations
+    from lmworks.training.distillation_rows import conversation_rows, teacher_answers, unanswered
+
+    path = run.inputs["questions"] / f"{name}.jsonl"
+    if not path.is_file():
+        if name == "heldout":
+            return []
+        raise UserError(f"{path} is missing: give a dataset made by `lmworks data questions`")
+    rows = unanswered(read_conversations(path))
+    if config.kind == "sequence" and name == "train":
+        from lmworks.inference.engine import Engine
+        from lmworks.inference.local import LocalChat
+
+        chat = LocalChat(Engine(teacher, tokenizer), "teacher")
+        try:
+            rows = teacher_answers(
+                chat,
+                rows,
+                run.folder / "teacher_answers.jsonl",
+                max_tokens=config.max_tokens,
+                seed=config.seed,
+            )
+        finally:
+            chat.close()
+    return conversation_rows(rows, tokenizer)
+
+
+def _objective(config: DistillConfig, teacher: Model) -> Distillation:
+    from lmworks.training.objectives.base import build_objective
+    from lmworks.training.objectives.distillation import Distillation
+
+    defaults: dict[str, Any] = {}
+    if config.kind == "sequence":
+        defaults = {"label_weight": 1.0}  # the teacher has spoken in the rows
+    elif config.kind == "features":
+        defaults = {"feature_weight": 1.0}
+    objective = build_objective("distillation", defaults | config.settings)
+    assert isinstance(objective, Distillation)
+    return dataclasses.replace(objective, teacher=teacher)
+
+
+def layer_pairs(student: Model, teacher: Model) -> list[tuple[int, int]]:
+    """Each layer of the student with the one at the same share of the teacher's depth."""
+    count, deep = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    return [(i, max(0, round((i + 1) * deep / count) - 1)) for i in range(count)]
+
+
+def _figures(model: Any, objective: Any, fixed: list[Any]) -> list[tuple[str, float]]:
+    """The objective's metrics on held-out rows."""
+    from lmworks.training.strategy import Compute, OneProcess
+
+    if not fixed:
+        return []
+    model.eval()
+    return [*OneProcess().evaluate(model, objective, fixed, Compute()).metrics.items()]
+
+
+def _card(config: DistillConfig, metrics: dict[str, Any]) -> str:
+    source = Path(config.corpus or config.questions).name
+    text = (
+        f"Distilled from `{Path(config.teacher).name}` ({config.kind}) for {metrics['num_steps']} "
+        f"steps on {metrics['num_rows']} rows of `{source}`."
+    )
+    if "heldout_nll" in metrics:
+        text += f" Held-out loss: {metrics['heldout_nll']:.3f} nats per token."
+    return text
