@@ -8,16 +8,33 @@ import click
 
 
 @click.command()
-@click.argument("folder")
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...")
 @click.option("--json", "as_json", is_flag=True, help="The manifest as it is.")
-def command(folder: str, as_json: bool) -> None:
+@click.option(
+    "--html", metavar="FILE", help="Of trainings: their curves and events, as a page of one file."
+)
+def command(folders: tuple[str, ...], as_json: bool, html: str | None) -> None:
     """What made the artifact in FOLDER, from what, with which settings and figures.
 
     \b
     Examples:
       lmworks show lmworks-quickstart/base
       lmworks show runs/chat --json
+      lmworks show runs/base runs/wider --html curves.html
     """
+    if html:
+        from pathlib import Path
+
+        from lmworks.evaluation.training_page import write_training_page
+
+        write_training_page(folders, Path(html))
+        click.echo(html)
+        return
+    for folder in folders:
+        _show(folder, as_json)
+
+
+def _show(folder: str, as_json: bool) -> None:
     from lmworks.cli.printing import flat, print_metrics
     from lmworks.core.progress import duration
     from lmworks.core.stages import Artifact
