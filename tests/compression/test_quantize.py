@@ -71,6 +71,25 @@ def test_eight_bits_stay_close_and_are_packed(source: Path, eight_bit: Path) -> 
     assert weight_bytes(small) < 0.35 * weight_bytes(load_model(source))
 
 
+@pytest.mark.parametrize(
+    ("kind", "instead"), [("Q4_0", "Q4_0"), ("Q4_K", "Q5_0"), ("Q5_K", "Q5_1"), ("Q6_K", "Q8_0")]
+)
+def test_other_types_and_what_takes_their_place(
+    source: Path, tmp_path: Path, kind: Any, instead: str
+) -> None:
+    made = quantize(QuantizeConfig(model=str(source), type=kind), tmp_path / "out")
+    types = made.metrics["types"]
+    assert types[instead] and set(types) == {instead, "F32"}
+    plain, packed = load_model(made.path), load_model(made.path, packed=True)
+    assert torch.allclose(logits(packed), logits(plain), atol=1e-4)
+
+
+def test_wide_rows_take_large_blocks() -> None:
+    array = np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32)
+    assert [encode("w", array, kind).type for kind in ("Q4_K", "Q6_K")] == ["Q4_K", "Q6_K"]
+    assert relative_error(encode("w", array, "Q6_K"), array) < 0.02
+
+
 def test_the_figures_are_true(source: Path, eight_bit: Path) -> None:
     from lmworks.core.stages import Artifact
 

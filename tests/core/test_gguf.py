@@ -20,10 +20,10 @@ from lmworks.core.gguf import (
     GGUFTensor,
     dequantize,
     find_gguf,
-    quantize_q8_0,
     read_gguf,
     write_gguf,
 )
+from lmworks.core.quantizers import quantize_q8_0
 from lmworks.core.references import resolve
 
 reference = pytest.importorskip("gguf")

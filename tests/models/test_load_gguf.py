@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lmworks.core.errors import UserError
-from lmworks.core.gguf import GGUFTensor, quantize_q8_0, read_gguf, write_gguf
+from lmworks.core.gguf import GGUFTensor, read_gguf, write_gguf
+from lmworks.core.quantizers import quantize_q8_0
 from lmworks.models.architectures.base import architecture_of, to_gguf
 from lmworks.models.config import (
     AttentionConfig,

@@ -1,8 +1,9 @@
 """Stage `quantize`: a model in, one GGUF file with smaller weights out.
 
-Round to nearest in blocks of 32 (Q8_0): each block keeps its largest magnitude exactly. Vectors
-(norms) stay float32. A matrix whose rows do not divide into blocks falls back to float16, one with
-weights past float16's range to float32, and the metrics say so.
+Round to nearest on the grid of a ggml type, as llama.cpp does without an importance matrix (see
+`core/quantizers.py`). Vectors (norms) stay float32. A matrix whose rows do not divide into blocks
+of 256 falls back to a type with blocks of 32, one that does not divide by 32 either to float16, one
+with weights past what the scales can hold to float32, and the metrics say so.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.gguf"
 # llama.cpp's numbers for "mostly of this type", shown by its tools.
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7}
-_LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}  # magnitudes; Q8_0's scale is a float16
+_FILE_TYPES = {
+    **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9},
+    **{"Q4_K": 14, "Q5_K": 16, "Q6_K": 18},
+}
+_INSTEAD = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for other widths, as llama.cpp
+_LARGEST_HALF = 65504.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,9 @@ class QuantizeConfig:
     """
 
     model: str = option(role=REFERENCE, help="model folder or reference")
-    type: Literal["Q8_0", "F16", "F32"] = option("Q8_0", help="type of the matrices")
+    type: Literal["Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "F16", "F32"] = (
+        option("Q8_0", help="type of the matrices")
+    )
 
 
 @stage("quantize", makes="model")
@@ -92,17 +99,26 @@ def encode(name: str, array: np.ndarray, kind: str) -> GGUFTensor:
     """One tensor in the wanted type, or in the nearest that its shape and values allow."""
     import numpy as np
 
-    from lmworks.core.gguf import GGUFTensor, quantize_q8_0
+    from lmworks.core import quantizers
+    from lmworks.core.errors import UserError
+    from lmworks.core.ggml_types import TYPES
+    from lmworks.core.gguf import GGUFTensor
 
     if array.ndim < 2:
         kind = "F32"
-    elif kind == "Q8_0" and array.shape[1] % 32:
+    if kind in _INSTEAD and array.shape[-1] % TYPES[kind].size:
+        kind = _INSTEAD[kind]
+    if kind in quantizers.QUANTIZERS and array.shape[-1] % TYPES[kind].size:
         kind = "F16"
-    if kind != "F32" and np.abs(array).max(initial=0) > _LARGEST[kind]:
+    data = None
+    if kind in quantizers.QUANTIZERS and np.isfinite(array).all():
+        try:
+            data = quantizers.quantize(array, kind, name=name)
+        except UserError:  # too large for its scales
+            kind = "F32"
+    elif kind != "F32" and not np.abs(array).max(initial=0) <= _LARGEST_HALF:
         kind = "F32"
-    if kind == "Q8_0":
-        data = quantize_q8_0(array)
-    else:
+    if data is None:
         data = np.ascontiguousarray(array, dtype=np.float16 if kind == "F16" else np.float32)
     return GGUFTensor(name=name, shape=array.shape, type=kind, data=data.reshape(-1).view(np.uint8))
 

@@ -1,16 +1,7 @@
-"""The block formats of ggml tensors: how numbers lie in a file, and back to float32.
+"""The types of ggml tensors: how many numbers a block holds, in how many bytes, and their values.
 
-A quantised row is cut into blocks of 32 numbers that share a scale (and an offset):
-
-| type | bytes per 32 | value |
-|---|---|---|
-| Q8_0 | 2 + 32 | d * q, q in [-128, 127] |
-| Q4_0 | 2 + 16 | d * (q - 8), q in [0, 15] |
-| Q4_1 | 2 + 2 + 16 | d * q + m |
-
-d and m are float16. In the 4-bit types byte j holds number j in its low half and number j + 16 in
-its high half. Types of other widths stand in `k_quants`. Source: the GGUF specification and the
-reference code of ggml (ggml-quants).
+Quantised types stand in `block_parts`, how numbers become blocks in `quantizers`. Source: the GGUF
+specification and the reference code of ggml (ggml-quants).
 """
 
 from __future__ import annotations
@@ -20,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lmworks.core import k_quants
+from lmworks.core.block_parts import FORMATS
 
 BLOCK = 32
 
@@ -37,49 +28,35 @@ class BlockType:
     decode: _Codec | None = None  # None: known by name and size, but not read
 
 
-def _f16(raw: np.ndarray) -> np.ndarray:
+def _decode_f16(raw: np.ndarray) -> np.ndarray:
     return raw.copy().view(np.float16).astype(np.float32)  # (N, 2) uint8 -> (N, 1)
-
-
-def _nibbles(raw: np.ndarray) -> np.ndarray:
-    return np.concatenate([raw & 15, raw >> 4], axis=1)  # (N, 16) -> (N, 32) in [0, 15]
-
-
-def decode_q8_0(raw: np.ndarray) -> np.ndarray:
-    """(N, 34) bytes -> (N, 32) float32."""
-    return _f16(raw[:, :2]) * raw[:, 2:].view(np.int8).astype(np.float32)
-
-
-def decode_q4_0(raw: np.ndarray) -> np.ndarray:
-    """(N, 18) bytes -> (N, 32) float32."""
-    return _f16(raw[:, :2]) * (_nibbles(raw[:, 2:]).astype(np.float32) - 8)
-
-
-def decode_q4_1(raw: np.ndarray) -> np.ndarray:
-    """(N, 20) bytes -> (N, 32) float32."""
-    return _f16(raw[:, :2]) * _nibbles(raw[:, 4:]).astype(np.float32) + _f16(raw[:, 2:4])
 
 
 def _decode_bf16(raw: np.ndarray) -> np.ndarray:
     return (raw.copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
+def _quantized(name: str, number: int, size: int, num_bytes: int) -> BlockType:
+    split = FORMATS[name].split
+    return BlockType(number, size, num_bytes, lambda raw: split(raw).values())
+
+
 TYPES: dict[str, BlockType] = {
     "F32": BlockType(0, 1, 4, lambda raw: raw.copy().view(np.float32)),
-    "F16": BlockType(1, 1, 2, _f16),
+    "F16": BlockType(1, 1, 2, _decode_f16),
     "BF16": BlockType(30, 1, 2, _decode_bf16),
-    "Q8_0": BlockType(8, BLOCK, 34, decode_q8_0),
-    "Q4_0": BlockType(2, BLOCK, 18, decode_q4_0),
-    "Q4_1": BlockType(3, BLOCK, 20, decode_q4_1),
-    "Q5_0": BlockType(6, BLOCK, 22, k_quants.decode_q5_0),
-    "Q5_1": BlockType(7, BLOCK, 24, k_quants.decode_q5_1),
-    "Q2_K": BlockType(10, 256, 84, k_quants.decode_q2_k),
-    "Q3_K": BlockType(11, 256, 110, k_quants.decode_q3_k),
-    "Q4_K": BlockType(12, 256, 144, k_quants.decode_q4_k),
-    "Q5_K": BlockType(13, 256, 176, k_quants.decode_q5_k),
-    "Q6_K": BlockType(14, 256, 210, k_quants.decode_q6_k),
-    "IQ4_NL": BlockType(20, BLOCK, 18, k_quants.decode_iq4_nl),
-    "IQ4_XS": BlockType(23, 256, 136, k_quants.decode_iq4_xs),
+    "Q8_0": _quantized("Q8_0", 8, BLOCK, 34),
+    "Q4_0": _quantized("Q4_0", 2, BLOCK, 18),
+    "Q4_1": _quantized("Q4_1", 3, BLOCK, 20),
+    "Q5_0": _quantized("Q5_0", 6, BLOCK, 22),
+    "Q5_1": _quantized("Q5_1", 7, BLOCK, 24),
+    "Q2_K": _quantized("Q2_K", 10, 256, 84),
+    "Q3_K": _quantized("Q3_K", 11, 256, 110),
+    "Q4_K": _quantized("Q4_K", 12, 256, 144),
+    "Q5_K": _quantized("Q5_K", 13, 256, 176),
+    "Q6_K": _quantized("Q6_K", 14, 256, 210),
+    "IQ4_NL": _quantized("IQ4_NL", 20, BLOCK, 18),
+    "IQ4_XS": _quantized("IQ4_XS", 23, 256, 136),
     # Sizes only, so that a file which also holds these is walked and the tensor named.
     "Q8_1": BlockType(9, BLOCK, 40),
     "Q8_K": BlockType(15, 256, 292),
@@ -100,20 +77,3 @@ TYPES: dict[str, BlockType] = {
     "MXFP4": BlockType(39, BLOCK, 17),
 }
 NAMES = {block.number: name for name, block in TYPES.items()}
-
-
-def quantize_q8_0(array: np.ndarray) -> np.ndarray:
-    """float32 (rows, columns), columns a multiple of 32 -> uint8 (rows, columns / 32 * 34).
-
-    Rounds half away from zero and stores the scale as float16, as ggml's reference code does.
-    """
-    rows, columns = array.shape
-    blocks = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, BLOCK)
-    scale = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.float32(1) / scale
-    inverse[np.isinf(inverse)] = 0  # all zero, or so small that the float16 scale is zero
-    scaled = blocks * inverse
-    codes = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
-    packed = np.concatenate([scale.astype(np.float16).view(np.uint8), codes.view(np.uint8)], axis=1)
-    return packed.reshape(rows, columns // BLOCK * 34)

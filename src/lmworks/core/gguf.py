@@ -21,14 +21,13 @@ import numpy as np
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import atomic_open
-from lmworks.core.ggml_types import NAMES, TYPES, quantize_q8_0
+from lmworks.core.ggml_types import NAMES, TYPES
 
 __all__ = [
     "GGUF",
     "GGUFTensor",
     "dequantize",
     "find_gguf",
-    "quantize_q8_0",
     "read_gguf",
     "write_gguf",
 ]

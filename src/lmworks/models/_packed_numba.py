@@ -68,7 +68,8 @@ def tile_dots(
 
     Args:
         codes: (tiles, blocks, TILE, 32) int8, or two to the byte (tiles, blocks, TILE, 16) uint8.
-        scales, offsets: (tiles, blocks, TILE) float32; no offsets: those of Q8_0 and Q4_0.
+        scales, offsets: (tiles, blocks, TILE, 1 or 2) float32, of a block or its halves; no
+            offsets: codes of 4 bits count from -8.
         x: (N, columns) float32. out: (N, tiles * TILE) float32, written.
     """
     count = _U(len(x))
@@ -80,6 +81,47 @@ def tile_dots(
             _dots_of_one(codes, scales, offsets, x, out, tile, n)
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def tile_values(
+    codes: np.ndarray,
+    scales: np.ndarray,
+    offsets: np.ndarray | None,
+    out: np.ndarray,
+    first: int,
+    start: int,
+    stop: int,
+) -> None:
+    """out[r] = W[first * TILE + r] for the rows r of the tiles `start` to `stop` of `out`.
+
+    The product and the sum are rounded apart, as in `dequantize`.
+
+    Args:
+        codes, scales, offsets: as in `tile_dots`. out: (rows, columns) float32, written.
+    """
+    blocks, groups, half = codes.shape[1], scales.shape[3], BLOCK // 2
+    nibbles, lowest = codes.shape[3] == half, np.int32(-8 if offsets is None else 0)
+    for tile in range(start, stop):
+        for row in range(min(TILE, len(out) - tile * TILE)):
+            line = out[tile * TILE + row]
+            for block in range(blocks):
+                some = codes[first + tile, block, row]
+                for part in range(2):
+                    group = part if groups == 2 else 0
+                    scale = scales[first + tile, block, row, group]
+                    at = block * BLOCK + part * half
+                    if nibbles:
+                        for i in range(half):
+                            code = np.int32((some[i] >> np.uint8(4 * part)) & np.uint8(15))
+                            line[at + i] = np.float32(code + lowest) * scale
+                    else:
+                        for i in range(half):
+                            line[at + i] = np.float32(some[part * half + i]) * scale
+                    if offsets is not None:
+                        offset = offsets[first + tile, block, row, group]
+                        for i in range(half):
+                            line[at + i] += offset
+
+
 def _emit(num_x: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     arrays: list[Any] = [
         None if kind is types.none else context.make_array(kind)(context, builder, value)
@@ -88,6 +130,9 @@ def _emit(num_x: int, context: Any, builder: Any, signature: Any, arguments: Any
     codes, scales, offsets, x, out = arrays
     tile, start = arguments[5:]
     nibbles = signature.args[0].dtype == types.uint8
+    # The layout is the kernel's own: a second group is there or is not, once for the whole.
+    groups = cgutils.unpack_tuple(builder, scales.shape, 4)[3]
+    last_group = builder.sub(groups, _long(1))
     blocks = cgutils.unpack_tuple(builder, codes.shape, 4)[1]
     ids = [builder.add(start, _long(n)) for n in range(num_x)]
     sums = [[_zeros(builder) for _ in range(num_x)] for _ in range(TILE)]
@@ -100,13 +145,15 @@ def _emit(num_x: int, context: Any, builder: Any, signature: Any, arguments: Any
         ]
         for row in range(TILE):
             at = builder.add(first, _long(row))
-            scale = _spread(builder, builder.load(builder.gep(scales.data, [at])))
-            offset = None
-            if offsets is not None:
-                offset = _spread(builder, builder.load(builder.gep(offsets.data, [at])))
-            for half, code in enumerate(_codes(builder, codes.data, at, nibbles, offset is None)):
+            group = builder.mul(at, groups)
+            centred = offsets is None
+            for half, code in enumerate(_codes(builder, codes.data, at, nibbles, centred)):
+                # Of one group both halves read the same number.
+                where = [builder.add(group, last_group) if half else group]
+                scale = _spread(builder, builder.load(builder.gep(scales.data, where)))
                 weights = builder.fmul(code, scale, flags=_FAST)
-                if offset is not None:
+                if offsets is not None:
+                    offset = _spread(builder, builder.load(builder.gep(offsets.data, where)))
                     weights = builder.fadd(weights, offset, flags=_FAST)
                 for n in range(num_x):
                     product = builder.fmul(weights, pieces[n][half], flags=_FAST)
@@ -129,7 +176,7 @@ def _activation(builder: Any, x: Any, block: Any) -> list[Any]:
 
 
 def _codes(builder: Any, codes: Any, at: Any, nibbles: bool, centred: bool) -> list[Any]:
-    """The codes of one row's block as float32 vectors; Q4_0, without offsets, counts from -8."""
+    """The codes of one row's block as float32 vectors; nibbles without offsets count from -8."""
     if not nibbles:
         starts = [
             builder.add(builder.mul(at, _long(BLOCK)), _long(i)) for i in range(0, BLOCK, _LANES)

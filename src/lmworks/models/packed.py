@@ -1,18 +1,20 @@
 """Quantised matrices that a linear layer computes with as they are, without unpacking the whole.
 
 At loading, the blocks of a GGUF tensor are taken apart into codes (int8, or two 4-bit ones to the
-byte), float32 scales and, for Q4_1, float32 offsets, and four rows are laid side by side. The
-weights are exactly those that `dequantize` gives; only the order of the sums differs.
+byte), float32 steps for each 16 or 32 of them and, in some types, float32 shifts, and four rows are
+laid side by side. The weights are exactly those that `dequantize` gives; only the order of the sums
+differs.
 
-Up to some hundred activations go through the kernel, which reads 0.6 to 1.1 bytes per weight
-instead of 4. More (a long prompt) are cheaper through a dequantised copy of a slice of rows and
-PyTorch's matrix product.
+A few activations go through the kernel, which reads 0.6 to 1.3 bytes per weight instead of 4. Many
+(a long prompt, a training batch) are cheaper through PyTorch's matrix product with a slice of rows
+at a time, dequantised by all threads into memory that is used again for the next.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -21,23 +23,30 @@ import numpy as np
 import torch
 from torch import nn
 
+from lmworks.core.block_parts import FORMATS
 from lmworks.core.errors import UserError
-from lmworks.core.ggml_types import BLOCK
+from lmworks.core.ggml_types import BLOCK, TYPES
 from lmworks.core.machine import usable_cores
 
 if TYPE_CHECKING:
     from lmworks.core.gguf import GGUFTensor
 
-PACKED_TYPES = ("Q8_0", "Q4_0", "Q4_1")
-_KERNEL_ROWS = 256  # of activations; beyond that the matrix product wins
+PACKED_TYPES = tuple(FORMATS)
 TILE = 4  # rows that the kernel takes together
-_SLICE_WEIGHTS = 1 << 21  # dequantised at a time, 8 MB
+_KERNEL_ROWS = 256  # of activations; beyond that the matrix product wins
+_SLICE_WEIGHTS = 1 << 20  # dequantised at a time, 4 MB
 _SPLIT_PRODUCTS = 1 << 24  # of weights and activations: enough work to hand to a second thread
+_SPLIT_WEIGHTS = 1 << 16  # to dequantise: the same
+_UNPACKED_AT_ONCE = 1 << 20  # weights taken apart at loading
 
 
 class PackedMatrix:
-    """(rows, columns) as codes, scales and offsets: value = scale * code + offset, per block of 32.
+    """(rows, columns) as codes, scales and offsets: value = scale * code + offset, in groups.
 
+    Attributes:
+        codes: (tiles, blocks, TILE, 32) int8, or two to the byte (tiles, blocks, TILE, 16) uint8.
+        scales, offsets: (tiles, blocks, TILE, groups) float32, of the 1 or 2 groups of 32 numbers;
+            offsets are None for types that have none.
     Raises: UserError for a block type that is not in PACKED_TYPES.
     """
 
@@ -46,12 +55,34 @@ class PackedMatrix:
             raise UserError(f"{tensor.name}: {tensor.type} can't be computed with; dequantise it")
         rows, columns = tensor.shape
         self.shape = (rows, columns)
-        blocks = _tiled(np.asarray(tensor.data), rows, columns // BLOCK)
-        self.scales = _float32(blocks[..., :2])
-        self.offsets = _float32(blocks[..., 2:4]) if tensor.type == "Q4_1" else None
-        codes = blocks[..., 4 if tensor.type == "Q4_1" else 2 :]
-        # np.array: a copy that no longer holds on to the file.
-        self.codes = np.array(codes.view(np.int8) if tensor.type == "Q8_0" else codes, order="C")
+        form = FORMATS[tensor.type]
+        nibbles = form.high - form.low <= 15
+        # Codes below zero are stored from -8 up, as the kernel knows by the lack of offsets.
+        lowest = 0 if form.shifted else -8
+        tiles, blocks = -(-rows // TILE), columns // BLOCK
+        self.codes: np.ndarray = np.zeros(
+            (tiles, blocks, TILE, BLOCK // 2 if nibbles else BLOCK),
+            dtype=np.uint8 if nibbles else np.int8,
+        )
+        self.scales = np.zeros((tiles, blocks, TILE, BLOCK // form.group), dtype=np.float32)
+        self.offsets = np.zeros_like(self.scales) if form.shifted else None
+        raw = np.asarray(tensor.data).reshape(rows, -1)
+        step = TILE * max(1, _UNPACKED_AT_ONCE // (TILE * columns))
+        for first in range(0, rows, step):
+            some = raw[first : first + step]
+            parts = form.split(some.reshape(-1, TYPES[tensor.type].num_bytes))
+            codes = parts.codes.reshape(len(some), blocks, BLOCK)
+            if nibbles:
+                halves = (codes - np.int8(lowest)).view(np.uint8)
+                codes = halves[..., : BLOCK // 2] | halves[..., BLOCK // 2 :] << np.uint8(4)
+            _lay_down(self.codes, codes, first)
+            per_group = columns // form.group
+            steps = np.broadcast_to(parts.steps(), (len(parts.d), _groups(parts, form.group)))
+            _lay_down(self.scales, steps.reshape(len(some), per_group), first)
+            shifts = parts.shifts()
+            if self.offsets is not None and shifts is not None:
+                shifts = np.broadcast_to(shifts, steps.shape)
+                _lay_down(self.offsets, shifts.reshape(len(some), per_group), first)
 
     @property
     def num_bytes(self) -> int:
@@ -65,11 +96,18 @@ class PackedMatrix:
 
     def dequantized(self) -> np.ndarray:
         """float32 values of all rows, (rows, columns)."""
-        return self._tiles(slice(None))
+        values = np.empty(self.shape, dtype=np.float32)
+        self._dequantize(values, 0)
+        return values
 
-    def _tiles(self, tiles: slice) -> np.ndarray:
-        values = self._values(tiles).transpose(0, 2, 1, 3).reshape(-1, self.shape[1])
-        return values[: self.shape[0] - (tiles.start or 0) * TILE]  # without the padding
+    def _dequantize(self, out: np.ndarray, first: int) -> None:
+        """Values of as many rows as `out` (N, columns) has, from the tile `first` on."""
+        tiles = -(-len(out) // TILE)
+        parts = _threads() if out.size >= _SPLIT_WEIGHTS else 1
+        _in_threads(self._values_of_tiles, parts, tiles, out, first)
+
+    def _values_of_tiles(self, out: np.ndarray, first: int, start: int, stop: int) -> None:
+        _kernels().tile_values(self.codes, self.scales, self.offsets, out, first, start, stop)
 
     def _values(self, index: Any) -> np.ndarray:
         """Codes, scales and offsets at `index` put together: (..., 32)."""
@@ -77,9 +115,10 @@ class PackedMatrix:
         if codes.dtype == np.uint8:
             codes = np.concatenate([codes & 15, codes >> 4], axis=-1).view(np.int8)
             codes -= np.int8(8 if self.offsets is None else 0)
-        values = codes * self.scales[index][..., None]
+        each = BLOCK // self.scales.shape[-1]
+        values: np.ndarray = codes * np.repeat(self.scales[index], each, axis=-1)
         if self.offsets is not None:
-            values += self.offsets[index][..., None]
+            values += np.repeat(self.offsets[index], each, axis=-1)
         return values
 
     def product(self, x: np.ndarray) -> np.ndarray:
@@ -92,38 +131,39 @@ class PackedMatrix:
         out = np.empty((len(x), num_tiles * TILE), dtype=np.float32)
         work = self.shape[0] * self.shape[1] * len(x)
         parts = _threads() if work >= _SPLIT_PRODUCTS else 1
-        ends = [num_tiles * i // parts for i in range(parts + 1)]
-        waiting = [
-            _pool().submit(self._dots, x, out, ends[i], ends[i + 1]) for i in range(1, parts)
-        ]
-        self._dots(x, out, 0, ends[1])
-        for part in waiting:
-            part.result()
+        _in_threads(self._dots, parts, num_tiles, x, out)
         return out[:, : self.shape[0]]
 
-    def _dots(self, x: np.ndarray, out: np.ndarray, first: int, last: int) -> None:
-        _kernel()(self.codes, self.scales, self.offsets, x, out, first, last)
+    def _dots(self, x: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
+        _kernels().tile_dots(self.codes, self.scales, self.offsets, x, out, start, stop)
 
     def _matrix_product(self, x: np.ndarray) -> np.ndarray:
         x_t, out = torch.from_numpy(x), torch.empty(len(x), self.shape[0])
         for rows, weights in self._slices():
-            out[:, rows] = x_t @ weights.T
+            torch.mm(x_t, weights.T, out=out[:, rows])
         return out.numpy()
 
     def gradient(self, upstream: torch.Tensor) -> torch.Tensor:
         """Of x, given that of the product: (..., rows) -> (..., columns)."""
-        total = upstream.new_zeros(*upstream.shape[:-1], self.shape[1])
+        flat = upstream.detach().reshape(-1, self.shape[0])
+        total = flat.new_empty(len(flat), self.shape[1])
         for rows, weights in self._slices():
-            total += upstream[..., rows] @ weights
-        return total
+            if rows.start:
+                total.addmm_(flat[:, rows], weights)
+            else:
+                torch.mm(flat[:, rows], weights, out=total)
+        return total.view(*upstream.shape[:-1], self.shape[1])
 
     def _slices(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The dequantised matrix, some rows at a time."""
-        step = max(1, _SLICE_WEIGHTS // (TILE * self.shape[1]))
-        for first in range(0, len(self.codes), step):
-            weights = self._tiles(slice(first, first + step))
-            start = first * TILE
-            yield slice(start, start + len(weights)), torch.from_numpy(weights)
+        """The dequantised matrix, some rows at a time, in memory that the next slice overwrites."""
+        rows, columns = self.shape
+        step = TILE * max(1, _SLICE_WEIGHTS // (TILE * columns))
+        buffer = _buffer(min(step, rows) * columns)
+        for first in range(0, rows, step):
+            count = min(step, rows - first)
+            weights = buffer[: count * columns].view(count, columns)
+            self._dequantize(weights.numpy(), first // TILE)
+            yield slice(first, first + count), weights
 
 
 class _Product(torch.autograd.Function):
@@ -145,20 +185,33 @@ def _product(x: torch.Tensor, matrix: PackedMatrix) -> torch.Tensor:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without bias over a packed matrix (out, in), one of PACKED_TYPES."""
+    """A linear layer over a packed matrix (out, in), one of PACKED_TYPES.
 
-    def __init__(self, tensor: GGUFTensor) -> None:
+    Args:
+        bias: (out,) float32, which is trained as any other; None for a layer without.
+        matrix: of the same tensor, where it is unpacked already.
+    """
+
+    def __init__(
+        self,
+        tensor: GGUFTensor,
+        bias: nn.Parameter | None = None,
+        *,
+        matrix: PackedMatrix | None = None,
+    ) -> None:
         super().__init__()
-        self.matrix = PackedMatrix(tensor)
+        self.matrix = matrix or PackedMatrix(tensor)
         self.out_features, self.in_features = self.matrix.shape
         self.block_type = tensor.type
+        self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out) float32."""
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            return _product(x, self.matrix)
-        out: torch.Tensor = _Product.apply(x, self.matrix)  # type: ignore[no-untyped-call]
-        return out
+        if x.requires_grad and torch.is_grad_enabled():
+            out: torch.Tensor = _Product.apply(x, self.matrix)  # type: ignore[no-untyped-call]
+        else:
+            out = _product(x, self.matrix)
+        return out if self.bias is None else out + self.bias
 
     def dequantized(self) -> torch.Tensor:
         """The weight as float32 (out, in)."""
@@ -187,24 +240,47 @@ class PackedEmbedding(nn.Module):
         return torch.from_numpy(self.matrix.dequantized())
 
 
-def _tiled(data: np.ndarray, rows: int, blocks: int) -> np.ndarray:
-    """Raw blocks (rows, blocks) -> (tiles, blocks, TILE, bytes), a last tile filled with zeros."""
-    by_row = data.reshape(rows, blocks, -1)
-    filled = np.pad(by_row, ((0, -rows % TILE), (0, 0), (0, 0)))
-    return filled.reshape(-1, TILE, blocks, filled.shape[-1]).transpose(0, 2, 1, 3)
+def _groups(parts: Any, group: int) -> int:
+    return int(parts.codes.shape[1]) // group
 
 
-def _float32(raw: np.ndarray) -> np.ndarray:
-    """(..., 2) bytes of a float16 -> (...)."""
-    return np.array(raw, order="C").view(np.float16).astype(np.float32)[..., 0]
+def _lay_down(target: np.ndarray, rows: np.ndarray, first: int) -> None:
+    """Put (N, blocks or blocks * groups, ...) of the rows from `first` on into the tiles."""
+    _, blocks, _, width = target.shape
+    by_row = rows.reshape(len(rows), blocks, width)
+    whole = len(rows) // TILE * TILE
+    at = first // TILE
+    tiled = by_row[:whole].reshape(-1, TILE, blocks, width)
+    target[at : at + len(tiled)] = tiled.transpose(0, 2, 1, 3)
+    if rest := len(rows) - whole:  # the last tile is filled with zeros
+        target[at + len(tiled), :, :rest] = by_row[whole:].transpose(1, 0, 2)
 
 
 @functools.cache
-def _kernel() -> Callable[..., None]:
-    from lmworks.models._packed_numba import tile_dots
+def _kernels() -> Any:
+    from lmworks.models import _packed_numba
 
-    kernel: Callable[..., None] = tile_dots
-    return kernel
+    return _packed_numba
+
+
+_LOCAL = threading.local()
+
+
+def _buffer(size: int) -> torch.Tensor:
+    """This thread's memory for dequantised weights, (size,) or longer."""
+    held: torch.Tensor | None = getattr(_LOCAL, "buffer", None)
+    if held is None or len(held) < size:
+        held = _LOCAL.buffer = torch.empty(size)
+    return held
+
+
+def _in_threads(work: Callable[..., None], parts: int, count: int, *arguments: Any) -> None:
+    """work(*arguments, start, stop) for `parts` parts of range(count), at the same time."""
+    ends = [count * i // parts for i in range(parts + 1)]
+    waiting = [_pool().submit(work, *arguments, ends[i], ends[i + 1]) for i in range(1, parts)]
+    work(*arguments, 0, ends[1])
+    for part in waiting:
+        part.result()
 
 
 def _threads() -> int:

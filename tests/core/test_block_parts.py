@@ -36,7 +36,7 @@ def drawn(kind: str, rows: int, blocks: int, seed: int) -> np.ndarray:
     return raw.reshape(rows, -1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(SCALES)), st.integers(1, 5), st.integers(1, 4), st.integers(0, 999))
 def test_the_same_floats_as_gguf(kind: str, rows: int, blocks: int, seed: int) -> None:
     raw = drawn(kind, rows, blocks, seed)

@@ -1,0 +1,136 @@
+"""Quantisers: the bytes of the reference code, and no number that spoils a block in silence."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmworks.core.block_parts import FORMATS
+from lmworks.core.errors import UserError
+from lmworks.core.ggml_types import TYPES
+from lmworks.core.gguf import GGUFTensor, dequantize
+from lmworks.core.k_quantizers import half
+from lmworks.core.quantizers import QUANTIZERS, quantize
+
+reference = pytest.importorskip("gguf")
+SIMPLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+
+# SHA-256 of what ggml's C code (ggml_quantize_chunk of llama.cpp in llama-cpp-python 0.3.36, built
+# without fused products) makes of `hard_rows()`.
+IN_C = {
+    "Q4_K": "32ea8da14a167488dc6c4346a79f689c1f7ef74980578738eb2840207632c770",
+    "Q5_K": "8a8875d90a82fc73ac9bb99a5e88275bc6df72d5dbb99936dd32dc3763b035c1",
+    "Q6_K": "ab0e458bb1bd3e11eaaef72bde41611a778f1ba11e676a5d25a8a14039d8ea7b",
+}
+
+
+def hard_rows(seed: int = 0) -> np.ndarray:
+    """(64, 1024): normal, heavy-tailed, one-sided, constant, tiny, zero, whole numbers."""
+    # Integers over a power of two: the same on every machine, whatever its random functions.
+    whole = np.random.default_rng(seed).integers(-(1 << 12), 1 << 12, (64, 1024))
+    rows = (whole / (1 << 16)).astype(np.float32)
+    rows[0, :256] = 0
+    rows[1], rows[2] = np.abs(rows[1]), -np.abs(rows[2])
+    rows[3] = np.round(rows[3] * 64)
+    rows[4] = np.float32(2.0**-70)
+    rows[5] = rows[5] ** 3 * 4096
+    rows[6, ::17] *= 1024
+    rows[7, 16:32] = np.float32(2.0**-60)
+    return rows
+
+
+def tensor(kind: str, raw: np.ndarray, columns: int) -> GGUFTensor:
+    return GGUFTensor(name="t", shape=(len(raw), columns), type=kind, data=raw.reshape(-1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(SIMPLE),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1e-30, 1e-7, 1e-3, 1.0, 300.0, 10000.0]),
+)
+def test_the_same_bytes_as_gguf(kind: str, seed: int, size: float) -> None:
+    array = np.random.default_rng(seed).standard_normal((3, 64)).astype(np.float32)
+    array *= np.float32(size)
+    array[0, :32] = 0
+    array[1, :32] = np.round(array[1, :32])  # ties
+    with np.errstate(all="ignore"):
+        expected = reference.quants.quantize(array, reference.GGMLQuantizationType[kind])
+    assert quantize(array, kind).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("kind", IN_C)
+def test_the_same_bytes_as_c(kind: str) -> None:
+    assert hashlib.sha256(quantize(hard_rows(), kind).tobytes()).hexdigest() == IN_C[kind]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from([k for k, f in FORMATS.items() if f.join]), st.randoms())
+def test_what_is_taken_apart_can_be_put_together(kind: str, source: object) -> None:
+    raw = np.frombuffer(source.randbytes(5 * TYPES[kind].num_bytes), np.uint8)  # type: ignore[attr-defined]
+    raw = raw.reshape(5, -1)
+    form = FORMATS[kind]
+    assert form.join is not None
+    assert form.join(form.split(raw)).tobytes() == raw.tobytes()
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_a_step_is_all_that_is_lost(kind: str) -> None:
+    array = np.random.default_rng(0).standard_normal((8, 512)).astype(np.float32)
+    again = dequantize(tensor(kind, quantize(array, kind), 512))
+    bits = {"4": 4, "5": 5, "6": 6, "8": 8}[kind[1]]
+    assert np.abs(again - array).mean() < 1.6 * 2.0**-bits  # the ends are some 4.5 apart
+    assert np.abs(again - array).max() < 6 * 2.0**-bits
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_refused_by_name(kind: str, bad: float) -> None:
+    array = np.zeros((2, 256), np.float32)
+    array[1, 3] = bad
+    with pytest.raises(UserError, match=r"blk\.0 holds NaN or infinity"):
+        quantize(array, kind, name="blk.0")
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("size", [5e8, 3e38])
+def test_what_is_too_large_is_refused(kind: str, size: float) -> None:
+    array = np.zeros((1, 256), np.float32)
+    array[0, 0], array[0, 1] = -size, size
+    with pytest.raises(UserError, match=f"too large for the float16 scales of {kind}"):
+        quantize(array, kind)
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+@pytest.mark.parametrize("tiny", [0.0, 1e-45, 1e-40, 1e-20])
+def test_next_to_nothing_is_nothing(kind: str, tiny: float) -> None:
+    array = np.full((1, 256), tiny, np.float32)
+    assert np.abs(dequantize(tensor(kind, quantize(array, kind), 256))).max() <= 1e-7
+
+
+def test_rows_that_do_not_divide_name_the_types_that_fit() -> None:
+    with pytest.raises(
+        UserError, match="rows of 96 do not divide into Q4_K blocks of 256: take Q8"
+    ):
+        quantize(np.zeros((1, 96), np.float32), "Q4_K")
+    with pytest.raises(UserError, match="take F16"):
+        quantize(np.zeros((1, 33), np.float32), "Q8_0")
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "IQ4_XS", "F32"])
+def test_a_type_that_is_only_read_is_named(kind: str) -> None:
+    with pytest.raises(UserError, match=f"w: {kind} can't be written: take one of Q8_0"):
+        quantize(np.zeros((1, 256), np.float32), kind, name="w")
+
+
+def test_a_half_is_that_of_numpy() -> None:
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    between = (halves[1:] + halves[:-1]) / 2
+    for values in (halves[::31], between[::29], between[::37] * np.float32(1.0001), -between[::41]):
+        ours = np.array([half(value) for value in values], dtype=np.float32)
+        assert np.array_equal(ours, values.astype(np.float16).astype(np.float32))
+    assert half(np.float32(65520)) == np.inf and half(np.float32(-1e30)) == -np.inf
