@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from lmworks.cli.launching import LaunchFlags, launch_options, with_launch
 from lmworks.cli.printing import print_artifact, print_config
+from lmworks.core import processes
 from lmworks.core.config import (
     REFERENCE,
     Option,
@@ -34,15 +36,26 @@ def stage_command(name: str, stage: Stage[Any], line: str) -> click.Command:
         recipe: str | None,
         replace: bool,
         dry_run: bool,
+        launch: LaunchFlags | None = None,
         **given: Any,
-    ) -> None:
+    ) -> int | None:
         config = build_config(config_type, recipe, given, sets)
-        print_config(stage.name, config, out)
+        if processes.is_main() and (launch is None or dry_run or launch.kind != "torchrun"):
+            print_config(stage.name, config, out)
         if dry_run:
             _check_references(config)
-            return
-        print_artifact(stage(config, out, replace=replace))
+        if launch is not None:
+            path = click.get_current_context().command_path
+            return launch.start(path.split()[1:], config, out, replace=replace, dry_run=dry_run)
+        if not dry_run:
+            artifact = stage(config, out, replace=replace)
+            if processes.is_main():
+                print_artifact(artifact)
+        return None
 
+    if stage.many_processes:
+        fields += launch_options()
+        run = with_launch(run)
     return click.Command(
         name,
         params=[*fields, *_common(stage.makes)],

@@ -25,6 +25,12 @@ class MissingExtra(UserError):
         super().__init__(f'{purpose} needs the package {package}: pip install "lmworks[{extra}]"')
 
 
+class Preempted(UserError):
+    """The system asked the process to end; what was done is saved, and a new start goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL: what schedulers are told to start again
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when nothing is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

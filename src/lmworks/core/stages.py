@@ -17,7 +17,9 @@ What the wrapper does, once for every stage:
   the end. With another fingerprint the partial folder is thrown away.
 - **All or nothing.** `out.partial` becomes `out` by one rename, after `lmworks.json` is written;
   stopped between the two, the next run only does the rename.
-- **One writer.** A lock file beside `out` keeps a second process away while a run goes on.
+- **One writer.** A lock file beside `out` keeps a second process away while a run goes on. Where a
+  launcher started several processes for one run, they compare settings and inputs first; the main
+  one does all of the above, and the others take part in the body alone.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import tempfile
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +37,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import lmworks
-from lmworks.core import progress
+from lmworks.core import processes, progress
 from lmworks.core.config import COSMETIC, REFERENCE, options, to_mapping
 from lmworks.core.errors import UserError
 from lmworks.core.files import hash_file, hash_folder, hash_json, read_json, write_json, writing
@@ -87,8 +90,10 @@ class Stage(Generic[C]):
         makes: str,
         version: int,
         hash_input: Callable[[Path], str] | None = None,
+        many_processes: bool = False,
     ) -> None:
         self.name, self.makes, self.version, self._body = name, makes, version, body
+        self.many_processes = many_processes
         self._hash_input = hash_input or _content_hash
         hints = typing.get_type_hints(body)
         self.config_type: type[C] = hints["config"]
@@ -109,26 +114,66 @@ class Stage(Generic[C]):
             for name, (ref, path) in inputs.items()
         }
         fingerprint = self._fingerprint(config, lineage)
+        paths = {name: path for name, (_, path) in inputs.items()}
+        if not processes.several():
+            return self._make(config, out, paths, lineage, fingerprint, replace, lambda word: None)
+        if not self.many_processes:
+            raise UserError(f"stage {self.name} runs in one process: start it without a launcher")
+        with processes.watching(f"run the same command again to go on from {_partial_of(out)}"):
+            facts = {"version of lmworks": lmworks.__version__, "setting": fingerprint}
+            hashes = {f"input {n} (sha256)": entry["sha256"] for n, entry in lineage.items()}
+            processes.same_everywhere(hashes | facts)
+            if not processes.is_main():
+                return self._follow(config, out, paths)
+            with processes.announcing() as tell:
+                made = self._make(config, out, paths, lineage, fingerprint, replace, tell)
+            processes.exchange("made")
+        return made
+
+    def _make(
+        self,
+        config: C,
+        out: Path,
+        paths: dict[str, Path],
+        lineage: dict[str, Any],
+        fingerprint: str,
+        replace: bool,
+        tell: Callable[[str], None],
+    ) -> Artifact:
         with _locked(out):
             _recover(out)
             if (done := _finished(out)) and done["fingerprint"] == fingerprint:
+                tell("made")
                 return Artifact(path=out, manifest=done, cached=True)
             _refuse_to_overwrite(out, done, replace)
-            partial = _partial(out, fingerprint)
+            partial = _prepare_partial(out, fingerprint)
             manifest = _finished(partial)
             if manifest is None:
-                paths = {name: path for name, (_, path) in inputs.items()}
                 run = Run(folder=partial, work=partial / ".work", inputs=paths)
+                run.work.mkdir(exist_ok=True)
+                tell("work")
                 manifest = self._work(config, run, fingerprint, lineage)
                 write_json(partial / MANIFEST, manifest)
+            tell("made")
             _put_in_place(partial, out)
             return Artifact(path=out, manifest=manifest)
+
+    def _follow(self, config: C, out: Path, paths: dict[str, Path]) -> Artifact:
+        """Take part in the body; what it writes here is thrown away."""
+        word = processes.exchange(None)[0]
+        if word.startswith("error: "):
+            raise UserError(word.removeprefix("error: "))
+        if word == "work":
+            with tempfile.TemporaryDirectory() as scratch, processes.following():
+                work = _partial_of(out) / ".work"
+                self._body(config, Run(folder=Path(scratch), work=work, inputs=paths))
+        processes.exchange(None)
+        return Artifact.load(out)
 
     def _work(
         self, config: C, run: Run, fingerprint: str, lineage: dict[str, Any]
     ) -> dict[str, Any]:
         """Run the body; the manifest of what it made."""
-        run.work.mkdir(exist_ok=True)
         started = time.monotonic()
         with PeakMemory() as peak:
             metrics = self._body(config, run) or {}
@@ -147,23 +192,35 @@ class Stage(Generic[C]):
         }
 
     def _fingerprint(self, config: C, lineage: dict[str, Any]) -> str:
-        values = to_mapping(config)
-        for item in options(type(config)):
-            if item.role in (COSMETIC, REFERENCE):
-                value = values.pop(item.name)
-                if isinstance(value, Mapping):  # names and their order are the caller's choice
-                    values[item.name] = list(value)
         return hash_json(
             {
                 "stage": [self.name, self.version],
-                "config": values,
+                "config": _what_counts(config, to_mapping(config)),
                 "inputs": {name: entry["sha256"] for name, entry in lineage.items()},
             }
         )
 
 
+def _what_counts(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that change no result, nested ones too, and without references."""
+    for item in options(type(config)):
+        if item.role in (COSMETIC, REFERENCE):
+            value = values.pop(item.name)
+            # Names and their order are the caller's choice.
+            if item.role == REFERENCE and isinstance(value, Mapping):
+                values[item.name] = list(value)
+        elif dataclasses.is_dataclass(inner := getattr(config, item.name)):
+            _what_counts(inner, values[item.name])
+    return values
+
+
 def stage(
-    name: str, *, makes: str, version: int = 1, hash_input: Callable[[Path], str] | None = None
+    name: str,
+    *,
+    makes: str,
+    version: int = 1,
+    hash_input: Callable[[Path], str] | None = None,
+    many_processes: bool = False,
 ) -> Callable[[Callable[[C, Run], dict[str, Any]]], Stage[C]]:
     """Turn `body(config, run) -> metrics` into a stage.
 
@@ -171,8 +228,10 @@ def stage(
         makes: the kind of artifact ("corpus", "tokenizer", "model", "report").
         version: raise it when the body's result changes, so that old artifacts are made anew.
         hash_input: the content hash of an input, for a stage that reads only some of its files.
+        many_processes: several processes may run it together: its body trains once, and what it
+            reads depends on nothing but its inputs and `run.work`.
     """
-    return lambda body: Stage(body, name, makes, version, hash_input)
+    return lambda body: Stage(body, name, makes, version, hash_input, many_processes)
 
 
 _STATE = ".state.json"
@@ -248,9 +307,13 @@ def _refuse_to_overwrite(out: Path, done: dict[str, Any] | None, replace: bool) 
         )
 
 
-def _partial(out: Path, fingerprint: str) -> Path:
+def _partial_of(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _prepare_partial(out: Path, fingerprint: str) -> Path:
     """`out.partial`, as an equal run left it, else empty."""
-    partial = out.with_name(out.name + ".partial")
+    partial = _partial_of(out)
     with writing(partial):
         if fingerprint in (_fingerprint_in(partial / _STATE), _fingerprint_in(partial / MANIFEST)):
             progress.say(f"  going on with what an earlier run left in {partial}")

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmworks.training.strategy import Compute, forward
-
 if TYPE_CHECKING:
     from torch import nn
 
     from lmworks.training.batches import Rows
     from lmworks.training.objectives.base import Objective
+    from lmworks.training.strategy import Compute, Strategy
 
 
 @torch.no_grad()
 def worst_row(
-    model: nn.Module, objective: Objective, batch: Rows, compute: Compute
+    strategy: Strategy, model: nn.Module, objective: Objective, batch: Rows, compute: Compute
 ) -> tuple[int, float]:
     """The row with the highest loss by itself, and that loss; one that is not finite is higher."""
     worst, highest = 0, -math.inf
@@ -26,7 +25,7 @@ def worst_row(
         row = batch.rows(index, index + 1)
         if not row.num_targets:
             continue
-        loss = forward(model, objective, row, compute).value.item()
+        loss = strategy.evaluate(model, objective, [row], compute).loss
         if not math.isfinite(loss):
             return index, loss
         if loss > highest:
@@ -36,7 +35,7 @@ def worst_row(
 
 @torch.no_grad()
 def first_not_finite(
-    model: nn.Module, objective: Objective, batch: Rows, compute: Compute
+    strategy: Strategy, model: nn.Module, objective: Objective, batch: Rows, compute: Compute
 ) -> str | None:
     """What is not finite first: a weight, or the output of a module, by name; None if all are."""
     for name, parameter in model.named_parameters():
@@ -56,13 +55,13 @@ def first_not_finite(
 
     handles = [m.register_forward_hook(hook(name)) for name, m in model.named_modules()]
     try:
-        loss = forward(model, objective, batch, compute).value
+        loss = strategy.evaluate(model, objective, [batch], compute).loss
     finally:
         for handle in handles:
             handle.remove()
     if found:
         return f"the output of {found[0]}"
-    return None if _finite(loss) else "the loss itself"
+    return None if math.isfinite(loss) else "the loss itself"
 
 
 def bad_gradient(model: nn.Module) -> str | None:

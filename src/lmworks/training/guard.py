@@ -127,7 +127,8 @@ class Guard:
     def _guilty(self, batch: Rows) -> str:
         """The worst row of the batch, in words."""
         trainer = self._trainer
-        row, loss = worst_row(trainer.model, trainer.objective, batch, trainer.compute)
+        parts = (trainer.strategy, trainer.model, trainer.objective)
+        row, loss = worst_row(*parts, batch, trainer.compute)
         words = f"its worst row is {row} (loss {loss:.4g})"
         if self._show is not None:
             text = " ".join(self._show(batch.rows(row, row + 1)).split())
@@ -156,7 +157,7 @@ def failure(
 ) -> UserError:
     """What to tell of a step whose loss or gradient is not finite: row, place, what to do."""
     what = f"the loss is {figures.loss} at step {step}"
-    parts = (trainer.model, trainer.objective)
+    parts = (trainer.strategy, trainer.model, trainer.objective)
     if math.isfinite(figures.loss):
         what = f"the gradient's norm is {grad_norm} at step {step}"
         where = bad_gradient(trainer.model)

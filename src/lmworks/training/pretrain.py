@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmworks.core import processes
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.files import write_json
@@ -124,7 +125,7 @@ def new_model(config: PretrainConfig, vocab_size: int) -> Model:
     return model
 
 
-@stage("pretrain", makes="model")
+@stage("pretrain", makes="model", many_processes=True)
 def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     """Train from scratch; see PretrainConfig."""
     from lmworks.models.save import save_model
@@ -240,10 +241,11 @@ def cached_stream(path: Path, tokenizer: Tokenizer, work: Path) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path} is missing: give a corpus made by `lmworks data build`")
     cache = work / f"{path.stem}.npy"
-    if not cache.is_file():
-        tokens = token_stream(read_documents(path), tokenizer)
-        with atomic_open(cache) as file:
-            np.save(file, tokens)
+    with processes.main_first():
+        if not cache.is_file():
+            tokens = token_stream(read_documents(path), tokenizer)
+            with atomic_open(cache) as file:
+                np.save(file, tokens)
     stream: np.ndarray = np.load(cache, mmap_mode="r", allow_pickle=False)
     return stream
 

@@ -83,7 +83,7 @@ class SFTConfig:
     threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
 
 
-@stage("sft", makes="model", version=2)
+@stage("sft", makes="model", version=2, many_processes=True)
 def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     """Fine-tune on answers; see SFTConfig."""
     from lmworks.models.load import load_language_model

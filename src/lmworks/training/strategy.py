@@ -1,7 +1,8 @@
 """Who computes the gradients of a step: one process here, many in `training.distributed`.
 
-The trainer asks a strategy for four things and knows nothing else of processes: to prepare the
-model, for the gradients of a batch, for their norm, for a state that can be saved and put back.
+The trainer asks a strategy for a few things and knows nothing else of processes: to prepare the
+model and its optimizer, for the gradients of a batch and their norm, and for a state that can be
+saved and put back.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from lmworks.core import processes
 from lmworks.training.batches import Rows, micro_batches
+from lmworks.training.distributed.plan import ParallelConfig, resolved
+from lmworks.training.optimizers.base import Optimizer, OptimizerConfig, build_optimizer
 
 if TYPE_CHECKING:
     from torch import nn
 
     from lmworks.training.objectives.base import Loss, Objective
+    from lmworks.training.trainer_config import LoopConfig
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -73,8 +78,14 @@ class Strategy(Protocol):
     def any_process(self, flag: bool) -> bool:
         """Whether any process says so; the same answer in all of them."""
 
-    def prepare(self, model: nn.Module) -> None:
-        """Lay the model out, in place, before the optimizer is made."""
+    def prepare(self, model: nn.Module, config: LoopConfig) -> nn.Module:
+        """The module that this process trains: the model, or its part of it."""
+
+    def optimizer(self, model: nn.Module, config: OptimizerConfig) -> Optimizer:
+        """What updates the module that `prepare` gave."""
+
+    def finish(self, model: nn.Module, trained: nn.Module) -> None:
+        """Bring what was learnt into `model`, from which `prepare` made `trained`."""
 
     def gradients(
         self, model: nn.Module, objective: Objective, batch: Rows, compute: Compute
@@ -111,8 +122,16 @@ class OneProcess:
         """See `Strategy`."""
         return flag
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module, config: LoopConfig) -> nn.Module:
         """Nothing is to be laid out."""
+        return model
+
+    def optimizer(self, model: nn.Module, config: OptimizerConfig) -> Optimizer:
+        """See `Strategy`."""
+        return build_optimizer(model, config)
+
+    def finish(self, model: nn.Module, trained: nn.Module) -> None:
+        """They are the same."""
 
     def gradients(
         self, model: nn.Module, objective: Objective, batch: Rows, compute: Compute
@@ -152,6 +171,19 @@ class OneProcess:
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
         """See `Strategy`."""
         optimizer.load_state_dict(state)
+
+
+def strategy_for(config: ParallelConfig) -> Strategy:
+    """The plan's strategy where a launcher started several processes, else this process alone.
+
+    Raises: UserError for a plan of several processes in one.
+    """
+    if processes.several():
+        from lmworks.training.distributed.strategy import Distributed
+
+        return Distributed(config)
+    resolved(config, 1)
+    return OneProcess()
 
 
 def forward(model: nn.Module, objective: Objective, batch: Rows, compute: Compute) -> Loss:

@@ -7,6 +7,7 @@ import functools
 import sys
 
 from lmworks.core.machine import usable_cores
+from lmworks.core.processes import processes_here
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _MOST_GLIBC_TAKES = 32 * 2**20  # larger thresholds are refused
@@ -14,15 +15,15 @@ _KEPT_BYTES = 2**30
 
 
 def set_threads(threads: int) -> int:
-    """Let torch use `threads` threads, or all usable cores for 0; returns the number.
+    """Let torch use `threads` threads, or for 0 this process's share of the usable cores.
 
     torch counts the machine's cores, not the ones a container may use, and oversubscribed
-    threads wait for each other.
+    threads wait for each other. Returns: the number.
     """
     import torch
 
     keep_freed_memory()
-    threads = threads or usable_cores()
+    threads = threads or max(1, usable_cores() // processes_here())
     torch.set_num_threads(threads)
     return threads
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmworks.core import progress
-from lmworks.core.errors import UserError
+from lmworks.core.errors import Preempted, UserError
 from lmworks.training.averages import WeightAverage
 from lmworks.training.callbacks.base import Callback
 from lmworks.training.callbacks.early_stop import EarlyStop
@@ -28,10 +29,9 @@ from lmworks.training.guard import Guard, failure
 from lmworks.training.history import History
 from lmworks.training.interrupt import interruptible
 from lmworks.training.loss_scale import LossScale
-from lmworks.training.optimizers.base import build_optimizer
 from lmworks.training.schedules import build_schedule
 from lmworks.training.spikes import batch_number
-from lmworks.training.strategy import Compute, OneProcess, Strategy
+from lmworks.training.strategy import Compute, Strategy, strategy_for
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
@@ -75,18 +75,19 @@ class Trainer:
     ) -> None:
         if num_steps < 1:
             raise UserError(f"num_steps = {num_steps}: train for at least one step")
-        self.model, self.config, self.num_steps, self.work = model, config, num_steps, work
+        self.config, self.num_steps, self.work = config, num_steps, work
         self.objective, self.batches, self.heldout = objective, batches, heldout
         self.history = History()
-        self.strategy = strategy or OneProcess()
+        self.strategy = strategy or strategy_for(config.parallel)
         self._home = next(model.parameters()).device
         self.device = _device(config.device, self._home)
         model.to(self.device)
-        self.strategy.prepare(model)
+        self._whole = model
+        self.model = model = self.strategy.prepare(model, config)
         _lay_out(model, config)
         self._scale = LossScale(config.precision)
         self._schedule = build_schedule(config, num_steps)
-        self.optimizer = build_optimizer(model, config.optimizer)
+        self.optimizer = self.strategy.optimizer(model, config.optimizer)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self._average = WeightAverage(self._trained, config.ema) if config.ema else None
         self._guard = Guard(self, show) if config.spikes.threshold else None
@@ -99,7 +100,8 @@ class Trainer:
         """Run to the last step, from the newest checkpoint if there is one.
 
         Raises: UserError for a loss that is not finite, naming step, row and layer;
-            KeyboardInterrupt after Ctrl-C, once the finished steps are saved.
+            KeyboardInterrupt after Ctrl-C and Preempted after SIGTERM, once the finished steps are
+            saved.
         """
         step = self._resume()
         saved_at = time.monotonic()
@@ -117,15 +119,23 @@ class Trainer:
                 reached = self._step(step)
                 bar.advance(reached - step, **self._shown())
                 step = reached
-                stop = self.strategy.any_process(interrupted())
+                stop = self.strategy.any_process(bool(interrupted()))
                 due = self.strategy.any_process(time.monotonic() - saved_at > self._every_s)
                 if stop or (due and step < self.num_steps):
                     self._save(step)
                     saved_at = time.monotonic()
                 if stop:
-                    raise KeyboardInterrupt
+                    self._leave(step, interrupted())
         self._finish(step)
         return self.history
+
+    def _leave(self, step: int, number: int) -> None:
+        """Raises: KeyboardInterrupt, or Preempted when the system ends any of the processes."""
+        if self.strategy.any_process(number == signal.SIGTERM):
+            raise Preempted(
+                f"ended by the system after step {step}, which is saved: the same command goes on"
+            )
+        raise KeyboardInterrupt
 
     @property
     def compute(self) -> Compute:
@@ -216,7 +226,8 @@ class Trainer:
             self._average.settle()
         for callback in self.callbacks:
             callback.end(self)
-        self.model.eval().to(self._home)
+        self.strategy.finish(self._whole, self.model)
+        self._whole.eval().to(self._home)
 
     def state(self) -> dict[str, Any]:
         """All that moves, whole; a collective call where several processes share the work."""

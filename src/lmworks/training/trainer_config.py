@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from lmworks.core.config import option
+from lmworks.core.config import COSMETIC, option
+from lmworks.training.distributed.plan import ParallelConfig
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.schedules import CooldownConfig
 from lmworks.training.spikes import SpikeConfig
@@ -33,4 +34,7 @@ class LoopConfig:
         False, help="compute each layer again for its gradient instead of keeping what it made"
     )
     compile: bool = option(False, help="let torch.compile fuse the layers (needs a C++ compiler)")
+    parallel: ParallelConfig = option(
+        ParallelConfig(), role=COSMETIC, help="how the work is spread over processes"
+    )
     device: str = option("auto", help="cpu, cuda, cuda:1; auto takes a GPU if there is one")
