@@ -96,6 +96,11 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     from lmworks.training.threads import set_threads
     from lmworks.training.trainer import Trainer
 
+    if config.loop.parallel.cuts and config.retention in ("ewc", "l2", "interpolate"):
+        raise UserError(
+            f"--retention {config.retention} looks at all weights in each process, and "
+            f"{config.loop.parallel} cuts the model: take replay or kl, or a plan of data alone"
+        )
     threads = set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_language_model(run.inputs["model"])

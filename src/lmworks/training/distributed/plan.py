@@ -47,6 +47,11 @@ class ParallelConfig:
         return self.data * self.shard * self.tensor * self.pipeline
 
     @property
+    def cuts(self) -> bool:
+        """Whether the plan spreads the model, so that no process has all of it."""
+        return max(self.shard, self.tensor, self.pipeline) > 1
+
+    @property
     def replicated(self) -> bool:
         """Whether every process holds and updates all of the model."""
         return self.size == self.data
