@@ -7,12 +7,13 @@ import click
 
 @click.command()
 @click.argument("reference", metavar="MODEL")
+@click.option("--base", default="", metavar="REF", help="The model under MODEL, an adapter.")
 @click.option("--system", default="", help="A system message to begin with.")
 @click.option("--temperature", default=0.7, show_default=True, help="0 is greedy.")
 @click.option("--max-tokens", default=512, show_default=True, help="Longest answer, in tokens.")
 @click.option("--seed", type=int, help="Same seed, same answers.")
 def command(
-    reference: str, system: str, temperature: float, max_tokens: int, seed: int | None
+    reference: str, base: str, system: str, temperature: float, max_tokens: int, seed: int | None
 ) -> None:
     """Talk to MODEL: a folder, a GGUF file, hf:org/name, an alias, or https://host/v1#model.
 
@@ -26,7 +27,7 @@ def command(
     """
     from lmworks.inference.chat import load_chat
 
-    model = load_chat(reference, max_batch=1)
+    model = load_chat(reference, base=base, max_batch=1)
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}

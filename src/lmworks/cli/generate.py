@@ -10,6 +10,7 @@ import click
 
 @click.command()
 @click.argument("reference", metavar="MODEL")
+@click.option("--base", default="", metavar="REF", help="The model under MODEL, an adapter.")
 @click.argument("prompt", default="", required=False)
 @click.option(
     "--max-tokens", default=128, show_default=True, help="Longest continuation, in tokens."
@@ -25,7 +26,7 @@ import click
     "--length-penalty", default=1.0, show_default=True, help="Of beams: above 0 favours long ones."
 )
 def command(
-    reference: str, prompt: str, beams: int, length_penalty: float, **sampling: Any
+    reference: str, base: str, prompt: str, beams: int, length_penalty: float, **sampling: Any
 ) -> None:
     """Continue PROMPT (or standard input, or nothing) with MODEL, without a chat template.
 
@@ -39,7 +40,7 @@ def command(
 
     if not prompt and not sys.stdin.isatty():
         prompt = sys.stdin.read()
-    model = load_chat(reference, max_batch=1)
+    model = load_chat(reference, base=base, max_batch=1)
     if beams:
         _search(model, prompt, beams, length_penalty, sampling)
         return

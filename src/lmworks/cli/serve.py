@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 
@@ -10,6 +12,7 @@ import click
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--open/--no-open", "open_page", default=False, help="Open the chat page.")
+@click.option("--base", default="", metavar="REF", help="The model under those that are adapters.")
 @click.option("--max-batch", default=8, show_default=True, help="Answers at the same time, each.")
 @click.option("--max-positions", type=int, help="Prompt and answer together, in tokens.")
 def command(
@@ -17,6 +20,7 @@ def command(
     host: str,
     port: int,
     open_page: bool,
+    base: str,
     max_batch: int,
     max_positions: int | None,
 ) -> None:
@@ -32,6 +36,7 @@ def command(
     from lmworks.cli.printing import reference_name
     from lmworks.core.errors import UserError
     from lmworks.inference.chat import load_chat
+    from lmworks.models.adapters.base import is_adapter
     from lmworks.serving.run import bind, serve
 
     named = {}
@@ -44,7 +49,12 @@ def command(
         named[name] = reference
     bind(host, port).close()  # a port in use is told before a model is loaded
     models = {
-        name: load_chat(reference, max_batch=max_batch, max_positions=max_positions)
+        name: load_chat(
+            reference,
+            base=base if is_adapter(Path(reference)) else "",
+            max_batch=max_batch,
+            max_positions=max_positions,
+        )
         for name, reference in named.items()
     }
     serve(models, host=host, port=port, open_page=open_page)

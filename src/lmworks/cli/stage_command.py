@@ -15,6 +15,7 @@ from lmworks.core import processes
 from lmworks.core.config import (
     REFERENCE,
     Option,
+    base_of_kinds,
     from_mapping,
     merge,
     options,
@@ -100,6 +101,8 @@ def _option(item: Option) -> click.Option:
         kind = {int: int, float: float}.get(item.type, str)
     # No default here: what the user did not say must not override a recipe.
     metavar = "REF" if item.role == REFERENCE else type_name(item.type)
+    if base_of_kinds(item.type) is not None:
+        metavar = "kind"
     if not isinstance(kind, click.Choice):
         metavar = metavar.upper()  # choices are typed as they are shown
     return click.Option([flag, item.name], type=kind, default=None, metavar=metavar, help=shown)
@@ -115,6 +118,9 @@ def build_config(
     known = {item.name: item for item in options(config_type)}
     given = {name: value for name, value in given.items() if value not in (None, ())}
     values |= {name: _from_flag(known[name], value) for name, value in given.items()}
+    for name in known.keys() & values.keys():
+        if base_of_kinds(known[name].type) is not None and isinstance(values[name], str):
+            values[name] = {"kind": values[name]}  # so that --set can add to it
     for text in sets:
         path, value = parse_set(text)
         values = merge(values, path, value)

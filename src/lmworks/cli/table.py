@@ -128,6 +128,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.models.upcycle:upcycle_stage",
         "Make a model with experts out of a dense one.",
     ),
+    "model merge-adapter": (
+        "stage:lmworks.models.adapters.merge_stage:merge_adapter",
+        "Fold an adapter into the weights of its base.",
+    ),
     "model parity": (
         "lmworks.cli.model_parity:command",
         "Where two models part on the same tokens, and why.",

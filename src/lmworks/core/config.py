@@ -113,8 +113,9 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], *, where: str = "confi
     _check_keys(cls, values, where)
     import pydantic
 
+    filled = _of_their_kinds(cls, _over_defaults(cls, values), where)
     try:
-        return pydantic.TypeAdapter(cls).validate_python(_over_defaults(cls, values))
+        return pydantic.TypeAdapter(cls).validate_python(filled)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "value"
@@ -134,6 +135,33 @@ def _over_defaults(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
         if item.nested and isinstance(value, Mapping) and not item.required:
             filled[key] = lay_over(dataclasses.asdict(item.default), value)
     return filled
+
+
+def base_of_kinds(annotation: Any) -> Any:
+    """The class in `C` or `C | None` whose subclasses are told apart by their `kind`, or None.
+
+    Such a class has `of_kind(kind) -> type`. In a mapping, `kind` says which it is; a word alone is
+    that kind with its defaults.
+    """
+    found = [a for a in (annotation, *typing.get_args(annotation)) if hasattr(a, "of_kind")]
+    return found[0] if found else None
+
+
+def _of_their_kinds(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values`, those of fields with kinds made into the configs that they name."""
+    made = dict(values)
+    for item in options(cls):
+        base, value = base_of_kinds(item.type), values.get(item.name)
+        if base is None or not isinstance(value, str | Mapping):
+            continue
+        settings = {"kind": value} if isinstance(value, str) else dict(value)
+        kind = settings.pop("kind", "")
+        if not isinstance(kind, str) or not kind:
+            raise UserError(f"{where}: {item.name} needs a kind, for example {item.name}.kind=lora")
+        made[item.name] = from_mapping(
+            base.of_kind(kind), settings, where=f"{where}: {item.name} ({kind})"
+        )
+    return made
 
 
 def lay_over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +184,8 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str, prefix: str = 
             names = ", ".join(prefix + name for name in known)
             raise UserError(f"{where}: unknown key {prefix + str(key)!r}: {hint}known: {names}")
         inner = _config_class(known[key].type)
+        if base_of_kinds(known[key].type) is not None:
+            continue  # checked against their own kind
         entries = {"": value} if isinstance(value, Mapping) else {}
         if isinstance(value, list | tuple):
             entries = {f".{i}": v for i, v in enumerate(value) if isinstance(v, Mapping)}

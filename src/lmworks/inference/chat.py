@@ -3,6 +3,7 @@
 | reference | gives |
 |---|---|
 | a path, `hf:`, `pypi:`, an alias | `LocalChat`: weights behind an engine; a GGUF stays packed |
+| the folder of an adapter | the same, with the adapter on its base |
 | `https://host/v1#model` | `RemoteChat` |
 
 `ScriptedChat` stands in for either in tests.
@@ -36,11 +37,16 @@ __all__ = [
 
 
 def load_chat(
-    ref: str | Path, *, max_batch: int = 8, max_positions: int | None = None
+    ref: str | Path,
+    *,
+    base: str = "",
+    max_batch: int = 8,
+    max_positions: int | None = None,
 ) -> ChatModel:
     """The model that `ref` stands for, ready to answer.
 
     Args:
+        base: the model under an adapter, instead of the one that its folder names.
         max_batch: conversations that run at the same time; memory for their context is reserved.
         max_positions: prompt and answer together, in tokens; by default the model's context, at
             most 8192. Both are for local weights: an endpoint has its own limits.
@@ -48,13 +54,15 @@ def load_chat(
     """
     found = resolve(str(ref))
     if found.path is None:
+        if base:
+            raise UserError(f"{ref} is no adapter: it needs no base")
         return RemoteChat(found.url, found.model)
     from lmworks.inference.engine import Engine
     from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
 
     engine = Engine(
-        load_language_model(found.path, packed=True),
+        load_language_model(found.path, packed=True, base=base),
         load_tokenizer(found.path),
         max_batch=max_batch,
         max_positions=max_positions,

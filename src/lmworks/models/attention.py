@@ -45,6 +45,7 @@ class Attention(nn.Module):
             self.q_norm = build_norm(config.qk_norm, query_size if whole else config.head_dim)
             self.k_norm = build_norm(config.qk_norm, key_size if whole else config.head_dim)
         self.pattern = build_pattern(config, model)
+        self.prefix: nn.Module | None = None  # of an adapter: keys and values before all others
         self.rotary = None
         if config.rope is not None:
             self.rotary = shared_rotary(config.rope, config.rope.rotary_dim(config.head_dim))
@@ -73,6 +74,8 @@ class Attention(nn.Module):
         y = None if self.pattern is None else self.pattern(x, q, k, v, context)
         if y is None:
             mask, is_causal = score_mask(self.config, context, x.shape[1], k.shape[2], x.device)
+            if self.prefix is not None:
+                k, v, mask, is_causal = self.prefix(k, v, mask, is_causal, context)
             y = attend(q, k, v, self.config, mask=mask, is_causal=is_causal)
         return self._output(y, context)
 

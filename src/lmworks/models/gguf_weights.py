@@ -32,11 +32,15 @@ def open_gguf(path: Path) -> GGUFWeights:
     with telling(path):
         layout = architecture(name).layout("gguf")
         config = layout.read_config(file.metadata, file.tensors)
-    return GGUFWeights(path, layout, config, file)
+    weights = GGUFWeights(path, layout, config, file)
+    weights.model_type = name
+    return weights
 
 
 class GGUFWeights:
     """The opened file."""
+
+    model_type = ""
 
     def __init__(self, path: Path, layout: Layout, config: ModelConfig, file: GGUF) -> None:
         self.path, self.layout = path, layout

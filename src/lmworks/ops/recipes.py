@@ -45,6 +45,7 @@ STAGES: dict[str, str] = {
     "reward": "lmworks.training.reward:reward",
     "distill": "lmworks.training.distill:distill",
     "embed": "lmworks.training.embed:embed",
+    "merge_adapter": "lmworks.models.adapters.merge_stage:merge_adapter",
     "quantize": "lmworks.compression.quantize:quantize",
     "needle": "lmworks.evaluation.needle:needle",
     "position_perplexity": "lmworks.evaluation.position_perplexity:position_perplexity",

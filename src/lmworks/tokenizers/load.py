@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmworks.core.errors import UserError
+from lmworks.core.files import read_json
 from lmworks.core.references import resolve
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.vocabulary import Vocabulary
@@ -42,6 +43,11 @@ def _read(path: Path) -> Vocabulary:
         return reader(found)
     if weights := find_gguf(path):
         return gguf.load(weights)
+    if (config := path / "adapter_config.json").is_file():  # an adapter has its base's
+        base = read_json(config, "adapter config")
+        name = base.get("base_model_name_or_path") if isinstance(base, dict) else None
+        if isinstance(name, str) and (under := resolve(name).path) and under != path:
+            return _read(under)
     raise UserError(f"{path} holds no tokenizer: neither {', '.join(_IN_A_FOLDER)} nor a GGUF file")
 
 

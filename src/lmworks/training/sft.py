@@ -17,6 +17,8 @@ from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.files import write_json
 from lmworks.core.stages import Run, stage
+from lmworks.models.adapters.base import AdapterConfig
+from lmworks.training.adapted import ADAPTER_HELP, BASE_TYPE_HELP, BaseType
 from lmworks.training.mask_config import MaskConfig
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.retention.config import RetentionConfig
@@ -50,6 +52,8 @@ class SFTConfig:
             --context-length 1024 --set loop.optimizer.learning_rate=2e-5
         lmworks train sft --model smollm2-135m --questions chats.jsonl --corpus runs/general \\
             --retention kl --forgetting-budget 1%
+        lmworks train sft --model smollm2-135m --questions chats.jsonl --adapter lora \\
+            --base-type packed --set adapter.rank=8
     """
 
     model: str = option(role=REFERENCE, help="the model to start from")
@@ -62,6 +66,8 @@ class SFTConfig:
     forgetting_budget: str = option(
         "", help="the most that the loss on held-out general text may rise, as 1%"
     )
+    adapter: AdapterConfig | None = option(None, help=ADAPTER_HELP)
+    base_type: BaseType = option("float32", help=BASE_TYPE_HELP)
     epochs: float = option(3.0, help="passes over the conversations, unless --num-steps is given")
     num_steps: int = option(0, help="training steps; 0 derives them from --epochs")
     batch_size: int = option(16, help="conversations per step, or packed rows")
@@ -86,9 +92,8 @@ class SFTConfig:
 @stage("sft", makes="model", version=2, many_processes=True)
 def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     """Fine-tune on answers; see SFTConfig."""
-    from lmworks.models.load import load_language_model
-    from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.adapted import adapter_figures, load_to_train, save_trained
     from lmworks.training.callbacks.same_data import SameData
     from lmworks.training.callbacks.samples import text_of
     from lmworks.training.pretrain import summary
@@ -103,7 +108,7 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
         )
     threads = set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
-    model = load_language_model(run.inputs["model"])
+    model = load_to_train(run.inputs["model"], config.adapter, config.base_type, config.seed)
     length = context_length(config.context_length, model)
     train, heldout = _files(run.inputs["questions"])
     conversations = _conversations(train, tokenizer, length, config)
@@ -147,7 +152,9 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     metrics |= {name: count for name, count in counts.items() if count} | held.figures()
     if metrics["heldout_loss"] is not None:
         metrics["heldout_perplexity"] = math.exp(min(metrics["heldout_loss"], 700))
-    save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
+    metrics |= adapter_figures(model)
+    card = _card(config, metrics)
+    save_trained(model, run.folder, base=config.model, tokenizer=tokenizer, card=card)
     looks = held.forgetting.looks if held.forgetting else []
     write_json(run.folder / "history.json", dataclasses.asdict(history) | {"general": looks})
     return metrics
