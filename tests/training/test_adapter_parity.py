@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmworks.core.gguf import GGUFTensor, quantize_q8_0
+from lmworks.core.gguf import GGUFTensor
+from lmworks.core.quantizers import quantize
 from lmworks.models.adapters.base import AdapterConfig, add_adapter
 from lmworks.models.adapters.dora import DoRAConfig
 from lmworks.models.adapters.files import save_adapter
@@ -181,14 +182,14 @@ def test_recomputed_layers_and_micro_batches_change_nothing(
     assert np.abs(np.array(losses[2]) - losses[0]).max() <= 1e-5
 
 
-def q8_0(layer: torch.nn.Linear) -> PackedLinear:
+def q4_1(layer: torch.nn.Linear) -> PackedLinear:
     values = layer.weight.detach().numpy()
-    data = quantize_q8_0(values).reshape(-1).view(np.uint8)
-    return PackedLinear(GGUFTensor(name="w", shape=values.shape, type="Q8_0", data=data))
+    data = quantize(values, "Q4_1").reshape(-1).view(np.uint8)
+    return PackedLinear(GGUFTensor(name="w", shape=values.shape, type="Q4_1", data=data))
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
-@pytest.mark.parametrize("pack", [q8_0, NF4Linear.of])
+@pytest.mark.parametrize("pack", [q4_1, NF4Linear.of])
 def test_on_blocks_it_learns_what_it_learns_on_their_values(
     pack: Any, kind: str, folder: Path, tmp_path: Path
 ) -> None:
