@@ -3,7 +3,8 @@
     python tools/make_preference_oracles.py            # a tiny Llama: seconds
     python tools/make_preference_oracles.py smollm2    # SmolLM2-135M: minutes for each objective
 
-fp32, CPU, one thread, AdamW without decay at a constant rate, gradients clipped at 1.
+fp32, CPU, one thread, gradients clipped at 1, a constant rate; AdamW without decay for the tiny
+model, plain SGD for SmolLM2. Further words are the objectives to ask for, all by default.
 """
 
 from __future__ import annotations
@@ -71,11 +72,9 @@ def ask(name: str, kind: str, folder: Path, out: Path) -> dict[str, list[float]]
 
     batch_size = setup.BATCH_SIZES[kind]
     count = batch_size * 10
-    rows = (
-        setup.judged_rows(count)
-        if name == "kto"
-        else setup.rows(count, as_text=name in setup.AS_TEXT)
-    )
+    make = setup.judged_rows if name == "kto" else setup.rows
+    as_text = setup.is_text(name, kind)
+    rows = make(count, as_text=as_text)
     arguments = config_class(
         output_dir=str(out),
         max_steps=setup.NUM_STEPS,
@@ -84,7 +83,7 @@ def ask(name: str, kind: str, folder: Path, out: Path) -> dict[str, list[float]]
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=1.0,
-        optim="adamw_torch",
+        optim=setup.OPTIMIZERS[kind],
         train_sampling_strategy="sequential",
         logging_steps=1,
         save_strategy="no",
@@ -98,6 +97,10 @@ def ask(name: str, kind: str, folder: Path, out: Path) -> dict[str, list[float]]
         **setup.CASES[name][2],
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if as_text and name not in setup.AS_TEXT:
+        # Their newer trainers leave the first token to the tokenizer, the older ones put it there.
+        for row in rows:
+            row["prompt"] = tokenizer.bos_token + row["prompt"]
     if name == "reward":
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=1, dtype=torch.float32

@@ -23,13 +23,16 @@ from lmworks.training.reward_batches import RewardPairs
 ORACLES = Path(__file__).with_name("oracles")
 
 
-def data_for(name: str, tokenizer: Any, batch_size: int) -> Any:
+def data_for(name: str, tokenizer: Any, batch_size: int, kind: str) -> Any:
+    as_text = setup.is_text(name, kind)
     count = batch_size * 10
     fit = Fit(length=127)
     if name == "kto":
-        judged = [r for row in setup.judged_rows(count) for r in as_judged("row", row)]
+        judged = [
+            r for row in setup.judged_rows(count, as_text=as_text) for r in as_judged("row", row)
+        ]
         return JudgedAnswers(judged, tokenizer, fit, batch_size=batch_size, seed=0, count="all")
-    pairs = [as_pair("row", row) for row in setup.rows(count, as_text=name in setup.AS_TEXT)]
+    pairs = [as_pair("row", row) for row in setup.rows(count, as_text=as_text)]
     if name == "reward":
         return RewardPairs(pairs, tokenizer, fit, batch_size=batch_size, seed=0)
     return Pairs(pairs, tokenizer, fit, batch_size=batch_size, seed=0, count="all")
@@ -41,7 +44,7 @@ def run(
     """Our losses and gradient norms on the batches that TRL had: rows in their order."""
     batch_size = setup.BATCH_SIZES[kind]
     objective_name, settings, _ = setup.CASES[name]
-    data = data_for(name, tokenizer, batch_size)
+    data = data_for(name, tokenizer, batch_size, kind)
     if name == "reward":
         model = reward_model(model, 1, seed=0)
         head: Any = model.head
@@ -54,7 +57,8 @@ def run(
         else:
             score = Referenced(data, frozen_copy(model)).score
     objective = build_objective(objective_name, settings)
-    optimizer = torch.optim.AdamW(
+    kinds: dict[str, Any] = {"adamw_torch": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    optimizer = kinds[setup.OPTIMIZERS[kind]](
         model.parameters(), lr=setup.LEARNING_RATES[kind], weight_decay=0.0
     )
     losses, norms = [], []
@@ -96,7 +100,9 @@ def test_fifty_steps_are_those_of_trl(name: str, stored: bool, tmp_path: Path) -
 @pytest.mark.parametrize("name", setup.CASES)
 def test_fifty_steps_of_smollm2_are_those_of_trl(name: str, tmp_path: Path) -> None:
     path = ORACLES / "preference_smollm2.json"
-    oracle = json.loads(path.read_text())[name]
+    oracle = json.loads(path.read_text()).get(name) if path.is_file() else None
+    if oracle is None:
+        pytest.skip(f"not recorded: python tools/make_preference_oracles.py smollm2 {name}")
     model, tokenizer = load_language_model("smollm2-135m"), load_tokenizer("smollm2-135m")
     losses, norms = run(name, model, tokenizer, "smollm2", setup.NUM_STEPS, tmp_path, stored=True)
     assert losses == pytest.approx(oracle["loss"], abs=1e-5)

@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.data.questions:draw_questions",
         "Question and answer pairs drawn from a corpus.",
     ),
+    "data preferences": (
+        "stage:lmworks.data.preferences:draw_preferences",
+        "Pairs of answers of which the better one is known, out of questions.",
+    ),
     "data needles": (
         "stage:lmworks.data.needles:plant_needles",
         "Put a sentence to find into every passage of a corpus.",
@@ -99,6 +103,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval tokenizers": (
         "stage:lmworks.evaluation.compare_tokenizers:compare_tokenizers",
         "Tokenizers side by side on held-out text, as a report.",
+    ),
+    "eval preferences": (
+        "stage:lmworks.evaluation.preferences:eval_preferences",
+        "How often models agree with held-out preferences, and what they go by.",
     ),
     "eval needle": (
         "stage:lmworks.evaluation.needle:needle",
