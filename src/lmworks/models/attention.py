@@ -17,10 +17,11 @@ from lmworks.core.errors import UserError
 from lmworks.models.attention_patterns import build_pattern
 from lmworks.models.config import AttentionConfig, ModelConfig
 from lmworks.models.context import Context
+from lmworks.models.documents import Bucket
 from lmworks.models.initialization import INIT_STD, init_linear
 from lmworks.models.masks import cross_mask, score_mask
 from lmworks.models.norms import build_norm
-from lmworks.models.positions import apply_rotary, shared_rotary
+from lmworks.models.positions import apply_rotary, shared_rotary, turns
 
 
 class Attention(nn.Module):
@@ -56,7 +57,7 @@ class Attention(nn.Module):
         cache, rotary = context.cache, self.rotary
         if cache is None:
             if rotary is not None:
-                cos, sin = (t[: x.shape[1]] for t in rotary.tables(x.shape[1], x.device))
+                cos, sin = turns(rotary, context, x.shape[1], x.device)
                 q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
         elif rotary is not None and rotary.depends_on_length:
             # Kept unturned: see `positions`.
@@ -71,13 +72,34 @@ class Attention(nn.Module):
         context.note("mixer.q", q)
         context.note("mixer.k", k)
         context.note("mixer.v", v)
+        return self._output(self._attended(x, q, k, v, context), context)
+
+    def _attended(
+        self, x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        """What each query gathers, (B, N, T, D)."""
+        if context.apart is not None and context.padding is None:
+            return self._attended_apart(q, k, v, context)
         y = None if self.pattern is None else self.pattern(x, q, k, v, context)
         if y is None:
-            mask, is_causal = score_mask(self.config, context, x.shape[1], k.shape[2], x.device)
+            mask, is_causal = score_mask(self.config, context, q.shape[2], k.shape[2], q.device)
             if self.prefix is not None:
                 k, v, mask, is_causal = self.prefix(k, v, mask, is_causal, context)
             y = attend(q, k, v, self.config, mask=mask, is_causal=is_causal)
-        return self._output(y, context)
+        return y
+
+    def _attended_apart(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        """The same of packed rows, document by document."""
+
+        def read(bucket: Bucket, *rows: torch.Tensor) -> torch.Tensor:
+            alone = context.of_bucket(bucket, padded=not self.config.causal)
+            q, k, v = (part.transpose(1, 2) for part in rows)
+            return self._attended(q, q, k, v, alone).transpose(1, 2)
+
+        assert context.apart is not None
+        return context.apart.apart(read, *(t.transpose(1, 2) for t in (q, k, v))).transpose(1, 2)
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, H) -> (B, N, T, D), normed, before positions."""

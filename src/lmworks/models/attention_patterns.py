@@ -2,7 +2,7 @@
 
 A pattern gets the queries, keys and values of its attention and gives the attended values, at a
 cost that follows the keys that are seen. Where it can't (rows of unequal lengths in a cache, a bias
-on the scores, ALiBi) it gives None, and the attention goes through a mask.
+on the scores, ALiBi, rows that are told what to see) it gives None, and the attention goes through a mask.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Window(nn.Module):
         cache, config = context.cache, self.config
         assert isinstance(config.pattern, SlidingWindow)
         even = cache is None or (cache.positions.shape[0] == 1 and not cache.sees_all)
-        if config.alibi or context.bias is not None or not even:
+        told = (context.bias, context.visible, context.documents, context.positions)
+        if config.alibi or not even or any(value is not None for value in told):
             return None
         return windowed_attention(
             q,

@@ -10,6 +10,7 @@ import torch
 
 if TYPE_CHECKING:
     from lmworks.models.cache import LayerCache
+    from lmworks.models.documents import Bucket, Documents
 
 
 class Encoded:
@@ -44,6 +45,9 @@ class Context:
         nodes: (G, M) bool, where the rows are M texts of each of G graphs: True where one is.
         bias: added to the scores of every attention, (1 or B, N, T, S).
         encoded: the encoder's states, for cross attention.
+        documents: those that the rows are packed of; each is as if it stood alone.
+        positions: (B, T), where each token stands, if not one behind the other.
+        visible: (B, T, T) bool, True where a token may look, in place of "those up to itself".
         layer: the number of the layer.
         record: called with (operation, tensor) for each named operation; for explorers and the
             parity debugger.
@@ -56,9 +60,35 @@ class Context:
     nodes: torch.Tensor | None = None
     bias: torch.Tensor | None = None
     encoded: Encoded | None = None
+    documents: Documents | None = None
+    positions: torch.Tensor | None = None
+    visible: torch.Tensor | None = None
     layer: int = 0
     record: Callable[[str, torch.Tensor], None] | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def places(self) -> torch.Tensor | None:
+        """(B, T), where each token stands; None where it is 0, 1, 2 ... in all rows."""
+        if self.positions is None and self.documents is not None:
+            return self.documents.positions
+        return self.positions
+
+    @property
+    def apart(self) -> Documents | None:
+        """The documents, if each can be read as a row of its own."""
+        plain = self.positions is None and self.visible is None
+        return self.documents if plain else None
+
+    def of_bucket(self, bucket: Bucket, *, padded: bool) -> Context:
+        """What a layer sees of a bucket of documents; `padded`: whether it must know of padding."""
+        bias = self.bias
+        if bias is not None:
+            length = bucket.tokens.shape[1]
+            bias = bias[..., :length, :length]  # by distance, which is the same everywhere
+        return Context(
+            padding=bucket.real if padded else None, bias=bias, layer=self.layer, memo=bucket.memo
+        )
 
     def note(self, operation: str, value: torch.Tensor) -> None:
         """Record what an operation of this layer gave, if anybody asked."""

@@ -21,7 +21,7 @@ from lmworks.models.context import Context
 from lmworks.models.initialization import INIT_STD, init_linear
 from lmworks.models.masks import score_mask
 from lmworks.models.norms import build_norm
-from lmworks.models.positions import apply_rotary, shared_rotary
+from lmworks.models.positions import apply_rotary, shared_rotary, turns
 
 
 class LatentAttention(nn.Module):
@@ -66,7 +66,7 @@ class LatentAttention(nn.Module):
         )
         latents = self.kv_a_norm(latents)  # (B, 1, T, R)
         if cache is None:
-            cos, sin = (t[:num_new] for t in self.rotary.tables(num_new, x.device))
+            cos, sin = turns(self.rotary, context, num_new, x.device)
         else:
             cos, sin = cache.rotary(self.rotary)
         q_rope, rope_keys = apply_rotary(q_rope, cos, sin), apply_rotary(rope_keys, cos, sin)

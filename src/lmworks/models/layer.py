@@ -11,6 +11,7 @@ from lmworks.models.attention import CrossAttention
 from lmworks.models.base import build_block
 from lmworks.models.config import LayerConfig, ModelConfig
 from lmworks.models.context import Context
+from lmworks.models.documents import Bucket
 from lmworks.models.norms import build_norm
 
 
@@ -27,6 +28,8 @@ class Layer(nn.Module):
         if config.feed_forward is not None:
             self._add("feed_forward", build_block(config.feed_forward, model), config, model)
         self.parts = [name for name in _PARTS if hasattr(self, name)]
+        blocks = {"mixer": config.mixer, "feed_forward": config.feed_forward}
+        self._apart = {name for name, block in blocks.items() if block and block.reads_apart}
 
     def _add(self, name: str, block: nn.Module, config: LayerConfig, model: ModelConfig) -> None:
         if self.placement != "parallel_shared" or name == "mixer":
@@ -56,7 +59,7 @@ class Layer(nn.Module):
         normed = norm(x)
         context.note("mixer_norm", normed)
         for name in self.parts:
-            update: torch.Tensor = getattr(self, name)(normed, context)
+            update = self._call(name, normed, context)
             context.note(name, update)
             x = x + update
         context.note("residual", x)
@@ -68,12 +71,25 @@ class Layer(nn.Module):
         if self.placement not in ("post", "output"):
             x = norm(x)
             context.note(f"{name}_norm", x)
-        update: torch.Tensor = getattr(self, name)(x, context)
+        update = self._call(name, x, context)
         context.note(name, update)
         if self.placement == "output":
             update = norm(update)
         elif self.placement == "sandwich":
             update = getattr(self, f"{name}_output_norm")(update)
+        return update
+
+    def _call(self, name: str, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """The part itself; of packed rows, document by document if it reads them so."""
+        block: Any = getattr(self, name)
+        if name in self._apart and context.apart is not None:
+
+            def read(bucket: Bucket, rows: torch.Tensor) -> torch.Tensor:
+                found: torch.Tensor = block(rows, context.of_bucket(bucket, padded=False))
+                return found
+
+            return context.apart.apart(read, x)
+        update: torch.Tensor = block(x, context)
         return update
 
     def reset_parameters(self, generator: torch.Generator | None, *, output_std: float) -> None:

@@ -1,5 +1,8 @@
 """Which positions a position sees, as what is added to the scores: 0 or -infinity, or a bias.
 
+Four things hide one: what comes later (or `visible`, which says it outright), a window, padding,
+and another document of a packed row. Order is that of the row, distance that of `positions`.
+
 Where nothing but "those up to itself" is asked, there is no mask: the fused kernels know it.
 """
 
@@ -44,7 +47,8 @@ def _build(
     cache = context.cache
     if window is not None and window >= num_seen:
         window = None  # nothing is out of sight
-    plain = window is None and context.padding is None and context.bias is None and not alibi_heads
+    given = (context.padding, context.bias, context.documents, context.visible)
+    plain = window is None and not alibi_heads and all(value is None for value in given)
     if plain and not causal:
         return None, False
     if plain and (cache is None or cache.is_causal):
@@ -55,14 +59,22 @@ def _build(
     keys = torch.arange(num_seen, device=device)[None]
     if cache is not None:
         keys = cache.key_positions(num_seen)
+    ahead = keys[:, None, None, :] > queries[:, None, :, None]  # (B or 1, 1, T, S)
+    if context.places is not None:
+        queries = keys = context.places
     distance = queries[:, None, :, None] - keys[:, None, None, :]  # (B or 1, 1, T, S)
     hidden = (keys < 0)[:, None, None, :].expand_as(distance).clone()
-    if causal:
-        hidden |= distance < 0
+    if context.visible is not None:
+        hidden = hidden | ~context.visible[:, None]
+    elif causal:
+        hidden |= ahead
     if window is not None:
         hidden |= distance.abs() >= window
     if context.padding is not None:
         hidden = hidden | ~context.padding[:, None, None, :]
+    if context.documents is not None:
+        numbers = context.documents.numbers
+        hidden = hidden | (numbers[:, None, :, None] != numbers[:, None, None, :])
     mask = torch.zeros(hidden.shape, device=device)
     if alibi_heads:
         mask = mask - alibi_slopes(alibi_heads).to(device)[:, None, None] * distance.abs()

@@ -22,8 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lmworks.core.errors import UserError
 from lmworks.models.base import build_block
-from lmworks.models.config import AttentionConfig, LMHeadConfig, ModelConfig
+from lmworks.models.config import AttentionConfig, BlockConfig, LMHeadConfig, ModelConfig
 from lmworks.models.context import Context, Encoded
+from lmworks.models.documents import Documents
 from lmworks.models.heads import HeadTransform, PooledHead, build_head
 from lmworks.models.initialization import INIT_STD, init_linear, residual_std
 from lmworks.models.layer import Layer
@@ -112,6 +113,9 @@ class Model(nn.Module):
         global_attention_mask: torch.Tensor | None = None,
         nodes: torch.Tensor | None = None,
         encoded: Encoded | None = None,
+        documents: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        visible: torch.Tensor | None = None,
         record: Record | None = None,
     ) -> torch.Tensor:
         """(B, T) -> (B, T, H) after the final norm; errors as in `forward`.
@@ -123,26 +127,40 @@ class Model(nn.Module):
             nodes: (G, M) bool: the B rows are M texts of each of G graphs, its centre first; True
                 where there is one (GraphFormers).
             encoded: what `encode` gave, for an encoder-decoder.
+            documents: (B, T) int; tokens of a row with the same number are of one document, which
+                is read as if it stood alone in a row.
+            positions: (B, T) int64, where each token stands, by default one behind the other (in
+                its document). Which comes first is still told by the order in the row.
+            visible: (B, T, T) bool, True where token t may look at s, in place of "at those up to
+                itself". Every token must see one.
             record: called with (operation, tensor) for each named operation.
         """
+        self._check_told(cache, documents=documents, positions=positions, visible=visible)
         chosen = None if global_attention_mask is None else global_attention_mask.bool()
         context = Context(
             padding=_padding(attention_mask),
             global_tokens=chosen,
             nodes=_nodes(nodes, len(input_ids)),
             encoded=encoded,
+            documents=None if documents is None else Documents(documents),
+            positions=positions,
+            visible=None if visible is None else visible.bool(),
             record=record,
         )
         if cache is None:
             rows = self._rows(input_ids)
-            positions = torch.arange(rows.shape[1], device=rows.device)
-            context = self._with_bias(context, positions[None], rows.shape[1])
-            return self._run(self._embed(rows, positions, token_type_ids), context)
+            order = torch.arange(rows.shape[1], device=rows.device)
+            places = order if context.places is None else context.places
+            # Documents that are read apart have the distances of a whole row.
+            apart = context.apart is not None and context.padding is None
+            context = self._with_bias(context, order if apart else places)
+            return self._run(self._embed(rows, places, token_type_ids), context)
         step = cache.begin(*input_ids.shape[:2])
         with torch.no_grad():
             x = self._embed(self._rows(input_ids), step.positions, token_type_ids)
             caches = [step.layer(i) for i in range(len(self.layers))]
-            context = self._with_bias(context, caches[0].positions, step.total)
+            bias = self.bias(caches[0].positions, step.total)
+            context = dataclasses.replace(context, bias=bias)
             hidden = self._run(x, context, caches)
         step.commit()
         return hidden
@@ -183,18 +201,45 @@ class Model(nn.Module):
         """(B, T) -> (B, T, H): what the first layer gets. Raises: UserError for an unknown id."""
         return self._embed(self._rows(input_ids), positions, None)
 
-    def bias(self, positions: torch.Tensor, num_seen: int) -> torch.Tensor | None:
+    def bias(
+        self, positions: torch.Tensor, num_seen: int, seen: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
         """What is added to the scores of every attention, (1 or B, N, T, S), or None.
 
         Args:
             positions: (1 or B, T) of the queries.
             num_seen: S, the keys from position 0 on.
+            seen: (1 or B, S) of the keys, if they stand elsewhere.
         """
-        return None if self.relative_bias is None else self.relative_bias(positions, num_seen)
+        if self.relative_bias is None:
+            return None
+        return cast(torch.Tensor, self.relative_bias(positions, num_seen, seen))
 
-    def _with_bias(self, context: Context, positions: torch.Tensor, num_seen: int) -> Context:
-        bias = self.bias(positions, num_seen)
+    def _with_bias(self, context: Context, positions: torch.Tensor) -> Context:
+        positions = positions if positions.dim() == 2 else positions[None]
+        bias = self.bias(positions, positions.shape[1], positions)
         return context if bias is None else dataclasses.replace(context, bias=bias)
+
+    def _check_told(self, cache: CacheView | None, **told: torch.Tensor | None) -> None:
+        """Raises: UserError for what a layer can't honour, or that does not fit a cache."""
+        given = {name: value for name, value in told.items() if value is not None}
+        if not given:
+            return
+        names = " and ".join(given)
+        if cache is not None:
+            raise UserError(f"{names}: a cache goes on with plain rows; leave it out")
+        if "documents" in given and self.encoder is not None:
+            raise UserError("documents: a decoder that looks at an encoder reads one for each row")
+        for index, layer in enumerate(self.config.layers):
+            for part in filter(None, (layer.mixer, layer.feed_forward)):
+                if missing := given.keys() - part.honours():
+                    raise UserError(
+                        f"layer {index}: {words_for(part)} can't honour {' and '.join(sorted(missing))}"
+                    )
+        visible = given.get("visible")
+        if visible is not None and not bool(visible.any(-1).all()):
+            row, place = (~visible.bool().any(-1)).nonzero()[0].tolist()
+            raise UserError(f"visible: token {place} of row {row} may look at nothing")
 
     def _rows(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The tokens' rows of the table, (B, T, H), or what else the config reads."""
@@ -284,6 +329,12 @@ class Model(nn.Module):
             self.head.reset_parameters(generator)
         if isinstance(self.lm_head, nn.Linear):
             init_linear(self.lm_head, generator, INIT_STD)
+
+
+def words_for(part: BlockConfig) -> str:
+    """What an error calls a block."""
+    pattern = getattr(part, "pattern", None)
+    return f"{part.kind} with the pattern {pattern.kind}" if pattern else part.kind
 
 
 def _padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:

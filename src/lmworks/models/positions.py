@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -34,6 +34,9 @@ from lmworks.models.config import (
 )
 from lmworks.models.initialization import INIT_STD
 from lmworks.models.rotary_frequencies import attention_factor, inverse_frequencies, reach
+
+if TYPE_CHECKING:
+    from lmworks.models.context import Context
 
 _FIRST_LENGTH = 256
 _MOST_TABLES = 8  # per config, of lengths and devices
@@ -103,6 +106,43 @@ class Rotary:
 def shared_rotary(rope: RoPEConfig, rotary_dim: int) -> Rotary:
     """The one `Rotary` of this process for a config and head size."""
     return Rotary(rope, rotary_dim)
+
+
+def turns(
+    rotary: Rotary, context: Context, length: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and signed sines of a forward without a cache, broadcastable to (B, heads, T, D).
+
+    Documents of a packed row are turned as if each stood alone.
+    """
+    places = context.places
+    if places is None:
+        cos, sin = rotary.tables(length, device)
+        return cos[:length], sin[:length]
+    key = ("turns", rotary)
+    if key not in context.memo:
+        lengths = None
+        if rotary.depends_on_length and context.apart is not None:
+            lengths = context.apart.lengths
+        context.memo[key] = _turns_of(rotary, places, lengths)
+    found: tuple[torch.Tensor, torch.Tensor] = context.memo[key]
+    return found
+
+
+def _turns_of(
+    rotary: Rotary, places: torch.Tensor, lengths: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the tables, (B, 1, T, D), each from the table of its own length if that matters."""
+    if lengths is None:
+        cos, sin = rotary.tables(int(places.max()) + 1, places.device)
+        return cos[places][:, None], sin[places][:, None]
+    parts = []
+    for length in lengths.unique().tolist():
+        tables = rotary.tables(length, places.device)
+        where = (lengths == length)[..., None]
+        parts.append([torch.where(where, t[places.clamp(max=length - 1)], 0) for t in tables])
+    cosines, sines = zip(*parts, strict=True)
+    return sum(cosines)[:, None], sum(sines)[:, None]
 
 
 class _Rotate(torch.autograd.Function):
@@ -216,10 +256,16 @@ class RelativeBias(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_buckets, num_heads))
 
-    def forward(self, positions: torch.Tensor, num_seen: int) -> torch.Tensor:
-        """Positions (B or 1, T) of what looks -> (B or 1, heads, T, num_seen)."""
-        seen = torch.arange(num_seen, device=positions.device)
-        buckets = distance_buckets(seen - positions[..., None], self.config)
+    def forward(
+        self, positions: torch.Tensor, num_seen: int, seen: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Positions (B or 1, T) of what looks -> (B or 1, heads, T, num_seen).
+
+        `seen` (B or 1, num_seen) are those of what is looked at, 0, 1, 2 ... by default.
+        """
+        if seen is None:
+            seen = torch.arange(num_seen, device=positions.device)[None]
+        buckets = distance_buckets(seen[:, None] - positions[..., None], self.config)
         return torch.nn.functional.embedding(buckets, self.weight).permute(0, 3, 1, 2)
 
     def reset_parameters(self, generator: torch.Generator | None) -> None:

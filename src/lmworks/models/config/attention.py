@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from lmworks.core.errors import UserError
-from lmworks.models.config.base import BlockConfig, Kept, check_count, check_positive
+from lmworks.models.config.base import EVERYTHING, BlockConfig, Kept, check_count, check_positive
 from lmworks.models.config.norms import NormConfig
 from lmworks.models.config.positions import RoPEConfig
 
@@ -142,6 +142,11 @@ class AttentionConfig(BlockConfig):
                 raise UserError("attention: pattern longformer has no projections when causal")
             if not self.causal and pattern.window % 2:
                 raise UserError(f"attention: a longformer window is even, not {pattern.window}")
+
+    def honours(self) -> frozenset[str]:
+        """All of it, but for patterns of blocks."""
+        blocks = isinstance(self.pattern, LongformerPattern | BigBirdPattern)
+        return frozenset() if blocks else EVERYTHING
 
     def kept(self, model: ModelConfig) -> Kept:
         """Keys and values, (key-value heads, head size) per position."""

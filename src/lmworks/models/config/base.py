@@ -31,10 +31,24 @@ class Kept:
     window: int | None = None
 
 
+# What a forward may be told of its rows (`Model.hidden_states`), and a block can honour or not.
+DOCUMENTS, POSITIONS, VISIBLE = "documents", "positions", "visible"
+EVERYTHING = frozenset({DOCUMENTS, POSITIONS, VISIBLE})
+
+
 class BlockConfig:
-    """A mixer's or a feed-forward's config; `kind` is its name in `models.base.BLOCKS`."""
+    """A mixer's or a feed-forward's config; `kind` is its name in `models.base.BLOCKS`.
+
+    `reads_apart`: of packed rows, the layer hands each document over as a row of its own, since the
+    block carries a state from position to position.
+    """
 
     kind: ClassVar[str]
+    reads_apart: ClassVar[bool] = False
+
+    def honours(self) -> frozenset[str]:
+        """What the block can be told of its rows: `documents`, `positions`, `visible`."""
+        return frozenset({DOCUMENTS}) if self.reads_apart else frozenset()
 
     def kept(self, model: ModelConfig) -> Kept:
         """What the block keeps of a sequence; nothing, unless a block says otherwise."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from lmworks.core.errors import UserError
-from lmworks.models.config.base import BlockConfig, check_choice, check_count, check_positive
+from lmworks.models.config.base import EVERYTHING, BlockConfig, check_choice, check_count, check_positive
 
 if TYPE_CHECKING:
     from lmworks.models.config.model import ModelConfig
@@ -32,6 +32,10 @@ class MLPConfig(BlockConfig):
     def __post_init__(self) -> None:
         check_count(self, "intermediate_size")
         check_choice(self, "activation", ACTIVATIONS)
+
+    def honours(self) -> frozenset[str]:
+        """All of it: a position is worked on by itself."""
+        return EVERYTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,10 @@ class MoEConfig(BlockConfig):
             )
         if self.shared_gate and not self.shared_intermediate_size:
             raise UserError("moe: shared_gate needs a shared_intermediate_size above 0")
+
+    def honours(self) -> frozenset[str]:
+        """All of it: a position is worked on by itself."""
+        return EVERYTHING
 
     def idle_parameters(self, model: ModelConfig) -> int:
         """Those of the experts that a token does not go through."""

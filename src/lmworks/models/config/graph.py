@@ -36,6 +36,10 @@ class GraphAttentionConfig(AttentionConfig):
                 "causal, rope, alibi, pattern nor softcap"
             )
 
+    def honours(self) -> frozenset[str]:
+        """Nothing: rows are the texts of a graph."""
+        return frozenset()
+
     def kept(self, model: ModelConfig) -> Kept:
         """Nothing: a graph is read at once. Raises: UserError for heads that make no state."""
         if self.num_attention_heads * self.head_dim != model.hidden_size:

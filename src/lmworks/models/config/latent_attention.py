@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from lmworks.core.errors import UserError
-from lmworks.models.config.base import BlockConfig, Kept, check_count, check_positive
+from lmworks.models.config.base import EVERYTHING, BlockConfig, Kept, check_count, check_positive
 from lmworks.models.config.positions import RoPEConfig
 
 if TYPE_CHECKING:
@@ -68,6 +68,10 @@ class LatentAttentionConfig(BlockConfig):
     def qk_head_dim(self) -> int:
         """Size of a head's queries and keys."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    def honours(self) -> frozenset[str]:
+        """All of it."""
+        return EVERYTHING
 
     def kept(self, model: ModelConfig) -> Kept:
         """The latent and the shared turned key, per position."""

@@ -27,6 +27,7 @@ class MambaConfig(BlockConfig):
     """
 
     kind: ClassVar[str] = "mamba"
+    reads_apart: ClassVar[bool] = True
     intermediate_size: int
     state_size: int = 16
     conv_kernel: int = 4
@@ -62,6 +63,7 @@ class Mamba2Config(BlockConfig):
     """
 
     kind: ClassVar[str] = "mamba2"
+    reads_apart: ClassVar[bool] = True
     num_heads: int
     head_dim: int = 64
     state_size: int = 128
@@ -118,6 +120,7 @@ class TimeMixConfig(BlockConfig):
     """
 
     kind: ClassVar[str] = "rwkv_time_mix"
+    reads_apart: ClassVar[bool] = True
     attention_size: int
     depth: float = 0.5
 
@@ -139,6 +142,7 @@ class ChannelMixConfig(BlockConfig):
     """RWKV-4's feed-forward, which sees the position before as well; `depth` as in its mixer."""
 
     kind: ClassVar[str] = "rwkv_channel_mix"
+    reads_apart: ClassVar[bool] = True
     intermediate_size: int
     depth: float = 0.5
 
@@ -170,6 +174,7 @@ class GatedLinearAttentionConfig(BlockConfig):
     """
 
     kind: ClassVar[str] = "gated_linear_attention"
+    reads_apart: ClassVar[bool] = True
     num_heads: int
     key_size: int
     value_size: int
@@ -205,6 +210,7 @@ class ShortConvolutionConfig(BlockConfig):
     """
 
     kind: ClassVar[str] = "short_convolution"
+    reads_apart: ClassVar[bool] = True
     conv_kernel: int = 3
     bias: bool = False
 
