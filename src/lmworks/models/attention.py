@@ -94,7 +94,7 @@ class Attention(nn.Module):
         """The same of packed rows, document by document."""
 
         def read(bucket: Bucket, *rows: torch.Tensor) -> torch.Tensor:
-            alone = context.of_bucket(bucket, padded=not self.config.causal)
+            alone = context.of_bucket(bucket)
             q, k, v = (part.transpose(1, 2) for part in rows)
             return self._attended(q, q, k, v, alone).transpose(1, 2)
 

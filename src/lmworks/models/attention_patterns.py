@@ -2,7 +2,8 @@
 
 A pattern gets the queries, keys and values of its attention and gives the attended values, at a
 cost that follows the keys that are seen. Where it can't (rows of unequal lengths in a cache, a bias
-on the scores, ALiBi, rows that are told what to see) it gives None, and the attention goes through a mask.
+on the scores, ALiBi, rows that are told what to see) it gives None, and the attention goes through
+a mask.
 """
 
 from __future__ import annotations

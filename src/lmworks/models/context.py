@@ -80,15 +80,12 @@ class Context:
         plain = self.positions is None and self.visible is None
         return self.documents if plain else None
 
-    def of_bucket(self, bucket: Bucket, *, padded: bool) -> Context:
-        """What a layer sees of a bucket of documents; `padded`: whether it must know of padding."""
+    def of_bucket(self, bucket: Bucket) -> Context:
+        """What a layer sees of a bucket of documents, each in a row of its own."""
         bias = self.bias
         if bias is not None:
-            length = bucket.tokens.shape[1]
-            bias = bias[..., :length, :length]  # by distance, which is the same everywhere
-        return Context(
-            padding=bucket.real if padded else None, bias=bias, layer=self.layer, memo=bucket.memo
-        )
+            bias = bias[..., : bucket.length, : bucket.length]  # the same at the same distance
+        return Context(bias=bias, layer=self.layer, memo=bucket.memo)
 
     def note(self, operation: str, value: torch.Tensor) -> None:
         """Record what an operation of this layer gave, if anybody asked."""

@@ -1,21 +1,22 @@
 """Packed rows: several documents in one, none of which may know of the others.
 
-Documents are taken out of their rows, those of about one length together, and read as rows of
-their own: attention then computes no score that a mask would throw away, and a recurrent layer
-begins each document with an empty state without knowing that there are others. What stands behind
-a shorter document is padding, which causal layers never see and others are told of. There are at
-most four sizes of row between a power of two and the next, so that padding is a fifth at most and
-the calls are few however many documents there are.
+Documents are taken out of their rows and read as rows of their own, those of one length together:
+attention then computes no score that a mask would throw away, and a recurrent layer begins each
+document with an empty state without knowing that there are others. Rows are cut and joined whole,
+never gathered token by token, whose gradient is slow on a CPU.
 
-Measured against the two other exact ways on two CPU threads (docs/log.md, 2026-11-28): a mask over
-the whole row costs more the longer the row is, a call for each document costs more the shorter the
-documents are.
+Each call of attention is cheap, so its documents share one only if they are of the same length. The
+calls of a recurrent layer are not, so theirs may be a fifth padding, behind the shorter documents,
+where a causal layer never looks.
+
+Measured beside the other exact ways (bench/packed_documents.py, docs/log.md): a mask over the whole
+row costs more the longer the row is; gathering documents into padded rows costs more than it saves.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,16 +25,18 @@ import torch
 
 @dataclass(frozen=True)
 class Bucket:
-    """Documents that are read together, n rows of at most L tokens.
+    """Documents that are read together, n rows of L tokens.
 
     Attributes:
-        tokens: (n, L) int64, where each token stands among all B T; padding repeats another.
-        real: (n, L) bool, True where no padding is; None where all is real.
+        documents: their numbers, in the order of the rows.
+        length: L.
+        padding: of each, the places behind its end.
         memo: what the layers of one forward share, such as masks.
     """
 
-    tokens: torch.Tensor
-    real: torch.Tensor | None
+    documents: list[int]
+    length: int
+    padding: list[int]
     memo: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -51,15 +54,19 @@ class Documents:
         rows = torch.arange(len(numbers), device=numbers.device)[:, None]
         keys = (numbers - low + rows * (high - low + 1)).flatten()
         # Tokens document by document: where each stands, and the sizes of the documents.
-        self._order = torch.argsort(keys, stable=True)
-        _, self._sizes = torch.unique_consecutive(keys[self._order], return_counts=True)
-        self._starts = self._sizes.cumsum(0) - self._sizes
+        runs, self._sizes = torch.unique_consecutive(keys, return_counts=True)
+        self._order: torch.Tensor | None = None
+        if len(runs.unique()) < len(runs):  # a document lies in pieces
+            self._order = torch.argsort(keys, stable=True)
+            _, self._sizes = torch.unique_consecutive(keys[self._order], return_counts=True)
+        self._lengths: list[int] = self._sizes.tolist()
+        self._buckets: dict[bool, list[Bucket]] = {}
 
     @functools.cached_property
     def positions(self) -> torch.Tensor:
         """(B, T): where each token stands in its document."""
-        ranks = torch.arange(len(self._order), device=self._order.device)
-        return self._spread(ranks - self._starts.repeat_interleave(self._sizes))
+        starts = (self._sizes.cumsum(0) - self._sizes).repeat_interleave(self._sizes)
+        return self._spread(torch.arange(len(starts), device=starts.device) - starts)
 
     @functools.cached_property
     def lengths(self) -> torch.Tensor:
@@ -68,35 +75,32 @@ class Documents:
 
     def _spread(self, values: torch.Tensor) -> torch.Tensor:
         """Values in the order of the documents, put where their tokens are."""
-        return torch.empty_like(values).scatter_(0, self._order, values).view_as(self.numbers)
-
-    @functools.cached_property
-    def buckets(self) -> list[Bucket]:
-        """The documents by length, the shortest first."""
-        found: dict[int, list[int]] = {}
-        for index, size in enumerate(self._sizes.tolist()):
-            found.setdefault(row_length(size), []).append(index)
-        return [self._bucket(found[length]) for length in sorted(found)]
-
-    def _bucket(self, chosen: Sequence[int]) -> Bucket:
-        index = torch.tensor(chosen, device=self._order.device)
-        sizes, starts = self._sizes[index, None], self._starts[index, None]
-        places = torch.arange(int(sizes.max()), device=self._order.device)
-        real = places < sizes
-        tokens = self._order[starts + places.minimum(sizes - 1)]
-        return Bucket(tokens, None if bool(real.all()) else real)
+        if self._order is not None:
+            values = torch.empty_like(values).scatter_(0, self._order, values)
+        return values.view_as(self.numbers)
 
     @functools.cached_property
     def _back(self) -> torch.Tensor:
-        """(B T,): where each token's row is among the buckets' real ones, one behind the other."""
-        real = [b.tokens.flatten() if b.real is None else b.tokens[b.real] for b in self.buckets]
-        order = torch.cat(real)
-        return torch.empty_like(order).scatter_(
-            0, order, torch.arange(len(order), device=order.device)
-        )
+        """(B T,): where each token is in the order of the documents."""
+        assert self._order is not None
+        places = torch.arange(len(self._order), device=self._order.device)
+        return torch.empty_like(places).scatter_(0, self._order, places)
+
+    def buckets(self, *, padded: bool) -> list[Bucket]:
+        """The documents by length, the shortest first; `padded`: of about one length together."""
+        if padded not in self._buckets:
+            found: dict[int, list[int]] = {}
+            for index, size in enumerate(self._lengths):
+                found.setdefault(row_length(size) if padded else size, []).append(index)
+            self._buckets[padded] = [self._bucket(found[size]) for size in sorted(found)]
+        return self._buckets[padded]
+
+    def _bucket(self, documents: list[int]) -> Bucket:
+        length = max(self._lengths[i] for i in documents)
+        return Bucket(documents, length, [length - self._lengths[i] for i in documents])
 
     def apart(
-        self, read: Callable[..., torch.Tensor], *tensors: torch.Tensor
+        self, read: Callable[..., torch.Tensor], *tensors: torch.Tensor, padded: bool = False
     ) -> torch.Tensor:
         """What `read` makes of each document by itself, put back where the tokens stand.
 
@@ -104,16 +108,45 @@ class Documents:
             read: called as read(bucket, *rows) with rows (n, L, ...) of each of the tensors; gives
                 (n, L, ...), in which padding is not looked at.
             tensors: (B, T, ...).
+            padded: whether rows may be padded, so that calls are few.
         Returns: (B, T, ...).
         """
-        flat = [tensor.flatten(0, 1) for tensor in tensors]
-        found = []
-        for bucket in self.buckets:
-            shape, index = bucket.tokens.shape, bucket.tokens.flatten()
-            rows = (tensor.index_select(0, index).unflatten(0, shape) for tensor in flat)
+        pieces = [self._pieces(tensor) for tensor in tensors]
+        found: list[Any] = [None] * len(self._lengths)
+        for bucket in self.buckets(padded=padded):
+            rows = [_rows(bucket, [some[i] for i in bucket.documents]) for some in pieces]
             y = read(bucket, *rows)
-            found.append(y.flatten(0, 1) if bucket.real is None else y[bucket.real])
-        return torch.cat(found).index_select(0, self._back).unflatten(0, self.numbers.shape)
+            for index, part in zip(bucket.documents, _parts(bucket, y), strict=True):
+                found[index] = part
+        joined = torch.cat(found)
+        if self._order is not None:
+            joined = joined.index_select(0, self._back)
+        return joined.unflatten(0, self.numbers.shape)
+
+    def _pieces(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, T, ...) as one (length, ...) for each document."""
+        flat = tensor.flatten(0, 1)
+        if self._order is not None:
+            flat = flat.index_select(0, self._order)
+        return flat.split(self._lengths)
+
+
+def _rows(bucket: Bucket, pieces: list[torch.Tensor]) -> torch.Tensor:
+    """Documents (length, ...) as rows (n, L, ...)."""
+    if len(pieces) == 1:
+        return pieces[0][None]
+    if any(bucket.padding):
+        blank = pieces[0].new_zeros(max(bucket.padding), *pieces[0].shape[1:])
+        pieces = [p for piece, size in zip(pieces, bucket.padding) for p in (piece, blank[:size])]
+    return torch.cat(pieces).unflatten(0, (len(bucket.documents), bucket.length))
+
+
+def _parts(bucket: Bucket, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows (n, L, ...) as documents again, their padding left out."""
+    if not any(bucket.padding):
+        return rows.unbind(0)
+    sizes = [s for padding in bucket.padding for s in (bucket.length - padding, padding)]
+    return rows.flatten(0, 1).split(sizes)[::2]
 
 
 def row_length(size: int) -> int:

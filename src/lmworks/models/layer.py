@@ -85,10 +85,10 @@ class Layer(nn.Module):
         if name in self._apart and context.apart is not None:
 
             def read(bucket: Bucket, rows: torch.Tensor) -> torch.Tensor:
-                found: torch.Tensor = block(rows, context.of_bucket(bucket, padded=False))
+                found: torch.Tensor = block(rows, context.of_bucket(bucket))
                 return found
 
-            return context.apart.apart(read, x)
+            return context.apart.apart(read, x, padded=True)
         update: torch.Tensor = block(x, context)
         return update
 

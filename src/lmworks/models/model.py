@@ -233,9 +233,8 @@ class Model(nn.Module):
         for index, layer in enumerate(self.config.layers):
             for part in filter(None, (layer.mixer, layer.feed_forward)):
                 if missing := given.keys() - part.honours():
-                    raise UserError(
-                        f"layer {index}: {words_for(part)} can't honour {' and '.join(sorted(missing))}"
-                    )
+                    names = " and ".join(sorted(missing))
+                    raise UserError(f"layer {index}: {words_for(part)} can't honour {names}")
         visible = given.get("visible")
         if visible is not None and not bool(visible.any(-1).all()):
             row, place = (~visible.bool().any(-1)).nonzero()[0].tolist()

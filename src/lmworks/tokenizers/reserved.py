@@ -47,8 +47,6 @@ def with_reserved(
     if not texts:
         return tokenizer
     first, vocabulary = tokenizer.vocab_size, tokenizer.vocabulary
-    new = [
-        AddedToken(id=first + i, text=text, in_vocabulary=False) for i, text in enumerate(texts)
-    ]
+    new = [AddedToken(id=first + i, text=text, in_vocabulary=False) for i, text in enumerate(texts)]
     added = (*vocabulary.added_tokens, *new)
     return PipelineTokenizer(dataclasses.replace(vocabulary, added_tokens=added))

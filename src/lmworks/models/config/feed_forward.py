@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from lmworks.core.errors import UserError
-from lmworks.models.config.base import EVERYTHING, BlockConfig, check_choice, check_count, check_positive
+from lmworks.models.config.base import (
+    EVERYTHING,
+    BlockConfig,
+    check_choice,
+    check_count,
+    check_positive,
+)
 
 if TYPE_CHECKING:
     from lmworks.models.config.model import ModelConfig
