@@ -1,14 +1,16 @@
-"""Stage `pretrain`: a corpus and a tokenizer in, a decoder trained from scratch out.
+"""Stage `pretrain`: a corpus and a tokenizer in, a model trained from scratch out.
 
-One dial, `depth`: width, heads and feed-forward follow from it. `shape` overrides any of them.
+One dial, `depth`: width, heads and feed-forward follow from it. `shape` overrides any of them. What
+is learnt is an objective; which kind of model learns it follows from that (`training.learning`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lmworks.core import processes
 from lmworks.core.config import COSMETIC, REFERENCE, option
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
 
     from lmworks.models.config import ModelConfig
     from lmworks.models.config.patterns import Sizes
-    from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
+    from lmworks.training.batches import Rows
     from lmworks.training.curriculum import Windows
     from lmworks.training.history import History
+    from lmworks.training.objectives.base import Objective
 
 _HELDOUT_WINDOWS = 32
 
@@ -46,7 +49,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Train a decoder from scratch on a corpus: Llama's layers, or any pattern of others.
+    """Train a model from scratch on a corpus: Llama's layers, or any pattern of others.
 
     Examples:
         lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer --out runs/base
@@ -60,12 +63,25 @@ class PretrainConfig:
         lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
             --curriculum mixture --set 'mixture.weights={chat: 1, "*": 9}' \\
             --set 'mixture.final_weights={chat: 1}' --set mixture.change_from=0.8
+        lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
+            --objective masked --set settings.whole_words=true --packing documents
     """
 
     corpus: str = option(role=REFERENCE, help="corpus folder (train.jsonl, heldout.jsonl)")
     tokenizer: str = option(role=REFERENCE, help="tokenizer folder or reference")
     depth: int = option(4, help="layers; the one dial of size: width is 64 x depth")
     layers: str = option("attention", help="pattern of layers, gone through to the depth")
+    objective: str = option(
+        "causal",
+        help="causal, masked, prefix, permutation, replaced_token or span_corruption",
+    )
+    architecture: Literal["auto", "decoder", "encoder", "encoder-decoder"] = option(
+        "auto", help="kind of model; auto takes the objective's own"
+    )
+    packing: Literal["stream", "documents"] = option(
+        "stream", help="whether documents in a row see each other, or each only itself"
+    )
+    settings: dict[str, Any] = option({}, help="of the objective, such as share=0.3", flag=False)
     context_length: int = option(256, help="tokens the model can look back")
     epochs: float = option(1.0, help="passes over the corpus, unless --num-steps is given")
     num_steps: int = option(0, help="training steps; 0 derives them from --epochs")
@@ -86,15 +102,14 @@ class PretrainConfig:
 
 
 def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
-    """The architecture that the dial, the pattern and the overrides describe.
+    """The architecture that objective, dial, pattern and overrides describe.
 
-    Width is 64 x depth; the rest follows, see `models.config.patterns.Sizes`.
+    Width is 64 x depth; the rest follows, see `models.config.patterns.Sizes`. Of a generator and a
+    discriminator it is the latter's.
     """
-    from lmworks.models.config.patterns import decoder_config
+    from lmworks.training.learning import config_for, objective_for
 
-    return decoder_config(
-        config.layers, depth=config.depth, vocab_size=vocab_size, sizes=sizes_of(config)
-    )
+    return config_for(config, *objective_for(config), vocab_size)
 
 
 def sizes_of(config: PretrainConfig) -> Sizes:
@@ -114,13 +129,16 @@ def sizes_of(config: PretrainConfig) -> Sizes:
     )
 
 
-def new_model(config: PretrainConfig, vocab_size: int) -> Model:
-    """The model before training; its weights depend only on the config and the seed."""
+def new_model(config: PretrainConfig, vocab_size: int) -> Any:
+    """The model before training; its weights depend only on the config and the seed.
+
+    Returns: a `Model`, or a `GeneratorDiscriminator` where tokens are replaced.
+    """
     import torch
 
-    from lmworks.models.model import Model
+    from lmworks.training.learning import build_model
 
-    model = Model(model_config(config, vocab_size))
+    model = build_model(config, vocab_size)
     model.reset_parameters(torch.Generator().manual_seed(config.seed))
     return model
 
@@ -128,21 +146,25 @@ def new_model(config: PretrainConfig, vocab_size: int) -> Model:
 @stage("pretrain", makes="model", many_processes=True)
 def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     """Train from scratch; see PretrainConfig."""
-    from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.learning import heldout_metrics, prepare, save
     from lmworks.training.threads import set_threads
 
     threads = set_threads(config.threads)
-    tokenizer = load_tokenizer(run.inputs["tokenizer"])
-    tokens, batches, num_steps = text_of(config, run, tokenizer)
-    heldout = cached_stream(run.inputs["corpus"] / "heldout.jsonl", tokenizer, run.work)
+    learning = prepare(config, load_tokenizer(run.inputs["tokenizer"]))
+    tokenizer = learning.tokenizer
     model = new_model(config, tokenizer.vocab_size)
+    tokens, windows, num_steps = text_of(config, run, tokenizer)
+    heldout = cached_stream(run.inputs["corpus"] / "heldout.jsonl", tokenizer, run.work)
+    batches = learning.batches(windows, config.seed)
+    looked = learning.heldout(heldout, context_length=config.context_length, count=_HELDOUT_WINDOWS)
     started = time.monotonic()
     history = fit(
         model,
         batches,
-        heldout,
+        looked,
         config,
+        objective=learning.objective,
         num_steps=num_steps,
         work=run.work,
         label="pre-training",
@@ -153,7 +175,8 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     read = num_steps * config.batch_size * config.context_length
     metrics["epochs"] = round(read / len(tokens), 3)
     metrics["corpus_tokens"] = len(tokens)
-    save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
+    metrics |= heldout_metrics(model, learning, looked)
+    save(model, run.folder, learning, _card(config, learning.architecture, metrics))
     write_json(run.folder / "history.json", dataclasses.asdict(history))
     return metrics
 
@@ -193,20 +216,22 @@ def text_of(
 
 
 def fit(
-    model: Model,
-    batches: Windows,
-    heldout: np.ndarray,
+    model: Any,
+    batches: Callable[[int], Rows],
+    heldout: np.ndarray | Sequence[Rows],
     config: PretrainConfig,
     *,
+    objective: Objective | None = None,
     num_steps: int,
     work: Path,
     label: str,
     tokenizer: Tokenizer | None = None,
 ) -> History:
-    """Train `model` in place on next tokens, with a look at held-out text now and then.
+    """Train `model` in place, with a look at held-out text now and then.
 
     Args:
-        heldout: (N,) held-out tokens; their first windows are looked at.
+        heldout: fixed batches; or (N,) held-out tokens, whose first windows are looked at.
+        objective: what is learnt; next tokens by default.
         work: folder of checkpoints, gone on from if there are some.
         tokenizer: to show batches and samples as text.
     """
@@ -215,10 +240,14 @@ def fit(
     from lmworks.training.tokens import leading_windows
     from lmworks.training.trainer import Trainer
 
-    windows = leading_windows(heldout, context_length=config.context_length, count=_HELDOUT_WINDOWS)
+    windows: Sequence[Any] = heldout
+    if not isinstance(heldout, Sequence):
+        windows = leading_windows(
+            heldout, context_length=config.context_length, count=_HELDOUT_WINDOWS
+        )
     return Trainer(
         model,
-        causal,
+        objective or causal,
         batches,
         config.loop,
         num_steps=num_steps,
@@ -251,7 +280,7 @@ def cached_stream(path: Path, tokenizer: Tokenizer, work: Path) -> np.ndarray:
 
 
 def summary(
-    history: History, model: Model, *, num_steps: int, seconds: float, threads: int
+    history: History, model: Any, *, num_steps: int, seconds: float, threads: int
 ) -> dict[str, Any]:
     """The figures of a training that its manifest keeps. Losses in nats per target token."""
     recent = history.loss[-max(1, len(history.loss) // 20) :]
@@ -266,10 +295,14 @@ def summary(
     }
 
 
-def _card(config: PretrainConfig, metrics: dict[str, Any]) -> str:
+def _card(config: PretrainConfig, architecture: str, metrics: dict[str, Any]) -> str:
+    from lmworks.training.learning import KINDS
+
+    article = "An" if architecture[0] == "e" else "A"
+    learnt = "" if config.objective == "causal" else f", objective {config.objective},"
     return (
-        f"A decoder ({config.layers}) with {metrics['num_parameters'] / 1e6:.1f} M parameters, "
+        f"{article} {architecture} ({config.layers}){learnt} with {metrics['num_parameters'] / 1e6:.1f} M parameters, "
         f"trained from scratch for {metrics['num_steps']} steps "
         f"({metrics['num_targets']:,} tokens) on the corpus "
-        f"`{Path(config.corpus).name}`. It is a base model: it continues text."
+        f"`{Path(config.corpus).name}`. {KINDS[architecture]}"
     )

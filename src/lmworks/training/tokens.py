@@ -109,16 +109,14 @@ def next_tokens(windows: np.ndarray) -> Batch:
     return Batch(input_ids=ids[:, :-1].contiguous(), labels=ids[:, 1:].contiguous())
 
 
+def leading_ids(tokens: np.ndarray, *, context_length: int, count: int) -> np.ndarray:
+    """The first `count` windows, or as many as there are, (n, T + 1) int64."""
+    count = max(0, min(count, (len(tokens) - 1) // context_length))
+    starts = np.arange(count)[:, None] * context_length
+    return tokens[starts + np.arange(context_length + 1)].astype(np.int64)
+
+
 def leading_windows(tokens: np.ndarray, *, context_length: int, count: int) -> list[Batch]:
     """The first `count` windows, one to a batch of up to 8: a fixed yardstick during training."""
-    import torch
-
-    count = min(count, (len(tokens) - 1) // context_length)
-    if count <= 0:
-        return []
-    ids = torch.from_numpy(tokens[: count * context_length + 1].astype(np.int64))
-    inputs = ids[:-1].view(count, context_length)
-    labels = ids[1:].view(count, context_length)
-    return [
-        Batch(input_ids=inputs[i : i + 8], labels=labels[i : i + 8]) for i in range(0, count, 8)
-    ]
+    ids = leading_ids(tokens, context_length=context_length, count=count)
+    return [next_tokens(ids[i : i + 8]) for i in range(0, len(ids), 8)]

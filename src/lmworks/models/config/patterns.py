@@ -1,8 +1,10 @@
-"""Decoders from a pattern of layers: `attention`, `mamba*3,attention`, `window*5,attention+moe`.
+"""Models from a pattern of layers: `attention`, `mamba*3,attention`, `window*5,attention+moe`.
 
 A pattern is a list of words, one per layer, gone through again and again to the depth. A word is
 a mixer and, after a plus, the feed-forward beside it; without a plus it is the one that the mixer
 is published with. `*3` repeats a word. All sizes follow from one, the width.
+
+A pattern makes a decoder, an encoder whose layers read both ways, or both of them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from lmworks.core.errors import UserError, unknown_name
 from lmworks.models.config.attention import AttentionConfig, SlidingWindow
 from lmworks.models.config.base import BlockConfig
 from lmworks.models.config.feed_forward import MLPConfig, MoEConfig
-from lmworks.models.config.model import LayerConfig, ModelConfig
+from lmworks.models.config.heads import HeadConfig, LMHeadConfig
+from lmworks.models.config.model import EmbeddingConfig, LayerConfig, ModelConfig
 from lmworks.models.config.norms import RMSNormConfig
 from lmworks.models.config.positions import RoPEConfig
 from lmworks.models.config.recurrent import (
@@ -193,18 +196,82 @@ def places(sizes: Sizes, depth: int) -> list[Sizes]:
     return [dataclasses.replace(sizes, place=i / max(1, depth - 1)) for i in range(depth)]
 
 
+def layers_of(pattern: str, depth: int, sizes: Sizes) -> tuple[LayerConfig, ...]:
+    """`depth` layers that follow the pattern. Raises: UserError for a pattern that is none."""
+    if depth < 1:
+        raise UserError(f"depth = {depth}: a model needs at least one layer")
+    words = list(islice(cycle(words_of(pattern)), depth))
+    return tuple(layer_of(word, at) for word, at in zip(words, places(sizes, depth)))
+
+
+def both_ways(layers: tuple[LayerConfig, ...]) -> tuple[LayerConfig, ...]:
+    """The layers, reading both ways. Raises: UserError for a mixer that carries a state forward."""
+    for layer in layers:
+        if not isinstance(layer.mixer, AttentionConfig):
+            raise UserError(
+                f"an encoder reads both ways, which {layer.mixer.kind} can't: choose layers among "
+                "attention, window and nope"
+            )
+    return tuple(
+        dataclasses.replace(layer, mixer=dataclasses.replace(layer.mixer, causal=False))  # type: ignore[type-var]
+        for layer in layers
+    )
+
+
+def encoder_config(
+    pattern: str,
+    *,
+    depth: int,
+    vocab_size: int,
+    sizes: Sizes,
+    head: HeadConfig | None = None,
+    embedding: EmbeddingConfig | None = None,
+) -> ModelConfig:
+    """An encoder of `depth` layers; by default it ends as masked models do.
+
+    Its head is then a square layer with its norm before the tied embedding and a bias (BERT).
+    Raises: UserError as `decoder_config`, or for layers that read one way only.
+    """
+    masked = LMHeadConfig(bias=True, transform="gelu", transform_norm=RMSNormConfig())
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=sizes.hidden_size,
+        layers=both_ways(layers_of(pattern, depth, sizes)),
+        embedding=embedding or EmbeddingConfig(),
+        head=head or masked,
+        norm=RMSNormConfig(),
+        tie_word_embeddings=True,
+        max_position_embeddings=sizes.context_length,
+    )
+
+
+def encoder_decoder_config(
+    pattern: str, *, depth: int, vocab_size: int, sizes: Sizes
+) -> ModelConfig:
+    """An encoder and a decoder of `depth` layers each, as T5 has them, and one table of tokens.
+
+    Raises: UserError as `encoder_config`.
+    """
+    decoder = decoder_config(pattern, depth=depth, vocab_size=vocab_size, sizes=sizes)
+    across = dataclasses.replace(_attention(sizes), rope=None, causal=False)  # type: ignore[type-var]
+    encoder = dataclasses.replace(
+        decoder,
+        layers=both_ways(decoder.layers),
+        embedding=EmbeddingConfig(shared=True),
+        head=None,
+    )
+    return dataclasses.replace(decoder.with_layers(cross_attention=across), encoder=encoder)
+
+
 def decoder_config(pattern: str, *, depth: int, vocab_size: int, sizes: Sizes) -> ModelConfig:
     """A decoder of `depth` layers that follow the pattern, its head tied to the embedding.
 
     Raises: UserError for a pattern that is none, or sizes that do not fit each other.
     """
-    if depth < 1:
-        raise UserError(f"depth = {depth}: a model needs at least one layer")
-    words = list(islice(cycle(words_of(pattern)), depth))
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=sizes.hidden_size,
-        layers=tuple(layer_of(word, at) for word, at in zip(words, places(sizes, depth))),
+        layers=layers_of(pattern, depth, sizes),
         norm=RMSNormConfig(),
         tie_word_embeddings=True,
         max_position_embeddings=sizes.context_length,

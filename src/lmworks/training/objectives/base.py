@@ -24,6 +24,11 @@ OBJECTIVES = {
     "simpo": "lmworks.training.objectives.simpo:SimPO",
     "orpo": "lmworks.training.objectives.orpo:ORPO",
     "kto": "lmworks.training.objectives.kto:KTO",
+    "masked": "lmworks.training.objectives.masked:MaskedLM",
+    "prefix": "lmworks.training.objectives.prefix:PrefixLM",
+    "permutation": "lmworks.training.objectives.permutation:PermutationLM",
+    "replaced_token": "lmworks.training.objectives.replaced_token:ReplacedToken",
+    "span_corruption": "lmworks.training.objectives.span_corruption:SpanCorruption",
 }
 
 
