@@ -4,7 +4,8 @@
 
 Ours takes documents of one length together; beside it documents of about one length, padded, a mask
 over the whole row, a call for each document, and PyTorch's nested tensors; and attention that lets
-documents see each other, which is what packing costs otherwise. One layer's attention without its projections: 8 heads of 64.
+documents see each other, which is what packing costs otherwise. One layer's attention without its
+projections: 8 heads of 64.
 """
 
 from __future__ import annotations

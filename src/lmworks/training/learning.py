@@ -190,7 +190,7 @@ def _check_layers(name: str, found: ModelConfig, told: frozenset[str]) -> None:
 def generator_config(
     config: PretrainConfig, share: float, discriminator: ModelConfig
 ) -> ModelConfig:
-    """An encoder as deep as the discriminator and `share` as wide, over the same table of tokens."""
+    """An encoder as deep as the discriminator, `share` as wide, over the same table of tokens."""
     from lmworks.models.config import EmbeddingConfig
     from lmworks.models.config.patterns import encoder_config
     from lmworks.training.pretrain import sizes_of

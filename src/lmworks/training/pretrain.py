@@ -301,8 +301,8 @@ def _card(config: PretrainConfig, architecture: str, metrics: dict[str, Any]) ->
     article = "An" if architecture[0] == "e" else "A"
     learnt = "" if config.objective == "causal" else f", objective {config.objective},"
     return (
-        f"{article} {architecture} ({config.layers}){learnt} with {metrics['num_parameters'] / 1e6:.1f} M parameters, "
-        f"trained from scratch for {metrics['num_steps']} steps "
-        f"({metrics['num_targets']:,} tokens) on the corpus "
+        f"{article} {architecture} ({config.layers}){learnt} with "
+        f"{metrics['num_parameters'] / 1e6:.1f} M parameters, trained from scratch for "
+        f"{metrics['num_steps']} steps ({metrics['num_targets']:,} tokens) on the corpus "
         f"`{Path(config.corpus).name}`. {KINDS[architecture]}"
     )

@@ -260,7 +260,8 @@ def encoder_decoder_config(
         embedding=EmbeddingConfig(shared=True),
         head=None,
     )
-    return dataclasses.replace(decoder.with_layers(cross_attention=across), encoder=encoder)
+    layers = tuple(dataclasses.replace(x, cross_attention=across) for x in decoder.layers)
+    return dataclasses.replace(decoder, layers=layers, encoder=encoder)
 
 
 def decoder_config(pattern: str, *, depth: int, vocab_size: int, sizes: Sizes) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""Permutation language modelling: tokens foretold in an order that is drawn, each from those before.
+"""Permutation language modelling: tokens foretold in a drawn order, each from those before it.
 
 Two streams, in one forward: the row's tokens, and behind them a question for each token that is
 asked for, which holds the mask token and stands where that token stands. `visible` says who knows

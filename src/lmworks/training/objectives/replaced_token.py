@@ -4,8 +4,8 @@ Both learn at once: the generator as a masked language model, the discriminator 
 token, whether it is the text's own. Where the generator fills in the right token, that is no
 replacement. No gradient flows through what was drawn.
 
-What is drawn from the generator depends on its weights and on one number for each place, which comes
-with the batch: the same step gives the same text however its rows are split or resumed.
+What is drawn from the generator depends on its weights and on one number for each place, which
+comes with the batch: the same step gives the same text however its rows are split or resumed.
 
 Source: Clark et al. 2020 (ELECTRA), arXiv 2003.10555, section 2. Its code leaves 15 % of the chosen
 places as they are (`mask_share` 0.85); the paper masks all of them.

@@ -1,13 +1,13 @@
 """Span corruption: short spans are taken out of a text and told one behind the other.
 
 Each span leaves one sentinel in the text; the answer is every sentinel followed by what it stands
-for. All rows of a length have as many spans and as many tokens taken out, so that nothing is padded:
+for. All rows of a length have as many spans and as many tokens taken out, so nothing is padded:
 how long the spans are, and how far apart, is drawn.
 
-An encoder-decoder reads the text and tells the answer. A decoder gets both as one row, the text read
-both ways, and is asked for the answer alone (UL2); the window is then shorter, so that the row fits
-its context. Separators between documents may be taken out like any token, which is how the answer
-comes to say where a document ends; documents that may not know of each other are refused.
+An encoder-decoder reads the text and tells the answer. A decoder gets both as one row, the text
+read both ways, and is asked for the answer alone (UL2); the window is then shorter, so that the row
+fits its context. Separators between documents may be taken out like any token, which is how the
+answer comes to say where a document ends; documents that may not know of each other are refused.
 
 Source: Raffel et al. 2020 (T5), arXiv 1910.10683, section 3.1.4 and the code it was released with;
 on a decoder: Tay et al. 2022 (UL2), arXiv 2205.05131, section 3.1.
