@@ -27,7 +27,7 @@ def sentinel_ids(tokenizer: PipelineTokenizer) -> list[int]:
     """The ids of `<extra_id_0>`, `<extra_id_1>` ..., as far as they go without a gap."""
     known = tokenizer.vocabulary.added_ids
     found = {int(m[1]): i for text, i in known.items() if (m := _SENTINEL.fullmatch(text))}
-    ids = []
+    ids: list[int] = []
     while len(ids) in found:
         ids.append(found[len(ids)])
     return ids

@@ -253,7 +253,9 @@ def encoder_decoder_config(
     Raises: UserError as `encoder_config`.
     """
     decoder = decoder_config(pattern, depth=depth, vocab_size=vocab_size, sizes=sizes)
-    across = dataclasses.replace(_attention(sizes), rope=None, causal=False)  # type: ignore[type-var]
+    plain = _attention(sizes)
+    assert isinstance(plain, AttentionConfig)
+    across = dataclasses.replace(plain, rope=None, causal=False)
     encoder = dataclasses.replace(
         decoder,
         layers=both_ways(decoder.layers),

@@ -134,7 +134,7 @@ class SpanCorruption(PlainText):
         inputs = {}
         if self.both_ways:
             ends = np.full(len(ids), source.shape[1])
-            inputs = dict(tensors(visible=prefix_visible(ends, ids.shape[1])))
+            inputs = tensors(visible=prefix_visible(ends, ids.shape[1]))
         return Batch(**tensors(input_ids=ids, labels=labels), inputs=inputs)
 
     def __call__(self, model: Model, batch: Batch) -> Loss:

@@ -8,7 +8,6 @@ step): a resumed run, or one on other processes, is asked the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -94,7 +93,7 @@ def facts_of(tokenizer: PipelineTokenizer, *, apart: bool = False) -> TokenFacts
 
 def _of_word(character: str) -> bool:
     # A token that ends within a character (U+FFFD) goes on in the next.
-    return character.isalnum() or character in ("_", "\ufffd", "'", "’")
+    return character.isalnum() or character in ("_", "\ufffd")
 
 
 class TextObjective(Protocol):
@@ -144,7 +143,7 @@ def check_share(share: float, name: str = "share", *, most: float = 1.0) -> None
         raise UserError(f"{name} = {share}: a share above 0, up to {most:g}")
 
 
-def tensors(**arrays: np.ndarray) -> Mapping[str, torch.Tensor]:
+def tensors(**arrays: np.ndarray) -> dict[str, Any]:
     """Arrays as tensors of their own memory; whole numbers become int64."""
     import torch
 
