@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from lmworks.models.config.patterns import Sizes
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
     from lmworks.training.batches import Rows
+    from lmworks.training.curriculum import Windows
     from lmworks.training.objectives.text import Architecture, TextObjective, TokenFacts
     from lmworks.training.pretrain import PretrainConfig
-    from lmworks.training.curriculum import Windows
 
 PRETRAINING = ("causal", "masked", "prefix", "permutation", "replaced_token", "span_corruption")
 _CORRUPTION = 0xC0  # parts the draws of objectives from other draws of the same (seed, step)

@@ -240,10 +240,8 @@ def fit(
     from lmworks.training.tokens import leading_windows
     from lmworks.training.trainer import Trainer
 
-    windows: Sequence[Any]
-    if isinstance(heldout, Sequence):
-        windows = heldout
-    else:
+    windows: Any = heldout
+    if not isinstance(heldout, Sequence):
         windows = leading_windows(
             heldout, context_length=config.context_length, count=_HELDOUT_WINDOWS
         )
