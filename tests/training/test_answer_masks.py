@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.training import templates as t
 
 from lmworks.core.errors import UserError
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.training.answer_masks import mask_answers
 from lmworks.training.mask_config import MaskConfig
 
-
-def _beside(name: str) -> Any:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"sft_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-t = _beside("templates")
 LABELLED: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("labelled_answers.json").read_text()
 )
@@ -149,9 +138,7 @@ def test_a_token_across_the_border_is_counted_and_not_learnt() -> None:
     merged = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_bytes(i) == b"It")
     messages = [t.turn("user", "2 + 2?"), t.turn("assistant", "t is 4.")]
     spliced = PipelineTokenizer(
-        __import__("dataclasses").replace(
-            tokenizer.vocabulary, chat_template=template.replace("A:", "A: I")
-        )
+        dataclasses.replace(tokenizer.vocabulary, chat_template=template.replace("A:", "A: I"))
     )
     masked = mask_answers(spliced, messages)
     assert merged in masked.ids.tolist() or masked.num_straddling

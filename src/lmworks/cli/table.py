@@ -76,6 +76,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.training.architecture_search:search_architecture",
         "Find the pattern of layers that learns best within a time and a memory.",
     ),
+    "train adapt": (
+        "stage:lmworks.training.adapt:adapt",
+        "Go on training a model on the text of a field, without it forgetting the rest.",
+    ),
     "train sft": (
         "stage:lmworks.training.sft:sft",
         "Fine-tune a model on conversations.",

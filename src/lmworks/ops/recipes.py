@@ -41,6 +41,7 @@ STAGES: dict[str, str] = {
     "transplant_leaderboard": "lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",
     "pretrain": "lmworks.training.pretrain:pretrain",
     "search_architecture": "lmworks.training.architecture_search:search_architecture",
+    "adapt": "lmworks.training.adapt:adapt",
     "sft": "lmworks.training.sft:sft",
     "prefer": "lmworks.training.prefer:prefer",
     "reward": "lmworks.training.reward:reward",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lmworks.core.errors import UserError
 from lmworks.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from lmworks.training.trainer import Trainer
+
+
+def fingerprint(tokens: np.ndarray) -> str:
+    """A hash of an array's content."""
+    return hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest()
 
 
 class SameData(Callback):

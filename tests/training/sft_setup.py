@@ -1,0 +1,75 @@
+"""What both sides of the comparison with TRL train on, and how: conversations, model, rates."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.model import Model
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
+from lmworks.tokenizers.train import train_bpe
+
+NUM_STEPS, ROWS_PER_STEP = 50, {"tiny": 4, "smollm2": 2}
+RATES = {"tiny": 1e-3, "smollm2": 1e-4}
+# The template's own words around an answer; `{% generation %}` tells TRL what it is, not us.
+TAGGED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+    "{% else %}{{ m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+UNTAGGED = re.sub(r"{% (end)?generation %}", "", TAGGED)
+ORACLES = Path(__file__).with_name("oracles")
+
+
+def conversations(count: int) -> list[list[dict[str, str]]]:
+    """Conversations of one or two turns about Python, from its own help."""
+    found = []
+    for name, text in sorted(topics.items()):
+        sentences = re.findall(r"[A-Z][^.]{30,120}\.", " ".join(text.split()))
+        for first, second in zip(sentences[::2], sentences[1::2]):
+            turns = [("user", f"What of {name}?"), ("assistant", first)]
+            if len(found) % 3 == 0:
+                turns += [("user", "And then?"), ("assistant", second)]
+            found.append([{"role": role, "content": said} for role, said in turns])
+            if len(found) == count:
+                return found
+    raise AssertionError(f"only {len(found)} conversations")
+
+
+def rows(kind: str) -> list[list[dict[str, str]]]:
+    return conversations(NUM_STEPS * ROWS_PER_STEP[kind])
+
+
+def tiny_tokenizer() -> PipelineTokenizer:
+    import dataclasses
+
+    made = train_bpe([text for _, text in sorted(topics.items())][:20], vocab_size=400)
+    return PipelineTokenizer(dataclasses.replace(made.vocabulary, chat_template=UNTAGGED))
+
+
+def tiny_model(vocab_size: int, seed: int = 0) -> Model:
+    model = Model(
+        ModelConfig.uniform(
+            vocab_size=vocab_size,
+            hidden_size=64,
+            num_hidden_layers=2,
+            mixer=AttentionConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16),
+            feed_forward=MLPConfig(intermediate_size=128),
+            tie_word_embeddings=True,
+            max_position_embeddings=1024,
+        )
+    )
+    model.reset_parameters(torch.Generator().manual_seed(seed))
+    return model
+
+
+def oracle(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ORACLES / f"sft_{kind}.json").read_text())
+    return found
