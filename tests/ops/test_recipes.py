@@ -268,3 +268,39 @@ def test_no_change_to_a_recipe_is_a_traceback(data: st.DataObject) -> None:
         load_recipe("my.yaml")
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_settings_fill_steps_and_keep_their_type(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "settings: {size: 300, text: a.txt, share: 0.25}\n"
+        "steps:\n"
+        "  corpus: {stage: build_corpus, folder: '${text}', heldout_share: '${share}'}\n"
+        "  tokenizer: {stage: train_tokenizer, corpus: '${corpus}', vocab_size: '${size}'}\n"
+    )
+    corpus, tokenizer = (step.config for step in load_recipe(str(recipe)).steps)
+    assert (corpus.folder, corpus.heldout_share, tokenizer.vocab_size) == ("a.txt", 0.25, 300)
+    changed = load_recipe(str(recipe), sets=["size=512", "text=~/notes", "corpus.seed=3"])
+    corpus, tokenizer = (step.config for step in changed.steps)
+    assert (corpus.folder, corpus.seed, tokenizer.vocab_size) == ("~/notes", 3, 512)
+    based = tmp_path / "b.yaml"
+    based.write_text(
+        "base: r.yaml\nsettings: {size: 400}\nsteps: {tokenizer: {min_frequency: 3}}\n"
+    )
+    assert load_recipe(str(based)).steps[1].config.vocab_size == 400
+    with pytest.raises(UserError, match="unknown step 'sise'"):
+        load_recipe(str(recipe), sets=["sise=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("settings: [1]\nsteps: {a: {stage: build_corpus}}\n", "`settings` is a mapping"),
+        ("settings: {a: 1}\nsteps: {a: {stage: build_corpus}}\n", "'a' is a step and a setting"),
+        ("out: ~nobody1/x\nsteps: {a: {stage: build_corpus}}\n", "nobody's home is known"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_recipe(str(tmp_path / "r.yaml"))

@@ -100,6 +100,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.training.embed:embed",
         "Train an encoder whose vectors are near for texts that belong together.",
     ),
+    "eval tuning": (
+        "stage:lmworks.evaluation.tuning:compare_tuned",
+        "What tuning gained in its field and what it cost elsewhere, against the base.",
+    ),
     "eval bits-per-byte": (
         "stage:lmworks.evaluation.bits_per_byte:evaluate",
         "Compare models on held-out text, with intervals.",

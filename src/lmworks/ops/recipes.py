@@ -7,8 +7,9 @@
       base:      {stage: pretrain, corpus: "${corpus}", tokenizer: "${tokenizer}"}
 
 A step is a stage and its config; `${name}` is the folder of an earlier step. `base: other.yaml`
-starts from another recipe and states only the differences. Steps are cached and resumed by the
-stage mechanism; there is no second one here.
+starts from another recipe and states only the differences. `settings: {folder: ~/notes}` names what
+a person would want to change: `${folder}` is its value, and `--set folder=...` another one. Steps
+are cached and resumed by the stage mechanism; there is no second one here.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ STAGES: dict[str, str] = {
     "preferences": "lmworks.evaluation.preferences:eval_preferences",
     "needle": "lmworks.evaluation.needle:needle",
     "position_perplexity": "lmworks.evaluation.position_perplexity:position_perplexity",
+    "compare_tuned": "lmworks.evaluation.tuning:compare_tuned",
     "evaluate": "lmworks.evaluation.bits_per_byte:evaluate",
     "length_extrapolation": "lmworks.evaluation.length_extrapolation:length_extrapolation",
     "compare_architectures": "lmworks.evaluation.architectures:compare_architectures",
@@ -59,6 +61,7 @@ STAGES: dict[str, str] = {
 
 _PACKAGED = Path(__file__).with_name("recipes")
 _MAX_BASES = 8
+_KEYS = ("out", "steps", "base", "settings")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,9 @@ class Recipe:
 
     def folder_of(self, step: Step) -> Path:
         return self.out / step.name
+
+
+_REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
 
 class _Lines(yaml.SafeLoader):
@@ -112,17 +118,21 @@ def load_recipe(name: str, *, sets: Sequence[str] = (), out: str | None = None) 
     source = _read(path)
     for text in sets:
         _change(source, text)
-    folder = Path(out or source.out or f"runs/{path.stem}").expanduser()
+    folder = _at_home(out or source.out or f"runs/{path.stem}")
     steps: list[Step] = []
     for step, values in source.steps.items():
-        steps.append(_step(step, values, folder, [s.name for s in steps], source.where[step]))
+        known = source.settings | {s.name: str(folder / s.name) for s in steps}
+        steps.append(_step(step, values, known, source.where[step]))
     return Recipe(out=folder, steps=tuple(steps))
 
 
 def _change(source: _Source, text: str) -> None:
     (step, *path), value = parse_set(text)
+    if step in source.settings and not path:
+        source.settings[step] = value
+        return
     if step not in source.steps:
-        raise unknown_name("step", step, source.steps)
+        raise unknown_name("step", step, [*source.steps, *source.settings])
     if not path:
         raise UserError(f"--set {text!r}: write it as step.key=value")
     if isinstance(source.steps[step], Mapping):
@@ -138,7 +148,7 @@ def run_recipe(recipe: Recipe) -> Iterator[Artifact]:
 
 
 def _find(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = _at_home(name)
     if path.is_file():
         return path
     packaged = _PACKAGED / f"{name}.yaml"
@@ -149,12 +159,20 @@ def _find(name: str) -> Path:
     raise unknown_name("recipe", name, [p.stem for p in _PACKAGED.glob("*.yaml")])
 
 
+def _at_home(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{name!r} can't be used: nobody's home is known by that name") from error
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source:
     """A recipe's content with that of its bases under it, unchecked."""
 
     out: str | None
     steps: dict[str, Any]
+    settings: dict[str, Any]
     where: dict[str, str]  # by step: the file and line that last had a say in it
 
 
@@ -164,17 +182,21 @@ def _read(path: Path, depth: int = 0) -> _Source:
     data = _parse(path)
     steps = {str(step): values for step, values in (data.get("steps") or {}).items()}
     where = {step: f"{path.name}, step {step!r}{_line(data.get('steps'), step)}" for step in steps}
+    settings = {str(name): value for name, value in (data.get("settings") or {}).items()}
     if "base" in data:
         found = path.parent / str(data["base"])
         under = _read(found if found.is_file() else _find(str(data["base"])), depth + 1)
         return _Source(
             out=data.get("out", under.out),
             steps=under.steps | {s: _over(under.steps.get(s), v) for s, v in steps.items()},
+            settings=under.settings | settings,
             where=under.where | where,
         )
     if not steps:
         raise UserError(f"{path}: no steps")
-    return _Source(out=data.get("out"), steps=steps, where=where)
+    if both := steps.keys() & settings:
+        raise UserError(f"{path}: {min(both)!r} is a step and a setting: give one another name")
+    return _Source(out=data.get("out"), steps=steps, settings=settings, where=where)
 
 
 def _over(under: Any, values: Any) -> Any:
@@ -197,33 +219,37 @@ def _parse(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("steps") or {}, dict):
         raise UserError(f"{path}: a recipe is a mapping with `steps`, each with a `stage`")
     for key in map(str, data):
-        if key not in ("out", "steps", "base"):
-            raise unknown_name(
-                f"key in {path.name}{_line(data, key)}", key, ["out", "steps", "base"]
-            )
+        if key not in _KEYS:
+            raise unknown_name(f"key in {path.name}{_line(data, key)}", key, _KEYS)
+    if not isinstance(data.get("settings") or {}, dict):
+        raise UserError(f"{path}: `settings` is a mapping from names to values")
     if not isinstance(data.get("out", ""), str):
         raise UserError(f"{path}: `out` must name a folder")
     return data
 
 
-def _step(name: str, values: Any, folder: Path, earlier: list[str], where: str) -> Step:
+def _step(name: str, values: Any, known: Mapping[str, Any], where: str) -> Step:
     if not re.fullmatch(r"[\w-]+", name):  # it is a folder's name, and `--set` splits at dots
         raise UserError(f"{where}: a step's name is letters, digits, _ and -")
     if not isinstance(values, dict) or not isinstance(values.get("stage"), str):
         raise UserError(f"{where}: a step needs a `stage`; known: {', '.join(STAGES)}")
     settings = {key: value for key, value in values.items() if key != "stage"}
 
-    def folder_of(match: re.Match[str]) -> str:
-        if match[1] not in earlier:
-            raise unknown_name(f"earlier step in {where}", match[1], earlier)
-        return str(folder / match[1])
+    def value_of(match: re.Match[str]) -> Any:
+        if match[1] not in known:
+            raise unknown_name(f"earlier step in {where}", match[1], known)
+        return known[match[1]]
 
     def filled(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: filled(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [filled(inner) for inner in value]
-        return re.sub(r"\$\{([^}]*)\}", folder_of, value) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        if whole := _REFERENCE.fullmatch(value):  # a setting keeps its type
+            return value_of(whole)
+        return _REFERENCE.sub(lambda match: str(value_of(match)), value)
 
     try:
         stage: Stage[Any] = look_up(STAGES, values["stage"], seam="stage")
