@@ -152,6 +152,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lmworks.cli.model_parity:command",
         "Where two models part on the same tokens, and why.",
     ),
+    "explain answers": (
+        "lmworks.cli.explain_answers:command",
+        "What of a conversation fine-tuning would learn, under the model's chat template.",
+    ),
     "explain attention": (
         "lmworks.cli.explain_attention:command",
         "What each head of a model looks at in a text.",
