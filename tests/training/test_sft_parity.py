@@ -6,7 +6,6 @@ the same template without them.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +119,6 @@ def test_a_run_killed_at_step_25_goes_on_to_the_bit(
 
 
 def test_packed_rows_are_the_unpacked_ones(tokenizer: Any) -> None:
-    if "documents" not in inspect.signature(Model.hidden_states).parameters:
-        pytest.skip("this model can't tell documents apart yet")
     rows = data("tiny", tokenizer, context_length=256, packing=True, batch_size=2)
     model = setup.tiny_model(tokenizer.vocab_size)
     for step in range(5):
