@@ -76,8 +76,8 @@ def test_patterns_are_trained_at_the_same_compute(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"patterns": ["attention", "attention"]}, "each pattern once"),
-        ({"patterns": []}, "each pattern once"),
+        ({"patterns": ["attention", "attention"]}, "patterns: name each once"),
+        ({"patterns": []}, "patterns: name each once"),
         ({"patterns": ["mambo"]}, "unknown layer in the pattern"),
         ({"seeds": 0}, "at least one model"),
     ],

@@ -124,7 +124,7 @@ def test_the_stage_trains_measures_and_goes_on(places, monkeypatch):
         ({"schemes": ["rope", "rope"]}, "name each once"),
         ({"test_length": 33}, "multiple of context_length"),
         ({"test_length": 80_000}, "fewer than one window"),
-        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"seeds": 0}, "at least one model"),
     ],
 )
 def test_what_can_not_be_measured_is_told(places, changes, words):

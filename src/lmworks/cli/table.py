@@ -136,6 +136,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.architectures:compare_architectures",
         "Patterns of layers trained side by side at the same compute, with intervals.",
     ),
+    "eval curricula": (
+        "stage:lmworks.evaluation.curricula:compare_curricula",
+        "Orders and parts of the text side by side at equal tokens, with intervals.",
+    ),
+    "eval scaling": (
+        "stage:lmworks.evaluation.scaling:scaling",
+        "A series of small runs, the law they follow, and a larger run that tests it.",
+    ),
     "model transplant": (
         "stage:lmworks.models.transplant.stage:transplant_stage",
         "Put another tokenizer into a trained model.",

@@ -22,10 +22,9 @@ from lmworks.training.pretrain import PretrainConfig, Shape
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from lmworks.data.documents import Document
     from lmworks.evaluation.report import GainTable
+    from lmworks.evaluation.variants import Measures
     from lmworks.models.compute import Compute
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
@@ -62,15 +61,6 @@ class CompareArchitecturesConfig:
     threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
-    """One model of one pattern, measured."""
-
-    bits: np.ndarray  # (documents,)
-    tokens_per_s: float
-    decode_ms: float
-
-
 @stage("compare_architectures", makes="report")
 def compare_architectures(config: CompareArchitecturesConfig, run: Run) -> dict[str, Any]:
     """Train all, measure all; see CompareArchitecturesConfig."""
@@ -78,6 +68,7 @@ def compare_architectures(config: CompareArchitecturesConfig, run: Run) -> dict[
     from lmworks.evaluation.bits_per_byte import read_heldout
     from lmworks.evaluation.report import Report, write_report
     from lmworks.evaluation.report_parts import versions
+    from lmworks.evaluation.variants import measured_once
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.threads import set_threads
 
@@ -90,10 +81,16 @@ def compare_architectures(config: CompareArchitecturesConfig, run: Run) -> dict[
     documents = read_heldout(run.inputs["corpus"], config.max_documents, seed=0)
     trained = {
         pattern: [
-            _train(pattern, depths[pattern], seed, config, run, tokenizer, documents)
+            measured_once(
+                run,
+                f"{number}-{seed}",
+                lambda p=pattern, n=number, s=seed: _train(  # type: ignore[misc]
+                    p, depths[p], s, config, run, tokenizer, documents, name=f"{n}-{s}"
+                ),
+            )
             for seed in range(config.seeds)
         ]
-        for pattern in config.patterns
+        for number, pattern in enumerate(config.patterns)
     }
     costs = {p: _compute(p, depths[p], config, tokenizer.vocab_size) for p in config.patterns}
     table = _table(config, trained, depths, costs, documents)
@@ -126,14 +123,12 @@ def with_search(config: CompareArchitecturesConfig, folder: Path) -> CompareArch
 
 
 def _check(config: CompareArchitecturesConfig) -> None:
+    from lmworks.evaluation.variants import check_names
     from lmworks.models.config.patterns import words_of
 
     for pattern in config.patterns:
         words_of(pattern)
-    if not config.patterns or len(set(config.patterns)) != len(config.patterns):
-        raise UserError("patterns: give each pattern once, the baseline first")
-    if config.seeds < 1:
-        raise UserError(f"seeds = {config.seeds}: at least one model of each pattern")
+    check_names("patterns", config.patterns, config.seeds)
 
 
 def _pretrain_config(
@@ -186,46 +181,23 @@ def _train(
     run: Run,
     tokenizer: Tokenizer,
     documents: Sequence[Document],
-) -> Trained:
-    """One model, trained and measured, or what an earlier run kept of it."""
-    import time
-
+    *,
+    name: str,
+) -> Measures:
+    """One model, trained and measured: its bits (documents,), and its speeds."""
     import numpy as np
 
-    from lmworks.core.files import atomic_open
     from lmworks.evaluation.scores import score_documents
+    from lmworks.evaluation.variants import train
     from lmworks.inference.logprobs import decoder_logprobs
-    from lmworks.training.pretrain import cached_stream, fit, new_model
-    from lmworks.training.tokens import PackedWindows
 
-    name = f"{config.patterns.index(pattern)}-{seed}"
-    kept = run.work / f"{name}.npz"
-    if kept.is_file():
-        with np.load(kept, allow_pickle=False) as found:
-            return Trained(
-                bits=found["bits"],
-                tokens_per_s=float(found["tokens_per_s"]),
-                decode_ms=float(found["decode_ms"]),
-            )
     settings = _pretrain_config(pattern, depth, seed, config)
-    tokens = cached_stream(run.inputs["corpus"] / "train.jsonl", tokenizer, run.work)
-    heldout = cached_stream(run.inputs["corpus"] / "heldout.jsonl", tokenizer, run.work)
-    batches = PackedWindows(
-        tokens, context_length=config.context_length, batch_size=config.batch_size, seed=seed
-    )
-    model = new_model(settings, tokenizer.vocab_size)
-    label = f"{pattern}, seed {seed}"
-    work = run.work / name
-    started = time.monotonic()
-    history = fit(
-        model, batches, heldout, settings, num_steps=config.num_steps, work=work, label=label
-    )
-    rate = history.num_targets / max(time.monotonic() - started, 1e-9)
-    scores = score_documents(decoder_logprobs(model), documents, tokenizer)
-    trained = Trained(bits=scores.bits, tokens_per_s=rate, decode_ms=_decode_ms(model))
-    with atomic_open(kept) as file:
-        np.savez(file, bits=trained.bits, tokens_per_s=rate, decode_ms=trained.decode_ms)
-    return trained
+    trained = train(settings, run, tokenizer, name=name, label=f"{pattern}, seed {seed}")
+    return {
+        "bits": score_documents(decoder_logprobs(trained.model), documents, tokenizer).bits,
+        "tokens_per_s": np.array(trained.tokens_per_s),
+        "decode_ms": np.array(_decode_ms(trained.model)),
+    }
 
 
 def _decode_ms(model: Model, num_tokens: int = 32) -> float:
@@ -238,46 +210,28 @@ def _decode_ms(model: Model, num_tokens: int = 32) -> float:
 
 def _table(
     config: CompareArchitecturesConfig,
-    trained: dict[str, list[Trained]],
+    trained: dict[str, list[Measures]],
     depths: dict[str, int],
     costs: dict[str, Compute],
     documents: Sequence[Document],
 ) -> GainTable:
     import numpy as np
 
-    from lmworks.evaluation.report import GainRow, GainTable
-    from lmworks.evaluation.scores import num_bytes
-    from lmworks.evaluation.statistics import paired_interval, ratio_interval
+    from lmworks.evaluation.variants import document_table
 
-    kept = [document for document in documents if document.text]
-    sizes = np.array([num_bytes(document.text) for document in kept])
-    groups = np.array([document.group for document in kept], dtype=str)
-    means = {p: np.mean([each.bits for each in models], axis=0) for p, models in trained.items()}
-    first = config.patterns[0]
-    rows = [
-        GainRow(
-            name=pattern,
-            note=f"{depths[pattern]} layers, {costs[pattern].num_parameters / 1e6:.2f} M "
-            f"parameters, {costs[pattern].forward_flops / costs[first].forward_flops:.2f} x the "
-            "operations",
-            bits_per_byte=ratio_interval(means[pattern], sizes, groups),
-            versus_previous=None
-            if pattern == first
-            else paired_interval(means[pattern], means[first], sizes, groups),
-            previous="" if pattern == first else first,
-        )
-        for pattern in config.patterns
-    ]
-    note = (
-        f"{len(kept):,} documents in {len(set(groups)):,} groups, {sizes.sum() / 1e3:,.0f} kB; "
-        f"the mean of {config.seeds} models each."
-    )
-    return GainTable(title="Held-out documents", note=note, rows=tuple(rows))
+    first = costs[config.patterns[0]].forward_flops
+    notes = {
+        pattern: f"{depths[pattern]} layers, {cost.num_parameters / 1e6:.2f} M parameters, "
+        f"{cost.forward_flops / first:.2f} x the operations"
+        for pattern, cost in costs.items()
+    }
+    bits = {p: np.stack([each["bits"] for each in models]) for p, models in trained.items()}
+    return document_table(bits, documents, notes)
 
 
 def _rows(
     config: CompareArchitecturesConfig,
-    trained: dict[str, list[Trained]],
+    trained: dict[str, list[Measures]],
     depths: dict[str, int],
     costs: dict[str, Compute],
     table: GainTable,
@@ -285,15 +239,16 @@ def _rows(
     """The table as plain values, with what a model of each pattern costs."""
     from statistics import median
 
-    from lmworks.evaluation.report import verdict
-    from lmworks.evaluation.statistics import mean_interval
+    import numpy as np
 
-    total = [float(each.bits.sum()) for each in trained[config.patterns[0]]]
+    from lmworks.evaluation.report import verdict
+    from lmworks.evaluation.variants import ratio_over_seeds
+
+    bits = {p: np.stack([each["bits"] for each in models]) for p, models in trained.items()}
     rows = []
     for row in table.rows:
         models, cost = trained[row.name], costs[row.name]
-        ratios = [float(m.bits.sum()) / t for m, t in zip(models, total, strict=True)]
-        over_seeds = mean_interval(ratios)
+        over_seeds = ratio_over_seeds(bits[row.name], bits[config.patterns[0]])
         rows.append(
             {
                 "pattern": row.name,
@@ -305,8 +260,8 @@ def _rows(
                 "difference": row.versus_previous and dataclasses.asdict(row.versus_previous),
                 "verdict": verdict(row.versus_previous) if row.versus_previous else "baseline",
                 "bits_ratio_over_seeds": dataclasses.asdict(over_seeds),
-                "training_tokens_per_s": median(m.tokens_per_s for m in models),
-                "decode_ms_per_token": median(m.decode_ms for m in models),
+                "training_tokens_per_s": median(float(m["tokens_per_s"]) for m in models),
+                "decode_ms_per_token": median(float(m["decode_ms"]) for m in models),
                 "cache_bytes_per_token": cost.cache_bytes_per_token,
                 "state_bytes": cost.state_bytes,
             }

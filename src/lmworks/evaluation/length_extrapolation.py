@@ -62,6 +62,7 @@ class LengthExtrapolationConfig:
 def length_extrapolation(config: LengthExtrapolationConfig, run: Run) -> dict[str, Any]:
     """Train, measure, compare; see LengthExtrapolationConfig."""
     from lmworks.evaluation.length_report import Measured, summary, write
+    from lmworks.evaluation.variants import measured_once
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.threads import set_threads
 
@@ -72,7 +73,12 @@ def length_extrapolation(config: LengthExtrapolationConfig, run: Run) -> dict[st
     found: dict[str, list[Any]] = {}
     for scheme in config.schemes:
         for number in range(config.seeds):
-            for name, bits in _measured(config, run, tokenizer, windows, scheme, number).items():
+            bits_of = measured_once(
+                run,
+                f"{scheme}-{number}",
+                lambda s=scheme, n=number: _measured(config, run, tokenizer, windows, s, n),  # type: ignore[misc]
+            )
+            for name, bits in bits_of.items():
                 found.setdefault(name, []).append(bits)
     measured = Measured.of(found, windows, config.context_length)
     write(run.folder, measured, config)
@@ -80,13 +86,14 @@ def length_extrapolation(config: LengthExtrapolationConfig, run: Run) -> dict[st
 
 
 def _check(config: LengthExtrapolationConfig) -> None:
+    from lmworks.evaluation.variants import check_names
+
     for scheme in config.schemes:
         if scheme not in SCHEMES:
             raise unknown_name("position scheme", scheme, SCHEMES)
-    if not config.schemes or len(set(config.schemes)) < len(config.schemes):
-        raise UserError("schemes: name each once, and one at least")
-    if config.seeds < 1 or config.max_windows < 0:
-        raise UserError("seeds must be at least 1, and max_windows 0 (all) or more")
+    check_names("schemes", config.schemes, config.seeds)
+    if config.max_windows < 0:
+        raise UserError("max_windows must be 0 (all) or more")
     if config.context_length < 8 or config.test_length % config.context_length:
         raise UserError(
             f"test_length {config.test_length} must be a multiple of context_length "
@@ -155,25 +162,15 @@ def _measured(
     scheme: str,
     number: int,
 ) -> dict[str, np.ndarray]:
-    """name -> (windows, test_length) bits, of one model and what is made of it; kept in `work`."""
-    import numpy as np
-
-    from lmworks.core.files import atomic_open
+    """name -> (windows, test_length) bits, of one model and what is made of it."""
     from lmworks.evaluation.position_schemes import scalings, stretched
 
-    kept = run.work / f"{scheme}-{number}.npz"
-    if kept.is_file():
-        with np.load(kept, allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
     model = _trained(config, run, tokenizer, scheme, number)
     models = {scheme: model}
     if scheme == "rope":
         stretches = scalings(config.context_length, config.test_length)
         models |= {f"rope, {name}": stretched(model, how) for name, how in stretches.items()}
-    result = {name: _bits(each, windows) for name, each in models.items()}
-    with atomic_open(kept) as file:
-        np.savez(file, **result)  # type: ignore[arg-type]
-    return result
+    return {name: _bits(each, windows) for name, each in models.items()}
 
 
 def _bits(model: Model, windows: LongWindows) -> np.ndarray:
@@ -199,30 +196,17 @@ def _trained(
     import torch
 
     from lmworks.evaluation.position_schemes import with_scheme
+    from lmworks.evaluation.variants import train
     from lmworks.models.model import Model
-    from lmworks.training.pretrain import cached_stream, fit, model_config
-    from lmworks.training.tokens import PackedWindows
+    from lmworks.training.pretrain import model_config
 
     settings = _settings(config, number)
-    tokens = cached_stream(run.inputs["corpus"] / "train.jsonl", tokenizer, run.work)
-    batches = PackedWindows(
-        tokens,
-        context_length=config.context_length,
-        batch_size=config.batch_size,
-        seed=settings.seed,
-    )
     plain = model_config(settings, tokenizer.vocab_size)
     model = Model(with_scheme(plain, scheme, config.test_length))
     model.reset_parameters(torch.Generator().manual_seed(settings.seed))
-    fit(
-        model,
-        batches,
-        tokens[:0],
-        settings,
-        num_steps=config.num_steps,
-        work=run.work / f"{scheme}-{number}",
-        label=f"{scheme}, seed {settings.seed}",
-    )
+    label = f"{scheme}, seed {settings.seed}"
+    name = f"{scheme}-{number}"
+    train(settings, run, tokenizer, name=name, label=label, model=model, looks=False)
     return model
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from lmworks.core.files import write_json, write_text
 from lmworks.evaluation.plots import CurvePicture, curve_picture
 from lmworks.evaluation.position_schemes import SCHEMES
-from lmworks.evaluation.report import verdict
+from lmworks.evaluation.report import agreed
 from lmworks.evaluation.statistics import (
     Interval,
     mean_interval,
@@ -49,8 +49,7 @@ class Region:
         """What both intervals allow to say."""
         if self.versus is None or self.versus_over_seeds is None:
             return ""
-        both = {verdict(self.versus), verdict(self.versus_over_seeds)}
-        return both.pop() if len(both) == 1 else "no difference shown"
+        return agreed(self.versus, self.versus_over_seeds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

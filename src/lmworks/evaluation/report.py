@@ -143,6 +143,12 @@ def verdict(difference: Interval) -> Verdict:
     return "better" if difference.high < 0 else "worse"
 
 
+def agreed(*differences: Interval) -> Verdict:
+    """What all intervals allow to say, for example over documents and over seeds."""
+    found = {verdict(difference) for difference in differences}
+    return found.pop() if len(found) == 1 else "no difference shown"
+
+
 def write_report(folder: str | Path, report: Report) -> None:
     """Write `report.json` and `report.html` into `folder`, each whole or not at all.
 

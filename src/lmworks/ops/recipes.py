@@ -56,6 +56,8 @@ STAGES: dict[str, str] = {
     "compare_tuned": "lmworks.evaluation.tuning:compare_tuned",
     "evaluate": "lmworks.evaluation.bits_per_byte:evaluate",
     "length_extrapolation": "lmworks.evaluation.length_extrapolation:length_extrapolation",
+    "scaling": "lmworks.evaluation.scaling:scaling",
+    "compare_curricula": "lmworks.evaluation.curricula:compare_curricula",
     "compare_architectures": "lmworks.evaluation.architectures:compare_architectures",
 }
 
