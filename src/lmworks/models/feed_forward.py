@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from lmworks.models.config import MLPConfig, ModelConfig
 from lmworks.models.context import Context
@@ -37,7 +39,7 @@ class MLP(nn.Module):
         if self.gate_proj is None:
             inner = self.activation(up)
         else:
-            inner = self.activation(self.gate_proj(x)) * up
+            inner = gated(self.activation, self.gate_proj(x), up)
         y: torch.Tensor = self.down_proj(inner)
         return y
 
@@ -47,6 +49,33 @@ class MLP(nn.Module):
             if projection is not None:
                 init_linear(projection, generator, INIT_STD)
         init_linear(self.down_proj, generator, output_std)
+
+
+def gated(activation: Activation, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """activation(gate) * up; with silu nothing but these two is kept for the backward."""
+    if activation is F.silu and torch.is_grad_enabled() and gate.dtype == up.dtype:
+        product: torch.Tensor = _SwiGLU.apply(gate, up)
+        return product
+    return activation(gate) * up
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up to the bit. silu(gate) is made anew in the backward: it is cheaper to compute
+    than to keep, and is a quarter of what an MLP would keep."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        silu = F.silu(gate)
+        grad_up = grad * silu
+        grad_silu = torch.mul(grad, up, out=silu)
+        return torch.ops.aten.silu_backward(grad_silu, gate), grad_up
 
 
 def activation(name: str) -> Activation:

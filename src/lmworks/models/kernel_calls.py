@@ -6,10 +6,12 @@ and never on the number of threads, so sums over channels come out the same on e
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,6 +24,19 @@ from lmworks.models.kernel_slots import LANES
 
 _PARTS = 8  # of the channels of a sequence
 _SPLIT_WORK = 1 << 17  # numbers of state to compute, from which on a second thread pays
+
+
+_NOT_RUNNING: contextvars.ContextVar[bool] = contextvars.ContextVar("not_running", default=False)
+
+
+@contextlib.contextmanager
+def not_running() -> Iterator[None]:
+    """Meanwhile kernels do nothing, for tensors that have shapes and no memory."""
+    token = _NOT_RUNNING.set(True)
+    try:
+        yield
+    finally:
+        _NOT_RUNNING.reset(token)
 
 
 def computes(*tensors: torch.Tensor | None) -> bool:
@@ -55,7 +70,7 @@ def parts_of(num_blocks: int, work: int, most: int) -> list[tuple[int, int]]:
 
 def address(tensor: torch.Tensor | None, index: int = 0) -> int:
     """Where row `index` of the first dimension begins; 0 for no tensor."""
-    if tensor is None:
+    if tensor is None or _NOT_RUNNING.get():
         return 0
     return tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
 
@@ -70,6 +85,8 @@ def arguments(values: Mapping[str, int]) -> np.ndarray:
 
 def run(module: str, name: str, calls: Sequence[np.ndarray]) -> None:
     """Run a kernel once for each array of arguments."""
+    if _NOT_RUNNING.get():
+        return
     kernel = compiled.kernel(f"lmworks.models.{module}", name)
     starts = [call.ctypes.data for call in calls]
     if len(calls) == 1 or torch.get_num_threads() == 1:

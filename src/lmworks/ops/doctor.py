@@ -17,11 +17,10 @@ import platform
 import re
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lmworks.core.machine import memory_bytes, usable_cores
+from lmworks.core.machine import best_seconds, memory_bytes, usable_cores
 
 _MEASURE_S = 0.4
 _FLOPS_PER_PARAMETER = 6
@@ -158,14 +157,7 @@ def _gpu() -> str:
 
 
 def _best_seconds(run: Callable[[], object]) -> float:
-    """The fastest of as many runs as the time allows: what the machine can do undisturbed."""
-    run()
-    best, until = float("inf"), time.perf_counter() + _MEASURE_S
-    while time.perf_counter() < until:
-        started = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - started)
-    return best
+    return best_seconds(run, _MEASURE_S)
 
 
 def measure_gemm_gflops(size: int = 768) -> float:

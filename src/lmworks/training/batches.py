@@ -74,6 +74,19 @@ class Batch(Rows):
         return int((self.labels != IGNORED).sum())
 
 
+def token_shape(batch: Rows) -> tuple[int, int]:
+    """(tokens that go through the model, the longest row); zeros where none are named input_ids."""
+    count = longest = 0
+    for field in dataclasses.fields(batch):  # type: ignore[arg-type]
+        value = getattr(batch, field.name)
+        if isinstance(value, Rows):
+            inner, length = token_shape(value)
+            count, longest = count + inner, max(longest, length)
+        elif field.name == "input_ids":
+            count, longest = count + value.numel(), max(longest, value.shape[-1])
+    return count, longest
+
+
 def micro_batches(batch: Rows, size: int) -> Iterator[Any]:
     """`batch` in parts of up to `size` rows, those without a target left out; whole if size is 0.
 

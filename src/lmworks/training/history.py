@@ -27,3 +27,8 @@ class History:
     metrics: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     skipped: list[int] = dataclasses.field(default_factory=list)
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Of this process, and never kept with the rest: the same seed gives the same history.
+        self.spent: dict[str, float] = {}  # seconds by part of a step, see `step_clock`
+        self.tokens, self.row_length, self.precision = 0, 0, "float32"

@@ -282,7 +282,10 @@ def cached_stream(path: Path, tokenizer: Tokenizer, work: Path) -> np.ndarray:
 def summary(
     history: History, model: Any, *, num_steps: int, seconds: float, threads: int
 ) -> dict[str, Any]:
-    """The figures of a training that its manifest keeps. Losses in nats per target token."""
+    """The figures of a training that its manifest keeps. Losses in nats per target token; see
+    `speed` for where the time went."""
+    from lmworks.training.speed import speed
+
     recent = history.loss[-max(1, len(history.loss) // 20) :]
     return {
         "num_parameters": sum(p.numel() for p in model.parameters()),
@@ -292,6 +295,7 @@ def summary(
         "heldout_loss": history.heldout_loss[-1] if history.heldout_loss else None,
         "targets_per_s": round(history.num_targets / max(seconds, 1e-9), 1),
         "threads": threads,
+        **speed(history, model),
     }
 
 

@@ -18,6 +18,7 @@ from lmworks.core import processes
 from lmworks.training.batches import Rows, micro_batches
 from lmworks.training.distributed.plan import ParallelConfig, resolved
 from lmworks.training.optimizers.base import Optimizer, OptimizerConfig, build_optimizer
+from lmworks.training.step_clock import StepClock
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,11 +53,13 @@ class Compute:
         precision: of the products: float32, bfloat16 or float16. The weights stay as they are.
         scale: what the loss is multiplied by, and the gradients divided by, against float16's
             small range.
+        clock: told what is a forward and what a backward.
     """
 
     micro_batch_size: int = 0
     precision: str = "float32"
     scale: float = 1.0
+    clock: StepClock = dataclasses.field(default_factory=StepClock, compare=False)
 
     @contextlib.contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
@@ -205,12 +208,18 @@ def accumulate(
         size = 0  # such an objective cuts its batch itself, if it can
     found = []
     for part in micro_batches(batch, size):
-        loss = forward(model, objective, part, compute)
+        with compute.clock.part("forward"):
+            loss = forward(model, objective, part, compute)
         whole = loss.value if loss.auxiliary is None else loss.value + loss.auxiliary
         weight = part.num_targets / total * compute.scale
         # One part that is the whole: not multiplied, so that it is the plain loop to the bit.
-        (whole if weight == 1 else whole * weight).backward()
-        found.append((part.num_targets, loss))
+        with compute.clock.part("backward"):
+            (whole if weight == 1 else whole * weight).backward()  # type: ignore[no-untyped-call]
+        # Without its graph: the nodes are small, but they lie all over the memory that the next
+        # part could use, and the heap would grow with every part.
+        value = loss.value.detach()
+        found.append((part.num_targets, dataclasses.replace(loss, value=value, auxiliary=None)))
+        del loss, whole
     if compute.scale != 1:
         for parameter in model.parameters():
             if parameter.grad is not None:

@@ -22,6 +22,7 @@ import torch
 from lmworks.core import progress
 from lmworks.core.errors import Preempted, UserError
 from lmworks.training.averages import WeightAverage
+from lmworks.training.batches import token_shape
 from lmworks.training.callbacks.base import Callback
 from lmworks.training.callbacks.early_stop import EarlyStop
 from lmworks.training.checkpoint import load_checkpoint, save_checkpoint
@@ -31,6 +32,7 @@ from lmworks.training.interrupt import interruptible
 from lmworks.training.loss_scale import LossScale
 from lmworks.training.schedules import build_schedule
 from lmworks.training.spikes import batch_number
+from lmworks.training.step_clock import StepClock
 from lmworks.training.strategy import Compute, Strategy, strategy_for
 from lmworks.training.trainer_config import LoopConfig
 
@@ -55,6 +57,7 @@ class Trainer:
         callbacks: what happens beside the steps.
         strategy: the processes that share the work; this one alone by default.
         show: a batch's row as text, so that a guilty one can be shown.
+        clock: told what is going on, for a breakdown of the time; a new one by default.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         strategy: Strategy | None = None,
         show: Callable[[Rows], str] | None = None,
+        clock: StepClock | None = None,
     ) -> None:
         if num_steps < 1:
             raise UserError(f"num_steps = {num_steps}: train for at least one step")
@@ -81,6 +85,7 @@ class Trainer:
         self.strategy = strategy or strategy_for(config.parallel)
         self._home = next(model.parameters()).device
         self.device = _device(config.device, self._home)
+        self.clock = clock or StepClock(self.device.type)
         model.to(self.device)
         self._whole = model
         self.model = model = self.strategy.prepare(model, config)
@@ -104,6 +109,7 @@ class Trainer:
             saved.
         """
         step = self._resume()
+        self.clock.restart()
         saved_at = time.monotonic()
         self.model.train()
         for callback in self.callbacks:
@@ -116,17 +122,19 @@ class Trainer:
         ):
             bar.advance(step)
             while step < self.num_steps and not self._stopped:
-                reached = self._step(step)
+                reached = self.take_step(step)
                 bar.advance(reached - step, **self._shown())
                 step = reached
                 stop = self.strategy.any_process(bool(interrupted()))
                 due = self.strategy.any_process(time.monotonic() - saved_at > self._every_s)
                 if stop or (due and step < self.num_steps):
-                    self._save(step)
+                    with self.clock.part("checkpoint"):
+                        self._save(step)
                     saved_at = time.monotonic()
                 if stop:
                     self._leave(step, interrupted())
         self._finish(step)
+        self.history.spent = self.clock.seconds()
         return self.history
 
     def _leave(self, step: int, number: int) -> None:
@@ -144,6 +152,7 @@ class Trainer:
             micro_batch_size=self.config.micro_batch_size,
             precision=self.config.precision,
             scale=self._scale.value,
+            clock=self.clock,
         )
 
     def stop(self, reason: str) -> None:
@@ -157,29 +166,35 @@ class Trainer:
         at = len(self.history.loss) if step is None else step
         self.history.events.append({"step": at, "kind": kind, "message": message})
 
-    def _step(self, step: int) -> int:
-        """Take a step; the number of the one to go on with."""
+    def take_step(self, step: int) -> int:
+        """Take a step, as `fit` does for all; the number of the one to go on with."""
         if self._guard:
-            self._guard.snapshot(step)
+            with self.clock.part("checkpoint"):
+                self._guard.snapshot(step)
         for callback in self.callbacks:
             callback.before_step(self, step)
         if step % self.config.eval_every == 0:
-            self._look(step)
+            with self.clock.part("held-out"):
+                self._look(step)
             if self._stopped:
                 return step
-        batch = self.batches(batch_number(step, self.history.skipped))
+        with self.clock.part("data"):
+            batch = self.batches(batch_number(step, self.history.skipped))
         self.model.zero_grad(set_to_none=True)
         torch.manual_seed(self._seed * 1_000_003 + step)
         figures = self.strategy.gradients(self.model, self.objective, batch, self.compute)
-        norm = self.strategy.clip(self._trained, self.config.optimizer.max_grad_norm)
+        with self.clock.part("clip"):
+            norm = self.strategy.clip(self._trained, self.config.optimizer.max_grad_norm)
         if self._scale.accepts(norm):
             elsewhere = self._judge(step, batch, figures, norm)
             if elsewhere is not None:
                 return elsewhere
-            self.optimizer.step(self._rate(step))
-            if self._average:
-                self._average.update()
+            with self.clock.part("optimizer"):
+                self.optimizer.step(self._rate(step))
+                if self._average:
+                    self._average.update()
         self._record(figures, norm)
+        self._count(batch)
         for callback in self.callbacks:
             callback.after_step(self, step)
         return step + 1
@@ -202,6 +217,13 @@ class Trainer:
         for name, figure in figures.metrics.items():
             history.metrics.setdefault(name, []).append(figure)
 
+    def _count(self, batch: Rows) -> None:
+        """For the speed: tokens of this process, whatever an earlier one did."""
+        count, length = token_shape(batch)
+        self.history.tokens += count
+        self.history.row_length = max(self.history.row_length, length)
+        self.history.precision = self.config.precision
+
     def _shown(self) -> dict[str, float]:
         shown = {name: column[-1] for name, column in self.history.metrics.items()}
         return {"loss": self.history.loss[-1], **shown} if self.history.loss else shown
@@ -221,7 +243,8 @@ class Trainer:
 
     def _finish(self, step: int) -> None:
         if self.history.heldout_step[-1:] != [step]:
-            self._look(step)
+            with self.clock.part("held-out"):
+                self._look(step)
         if self._average:
             self._average.settle()
         for callback in self.callbacks:

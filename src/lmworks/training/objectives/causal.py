@@ -17,6 +17,7 @@ from lmworks.models.moe import expert_loads
 from lmworks.training.batches import IGNORED, Batch
 from lmworks.training.objectives.base import Loss
 from lmworks.training.objectives.text import PlainText, TokenFacts, tensors
+from lmworks.training.objectives.vocabulary_loss import vocabulary_loss
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,13 +56,17 @@ def token_cross_entropy(
     # The vocabulary is the widest product of a small model: spare it where no label counts.
     if num_targets < labels.numel():
         hidden, labels = hidden[counted], labels[counted]
-    logits = model.logits(hidden).flatten(0, -2)  # (num_targets, V)
+    hidden, labels = hidden.flatten(0, -2), labels.flatten()
     auxiliary = model.auxiliary_loss()
     metrics = {} if auxiliary is None else _router_metrics(model, auxiliary)
     if accuracy:
-        metrics["accuracy"] = float((logits.argmax(-1) == labels.flatten()).float().mean())
+        logits = model.logits(hidden)  # (num_targets, V)
+        value = F.cross_entropy(logits, labels)
+        metrics["accuracy"] = float((logits.argmax(-1) == labels).float().mean())
+    else:
+        value = vocabulary_loss(model, hidden, labels)
     return Loss(
-        value=F.cross_entropy(logits, labels.flatten()),
+        value=value,
         num_targets=num_targets,
         auxiliary=auxiliary,
         metrics=metrics,

@@ -1,0 +1,131 @@
+"""Steps of shapes take what real steps take, block by block; the heap plays malloc's rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmworks.models.config.patterns import Sizes, decoder_config
+from lmworks.models.model import Model
+from lmworks.models.skeleton import skeleton
+from lmworks.training.batches import IGNORED, Batch
+from lmworks.training.heap import Heap, peak_resident
+from lmworks.training.memory_estimate import estimate
+from lmworks.training.objectives.causal import causal
+from lmworks.training.optimizers.base import OptimizerConfig
+from lmworks.training.shape_tensors import MemoryRecord
+from lmworks.training.trainer import Trainer
+from lmworks.training.trainer_config import LoopConfig
+
+ADAMW = OptimizerConfig(name="adamw")
+TRAININGS = {
+    "plain": ("attention", LoopConfig(optimizer=ADAMW)),
+    "muon": ("attention", LoopConfig()),
+    "accumulated": ("attention", LoopConfig(micro_batch_size=2, optimizer=ADAMW)),
+    "computed again": ("attention", LoopConfig(activation_checkpointing=True, optimizer=ADAMW)),
+    "averaged": ("attention", LoopConfig(ema=0.9, optimizer=ADAMW)),
+    "window": ("window", LoopConfig(optimizer=ADAMW)),
+    "recurrent": ("mamba,gla", LoopConfig(optimizer=ADAMW)),
+    "others": ("mamba2,rwkv,convolution", LoopConfig(optimizer=ADAMW)),
+}
+
+
+def batch(masked: bool = False) -> Batch:
+    ids = torch.randint(300, (4, 65), generator=torch.Generator().manual_seed(0))
+    labels = ids[:, 1:].clone()
+    if masked:
+        labels[:, ::3] = IGNORED
+    return Batch(input_ids=ids[:, :-1].contiguous(), labels=labels)
+
+
+def live_peak(record: MemoryRecord) -> int:
+    live = most = 0
+    for event in record.events:
+        live += event.num_bytes
+        most = max(most, live)
+    return most
+
+
+def really(model: Model, rows: Batch, loop: LoopConfig, work: Path) -> int:
+    """The bytes of tensors at the fullest moment of two real steps."""
+    with MemoryRecord(real=True) as record:
+        for parameter in model.parameters():
+            record.take(parameter)
+        trainer = Trainer(model, causal, lambda number: rows, loop, num_steps=3, work=work)
+        model.train()
+        for step in range(2):
+            trainer.take_step(step)
+    return live_peak(record)
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_shapes_take_what_tensors_take(tmp_path: Path, name: str, masked: bool) -> None:
+    layers, loop = TRAININGS[name]
+    config = decoder_config(layers, depth=3, vocab_size=300, sizes=Sizes(hidden_size=64))
+    model = Model(config)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    rows = batch(masked)
+    told = estimate(skeleton(config), causal, rows, loop)
+    taken = really(model, rows, loop, tmp_path)
+    assert told.live == pytest.approx(taken, rel=0.02)
+    assert sum(told.parts.values()) == told.live
+    weights = sum(4 * p.numel() for p in model.parameters())
+    assert told.parts["weights"] == weights
+    assert told.parts["optimizer"] >= weights
+
+
+def test_the_model_is_left_alone_and_its_own_weights_serve() -> None:
+    config = decoder_config("attention", depth=1, vocab_size=300, sizes=Sizes(hidden_size=64))
+    model = Model(config)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert estimate(model, causal, batch(), LoopConfig()) == estimate(
+        skeleton(config), causal, batch(), LoopConfig()
+    )
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_frozen_weights_have_neither_gradient_nor_state() -> None:
+    model = skeleton(
+        decoder_config("attention", depth=2, vocab_size=300, sizes=Sizes(hidden_size=64))
+    )
+    loop = LoopConfig(optimizer=ADAMW)
+    whole = estimate(model, causal, batch(), loop)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("norm" in name)
+    frozen = estimate(model, causal, batch(), loop)
+    assert frozen.parts.get("optimizer", 0) < whole.parts["optimizer"] / 20
+    assert frozen.live < whole.live
+
+
+def test_experts_are_taken_to_be_used_evenly() -> None:
+    config = decoder_config("attention+moe", depth=2, vocab_size=300, sizes=Sizes(hidden_size=64))
+    told = estimate(skeleton(config), causal, batch(), LoopConfig())
+    assert told.live > 3 * told.parts["weights"]
+
+
+def test_a_heap_uses_again_what_is_large_enough() -> None:
+    heap = Heap(map_threshold=1 << 20)
+    for block in range(4):
+        heap.take(block, 10_000)
+    full = heap.peak
+    heap.give_back(1)
+    heap.give_back(2)  # neighbours: one hole
+    heap.take(9, 19_500)  # an aligned block needs a little more than itself
+    assert heap.peak == full
+    heap.take(10, 20_000)  # no hole is left
+    assert heap.peak > full
+    heap.take(11, 1 << 20)
+    grown = heap.peak
+    heap.give_back(11)  # mapped apart, so given back
+    assert heap.resident == grown - (1 << 20)
+
+
+def test_a_hole_between_blocks_is_lost_for_larger_ones() -> None:
+    sizes = [(0, 50_000), (1, 10_000), (0, -50_000), (2, 60_000)]
+    assert peak_resident(sizes, 1 << 20) > 115_000
