@@ -65,6 +65,24 @@ def test_how_the_reference_is_kept_changes_nothing(base: Path, tmp_path: Path) -
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+def test_the_base_under_an_adapter_is_the_reference(base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    pairs = write(tmp_path / "pairs.jsonl", setup.rows(24))
+    lora = {"kind": "lora", "rank": 4}
+    losses = []
+    for keep in ("stored", "base"):
+        config = prefer_config(base, pairs, adapter=lora, keep_reference=keep)
+        metrics = prefer(config, tmp_path / keep).metrics
+        assert metrics["adapter"] == "lora" and metrics["heldout_accuracy"] > 0.5
+        losses.append(json.loads((tmp_path / keep / "history.json").read_text())["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert load_file(tmp_path / "base" / "adapter_model.safetensors")
+    load_model(tmp_path / "base")
+    with pytest.raises(UserError, match="needs an adapter"):
+        prefer(prefer_config(base, pairs, keep_reference="base"), tmp_path / "none")
+
+
 def test_another_reference_must_have_the_same_tokenizer(base: Path, tmp_path: Path) -> None:
     from lmworks.tokenizers.train import train_bpe
 

@@ -6,6 +6,7 @@ which takes pairs too, as two answers each).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -17,6 +18,8 @@ from lmworks.core import progress
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.files import write_json
 from lmworks.core.stages import Run, stage
+from lmworks.models.adapters.base import AdapterConfig
+from lmworks.training.adapted import ADAPTER_HELP, BASE_TYPE_HELP, BaseType
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.trainer_config import LoopConfig
 
@@ -48,6 +51,8 @@ class PreferConfig:
         lmworks train prefer --model runs/chat --preferences pairs.jsonl --objective simpo
         lmworks train prefer --model smollm2-135m --preferences thumbs.jsonl --objective kto \\
             --set settings.undesirable_weight=1.5
+        lmworks train prefer --model smollm2-135m --preferences pairs.jsonl --adapter lora \\
+            --base-type packed
     """
 
     model: str = option(role=REFERENCE, help="the model to start from")
@@ -56,6 +61,8 @@ class PreferConfig:
     beta: float = option(0.0, help="its strength; 0 takes the objective's own default")
     settings: dict[str, Any] = option({}, help="the objective's other settings", flag=False)
     reference: str = option("", role=REFERENCE, help="another reference than the model itself")
+    adapter: AdapterConfig | None = option(None, help=ADAPTER_HELP)
+    base_type: BaseType = option("float32", help=BASE_TYPE_HELP)
     keep_reference: Literal["auto", "stored", "frozen", "base"] = option(
         "auto", role=COSMETIC, help="how the reference is had; the figures are the same"
     )
@@ -81,9 +88,8 @@ class PreferConfig:
 @stage("prefer", makes="model")
 def prefer(config: PreferConfig, run: Run) -> dict[str, Any]:
     """Train on preferences; see PreferConfig."""
-    from lmworks.models.load import load_language_model
-    from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.adapted import adapter_figures, load_to_train, save_trained
     from lmworks.training.pretrain import summary
     from lmworks.training.threads import set_threads
     from lmworks.training.trainer import Trainer
@@ -91,7 +97,7 @@ def prefer(config: PreferConfig, run: Run) -> dict[str, Any]:
     objective, loop = _objective(config)
     threads = set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
-    model = load_language_model(run.inputs["model"])
+    model = load_to_train(run.inputs["model"], config.adapter, config.base_type, config.seed)
     data, heldout, num_bad = _data(config, run.inputs["preferences"], tokenizer, model)
     num_steps = config.num_steps or max(1, math.ceil(config.epochs * data.order.batches_per_epoch))
     batches: Callable[[int], Any] = data
@@ -123,7 +129,9 @@ def prefer(config: PreferConfig, run: Run) -> dict[str, Any]:
     metrics |= {f"heldout_{name}_before": figure for name, figure in before.items()}
     after = _figures(model, objective, fixed)
     metrics |= {f"heldout_{name}": figure for name, figure in after.items()}
-    save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
+    metrics |= adapter_figures(model)
+    card = _card(config, metrics)
+    save_trained(model, run.folder, base=config.model, tokenizer=tokenizer, card=card)
     write_json(run.folder / "history.json", dataclasses.asdict(history))
     return metrics
 
@@ -189,22 +197,30 @@ def _with_reference(
     num_steps: int,
 ) -> Callable[[int], Any]:
     """The batches with the reference in them; that of the held-out rows is stored."""
+    from lmworks.models.adapters.base import adapter_of
     from lmworks.training.reference import Referenced, choose, frozen_copy, store_reference
 
-    reference = _reference(run, tokenizer) if config.reference else model
-    store_reference(reference, heldout, run.work / "reference-heldout.npz")
+    adapter = adapter_of(model)
+    own = not config.reference
+    reference = model if own else _reference(run, tokenizer)
+    # With an adapter the model's own reference is its base, while the adapter is off.
+    off = adapter.disabled if own and adapter is not None else contextlib.nullcontext
     keep = choose(
         config.keep_reference,
         model=model,
         rows_seen=num_steps * config.batch_size,
         num_rows=len(data),
-        has_adapter=False,
+        has_adapter=own and adapter is not None,
     )
     progress.say(f"  reference: {_KEPT[keep]}")
-    if keep == "stored":
-        store_reference(reference, data, run.work / "reference.npz")
-        return data
-    return Referenced(data, reference if config.reference else frozen_copy(model))
+    with off():
+        store_reference(reference, heldout, run.work / "reference-heldout.npz")
+        if keep == "stored":
+            store_reference(reference, data, run.work / "reference.npz")
+            return data
+    if own and adapter is None:
+        reference = frozen_copy(model)
+    return Referenced(data, reference, off)
 
 
 _KEPT = {

@@ -138,6 +138,8 @@ def choose(keep: Keep, *, model: Any, rows_seen: int, num_rows: int, has_adapter
             "keep_reference=base needs an adapter, whose base is the reference: "
             "train one (--adapter lora), or choose stored or frozen"
         )
+    if has_adapter and keep == "frozen":
+        return "base"  # which is frozen
     if keep != "auto":
         return keep
     if rows_seen >= num_rows:
