@@ -146,7 +146,7 @@ class Stage(Generic[C]):
                 tell("made")
                 return Artifact(path=out, manifest=done, cached=True)
             _refuse_to_overwrite(out, done, replace)
-            partial = _prepare_partial(out, fingerprint)
+            partial = _prepare_partial(out, fingerprint, lineage)
             manifest = _finished(partial)
             if manifest is None:
                 run = Run(folder=partial, work=partial / ".work", inputs=paths)
@@ -311,17 +311,31 @@ def _partial_of(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def _prepare_partial(out: Path, fingerprint: str) -> Path:
+def _prepare_partial(out: Path, fingerprint: str, lineage: Mapping[str, Any]) -> Path:
     """`out.partial`, as an equal run left it, else empty."""
+    inputs = {name: entry["sha256"] for name, entry in lineage.items()}
     partial = _partial_of(out)
     with writing(partial):
         if fingerprint in (_fingerprint_in(partial / _STATE), _fingerprint_in(partial / MANIFEST)):
             progress.say(f"  going on with what an earlier run left in {partial}")
             return partial
+        if (partial / _STATE).is_file():
+            changed = _changed(partial / _STATE, inputs)
+            progress.say(f"  starting anew: {changed} changed since the run that was stopped")
         _remove(partial)
         partial.mkdir(parents=True)
-        write_json(partial / _STATE, {"fingerprint": fingerprint})
+        write_json(partial / _STATE, {"fingerprint": fingerprint, "inputs": inputs})
     return partial
+
+
+def _changed(state: Path, inputs: Mapping[str, str]) -> str:
+    """Names of the inputs whose content is another one than `state` says, else the settings."""
+    try:
+        before = read_json(state)["inputs"]
+        names = [name for name, value in inputs.items() if before.get(name) != value]
+    except (UserError, KeyError, TypeError, AttributeError):
+        names = []
+    return " and ".join(names) or "the settings"
 
 
 def _fingerprint_in(path: Path) -> str | None:
