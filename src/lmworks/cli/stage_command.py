@@ -29,7 +29,7 @@ from lmworks.core.stages import Stage, references
 def stage_command(name: str, stage: Stage[Any], line: str) -> click.Command:
     """A click command whose options are the flagged fields of the stage's config."""
     config_type = stage.config_type
-    fields = [_option(item) for item in options(config_type) if item.flag and not item.nested]
+    fields = config_options(config_type)
 
     def run(
         out: str,
@@ -65,6 +65,11 @@ def stage_command(name: str, stage: Stage[Any], line: str) -> click.Command:
         short_help=line,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
+
+
+def config_options(config_type: type) -> list[click.Option]:
+    """A click option for each flagged field of a config class."""
+    return [_option(item) for item in options(config_type) if item.flag and not item.nested]
 
 
 def _common(makes: str) -> list[click.Parameter]:

@@ -72,6 +72,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.training.pretrain:pretrain",
         "Train a decoder from scratch: attention, or any pattern of layers.",
     ),
+    "train estimate": (
+        "lmworks.cli.train_estimate:command",
+        "How much memory a pre-training takes, and what to lower if it does not fit.",
+    ),
     "train search": (
         "stage:lmworks.training.architecture_search:search_architecture",
         "Find the pattern of layers that learns best within a time and a memory.",

@@ -34,8 +34,13 @@ def say(message: str) -> None:
     """One line for the person who watches, unless quiet."""
     if listener := _listener.get():
         listener(message.strip())
-    if _mode != "quiet" and (_mode != "auto" or sys.stderr.isatty()):
+    if shown():
         _console().print(message, highlight=False, soft_wrap=True)
+
+
+def shown() -> bool:
+    """Whether what is said reaches a person."""
+    return _mode != "quiet" and (_mode != "auto" or sys.stderr.isatty())
 
 
 @contextlib.contextmanager

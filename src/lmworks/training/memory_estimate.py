@@ -225,7 +225,9 @@ def process_baseline() -> int:
     ids = torch.zeros(1, 64, dtype=torch.long)
     batch = Batch(input_ids=ids, labels=ids)
     with tempfile.TemporaryDirectory() as work:
-        Trainer(
+        trainer = Trainer(
             model, causal, lambda number: batch, LoopConfig(), num_steps=1, work=Path(work)
-        ).fit()
+        )
+        model.train()
+        trainer.take_step(0)
     return resident_bytes()

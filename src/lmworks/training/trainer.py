@@ -30,10 +30,11 @@ from lmworks.training.guard import Guard, failure
 from lmworks.training.history import History
 from lmworks.training.interrupt import interruptible
 from lmworks.training.loss_scale import LossScale
+from lmworks.training.memory_advice import check_memory, memory_error
 from lmworks.training.schedules import build_schedule
 from lmworks.training.spikes import batch_number
 from lmworks.training.step_clock import StepClock
-from lmworks.training.strategy import Compute, Strategy, strategy_for
+from lmworks.training.strategy import Compute, OneProcess, Strategy, strategy_for
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Trainer:
             saved.
         """
         step = self._resume()
+        check_memory(self, step)
         self.clock.restart()
         saved_at = time.monotonic()
         self.model.train()
@@ -122,7 +124,7 @@ class Trainer:
         ):
             bar.advance(step)
             while step < self.num_steps and not self._stopped:
-                reached = self.take_step(step)
+                reached = self._within_memory(step)
                 bar.advance(reached - step, **self._shown())
                 step = reached
                 stop = self.strategy.any_process(bool(interrupted()))
@@ -166,6 +168,24 @@ class Trainer:
         at = len(self.history.loss) if step is None else step
         self.history.events.append({"step": at, "kind": kind, "message": message})
 
+    def batch_of(self, step: int) -> Rows:
+        """What `step` learns from, batches that were left out passed over."""
+        return self.batches(batch_number(step, self.history.skipped))
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process shares the work."""
+        return isinstance(self.strategy, OneProcess)
+
+    def _within_memory(self, step: int) -> int:
+        try:
+            return self.take_step(step)
+        except (MemoryError, RuntimeError) as error:
+            told = memory_error(self, step, error)
+            if told is None:
+                raise
+        raise told  # outside of the handler, which holds the failed step's memory
+
     def take_step(self, step: int) -> int:
         """Take a step, as `fit` does for all; the number of the one to go on with."""
         if self._guard:
@@ -179,7 +199,7 @@ class Trainer:
             if self._stopped:
                 return step
         with self.clock.part("data"):
-            batch = self.batches(batch_number(step, self.history.skipped))
+            batch = self.batch_of(step)
         self.model.zero_grad(set_to_none=True)
         torch.manual_seed(self._seed * 1_000_003 + step)
         figures = self.strategy.gradients(self.model, self.objective, batch, self.compute)
