@@ -76,6 +76,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lmworks.cli.train_estimate:command",
         "How much memory a pre-training takes, and what to lower if it does not fit.",
     ),
+    "train tune": (
+        "stage:lmworks.training.tune:tune",
+        "Find rows at a time, threads and the like with which a pre-training is fastest.",
+    ),
     "train search": (
         "stage:lmworks.training.architecture_search:search_architecture",
         "Find the pattern of layers that learns best within a time and a memory.",
