@@ -58,6 +58,7 @@ STAGES: dict[str, str] = {
     "length_extrapolation": "lmworks.evaluation.length_extrapolation:length_extrapolation",
     "scaling": "lmworks.evaluation.scaling:scaling",
     "compare_curricula": "lmworks.evaluation.curricula:compare_curricula",
+    "compare_objectives": "lmworks.evaluation.compare_objectives:compare_objectives",
     "compare_architectures": "lmworks.evaluation.architectures:compare_architectures",
 }
 
