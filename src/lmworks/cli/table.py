@@ -151,6 +151,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval scaling": (
         "stage:lmworks.evaluation.scaling:scaling",
         "A series of small runs, the law they follow, and a larger run that tests it.",
+    ),
     "eval objectives": (
         "stage:lmworks.evaluation.compare_objectives:compare_objectives",
         "Objectives of pre-training side by side for the same compute, with intervals.",
