@@ -64,9 +64,9 @@ def draw_questions(
     random = np.random.default_rng(seed)
     texts, groups = [], []
     for document in documents:
-        ids = tokenizer.encode(document.text)
-        for start in range(0, len(ids) - length + 2, length - 1):
-            texts.append([facts.separator, *ids[start : start + length - 1]])
+        whole = tokenizer.encode(document.text)
+        for start in range(0, len(whole) - length + 2, length - 1):
+            texts.append([facts.separator, *whole[start : start + length - 1]])
             groups.append(document.group)
     if not texts:
         raise UserError(f"no held-out document has {length} tokens: lower --context-length")

@@ -185,7 +185,7 @@ def step_flops(settings: PretrainConfig, tokenizer: PipelineTokenizer) -> float:
     from lmworks.training.pretrain import new_model
 
     learning = prepare(settings, tokenizer)
-    model = new_model(settings, tokenizer.vocab_size).train()
+    model = new_model(settings, learning.tokenizer.vocab_size).train()
     random = np.random.default_rng(0)
     shape = (settings.batch_size, settings.context_length + 1)
     windows = learning.facts.drawn_ids(random, shape[0] * shape[1]).reshape(shape)
