@@ -72,10 +72,8 @@ class KTO:
     def _metrics(
         self, ratios: torch.Tensor, liked: torch.Tensor, moved: torch.Tensor
     ) -> dict[str, float]:
-        metrics = {
-            "kl": moved.item(),
-            "accuracy": ((ratios > moved) == liked).float().mean().item(),
-        }
+        right = torch.where(liked, ratios - moved, moved - ratios).sign()  # ties are half right
+        metrics = {"kl": moved.item(), "accuracy": ((right + 1) / 2).mean().item()}
         if bool(liked.any()) and not bool(liked.all()):
             margin = ratios[liked].mean() - ratios[~liked].mean()
             metrics["margin"] = self.beta * margin.item()

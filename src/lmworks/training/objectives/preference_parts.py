@@ -35,14 +35,14 @@ def smoothed(
 
 
 def preference_metrics(chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, float]:
-    """Share of pairs with the higher reward on the chosen answer, and the mean difference.
+    """Share of pairs whose chosen answer has the higher reward (ties half), mean difference.
 
     Args:
         chosen, rejected: (B,) what the objective takes for a reward.
     """
     with torch.no_grad():
         return {
-            "accuracy": (chosen > rejected).float().mean().item(),
+            "accuracy": (((chosen - rejected).sign() + 1) / 2).mean().item(),
             "margin": (chosen - rejected).mean().item(),
         }
 
