@@ -45,6 +45,8 @@ def stage_command(name: str, stage: Stage[Any], line: str) -> click.Command:
             print_config(stage.name, config, out)
         if dry_run:
             _check_references(config)
+            for line in stage.plan(config) if stage.plan else ():
+                click.echo(line)
         if launch is not None:
             path = click.get_current_context().command_path
             return launch.start(path.split()[1:], config, out, replace=replace, dry_run=dry_run)

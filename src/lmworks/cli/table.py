@@ -188,6 +188,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.compression.quantize:quantize",
         "Make weights smaller; write a GGUF file.",
     ),
+    "compress merge-adapter": (
+        "stage:lmworks.evaluation.merged_adapter:merge_into_blocks",
+        "Fold an adapter into a GGUF file, keeping the types of its tensors.",
+    ),
 }
 
 GROUPS: dict[str, str] = {

@@ -67,12 +67,16 @@ _RANGES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GGUFTensor:
-    """`shape` in NumPy's order (rows, columns); `data` the raw bytes, uint8, a view of the file."""
+    """`shape` in NumPy's order (rows, columns); `data` the raw bytes, uint8, a view of the file.
+
+    `start`: where they begin in the file that the tensor was read from.
+    """
 
     name: str
     shape: tuple[int, ...]
     type: str
     data: np.ndarray
+    start: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,7 +223,11 @@ def _map_tensors(
                 "past the end of the file; fetch it again"
             )
         tensors[name] = GGUFTensor(
-            name=name, shape=shape, type=kind, data=cursor.data[first : first + num_bytes]
+            name=name,
+            shape=shape,
+            type=kind,
+            data=cursor.data[first : first + num_bytes],
+            start=first,
         )
         spans.append((first, first + num_bytes, name))
     spans.sort()

@@ -32,7 +32,7 @@ import shutil
 import tempfile
 import time
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -91,9 +91,10 @@ class Stage(Generic[C]):
         version: int,
         hash_input: Callable[[Path], str] | None = None,
         many_processes: bool = False,
+        plan: Callable[[Any], Iterable[str]] | None = None,
     ) -> None:
         self.name, self.makes, self.version, self._body = name, makes, version, body
-        self.many_processes = many_processes
+        self.many_processes, self.plan = many_processes, plan
         self._hash_input = hash_input or _content_hash
         hints = typing.get_type_hints(body)
         self.config_type: type[C] = hints["config"]
@@ -221,6 +222,7 @@ def stage(
     version: int = 1,
     hash_input: Callable[[Path], str] | None = None,
     many_processes: bool = False,
+    plan: Callable[[Any], Iterable[str]] | None = None,
 ) -> Callable[[Callable[[C, Run], dict[str, Any]]], Stage[C]]:
     """Turn `body(config, run) -> metrics` into a stage.
 
@@ -230,8 +232,9 @@ def stage(
         hash_input: the content hash of an input, for a stage that reads only some of its files.
         many_processes: several processes may run it together: its body trains once, and what it
             reads depends on nothing but its inputs and `run.work`.
+        plan: what a dry run says beside the config, line by line.
     """
-    return lambda body: Stage(body, name, makes, version, hash_input, many_processes)
+    return lambda body: Stage(body, name, makes, version, hash_input, many_processes, plan)
 
 
 _STATE = ".state.json"

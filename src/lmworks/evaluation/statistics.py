@@ -102,6 +102,41 @@ def paired_interval(
     return Interval(estimate, float(low), float(high))
 
 
+def share_of_gain(
+    before: Sequence[float] | np.ndarray,
+    kept: Sequence[float] | np.ndarray,
+    best: Sequence[float] | np.ndarray,
+    groups: Sequence[str] | np.ndarray,
+    *,
+    seed: int = 0,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Interval of sum(before - kept) / sum(before - best) over documents clustered by group.
+
+    Args:
+        before, kept, best: (N,) losses of three models on the same documents.
+        groups: as in `ratio_interval`.
+    Returns: the share; infinite ends with fewer than MIN_GROUPS groups, and where `best` is no
+        better than `before`, surely enough to divide by.
+    Raises: ValueError as `paired_interval`, and for a `best` that is not better at all.
+    """
+    gain, whole = (
+        _sum_by_group(before, other, np.ones(len(groups)), groups)[0] for other in (kept, best)
+    )
+    if whole.sum() <= 0:
+        raise ValueError("there is no gain to keep a share of")
+    estimate = float(gain.sum() / whole.sum())
+    random = np.random.default_rng(seed)
+    drawn = random.integers(0, len(whole), (num_resamples, len(whole)))
+    wholes = whole[drawn].sum(1)
+    if len(whole) < MIN_GROUPS or wholes.min() <= 0:
+        return Interval(estimate, -math.inf, math.inf)
+    tail = _expanded_tail(len(whole), confidence)
+    low, high = np.quantile(gain[drawn].sum(1) / wholes, [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high))
+
+
 def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Interval:
     """Student's interval of the mean of independent values; infinite ends below two values.
 

@@ -105,7 +105,7 @@ def _score_batch(
         input_ids[row, : end - start] = sequences[index][start:end]
         scored[row, first - start : end - start] = True
         targets.append(np.asarray(sequences[index][first + 1 : end + 1], dtype=np.int64))
-    device = model.embed_tokens.weight.device
+    device = next(model.parameters()).device  # a packed table has none to ask
     hidden = model.hidden_states(torch.from_numpy(input_ids).to(device))
     found = _target_logprobs(
         model,

@@ -45,11 +45,11 @@ class GGUFWeights:
     def __init__(self, path: Path, layout: Layout, config: ModelConfig, file: GGUF) -> None:
         self.path, self.layout = path, layout
         self.config: AnyConfig = config
-        self._tensors: dict[str, GGUFTensor] = file.tensors
+        self.tensors: dict[str, GGUFTensor] = file.tensors
 
     def shapes(self) -> dict[str, Shape]:
         """See `Weights`."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         return without(shapes, self.layout.ignored)
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -57,11 +57,11 @@ class GGUFWeights:
         from lmworks.core.gguf import dequantize
 
         with telling(self.path):
-            return torch.tensor(dequantize(self._tensors[name]), dtype=torch.float32)
+            return torch.tensor(dequantize(self.tensors[name]), dtype=torch.float32)
 
     def _rows(self, bound: Bound) -> GGUFTensor:
         """The tensor of a `plain` rule, its rows in our order."""
-        tensor = self._tensors[bound.foreign[0]]
+        tensor = self.tensors[bound.foreign[0]]
         order = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
         if order is None:
             return tensor
@@ -82,7 +82,7 @@ class GGUFWeights:
             kind, bound = kinds.get(type(module)), by_name.get(f"{path}.weight")
             if kind is None or bound is None:
                 continue
-            if self._tensors[bound.foreign[0]].type not in PACKED_TYPES:
+            if self.tensors[bound.foreign[0]].type not in PACKED_TYPES:
                 continue
             tensor = self._rows(bound)
             bias = getattr(module, "bias", None)

@@ -1,0 +1,95 @@
+"""A matrix of quantised rows as the arrays that the solver works on, and back to bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lmworks.core.block_parts import FORMATS, Parts
+from lmworks.core.ggml_types import TYPES
+from lmworks.core.quantizers import QUANTIZERS, check_writable
+
+if TYPE_CHECKING:
+    from lmworks.core.gguf import GGUFTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockRows:
+    """Rows of one type; the arrays are the caller's to change, within the type's limits.
+
+    Attributes:
+        codes: (rows, n) int8.
+        d, m: (rows, n / size) float32, each a float16's value; m is 0 where a type has none.
+        scales, offsets: (rows, n / group) int8, 1 where a type has none.
+    """
+
+    kind: str
+    codes: np.ndarray
+    d: np.ndarray
+    m: np.ndarray
+    scales: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of_tensor(cls, tensor: GGUFTensor) -> BlockRows:
+        """Take a tensor's rows apart. Raises: UserError for a type that can't be written."""
+        check_writable(tensor.type, tensor.name)
+        raw = np.asarray(tensor.data).reshape(-1, TYPES[tensor.type].num_bytes)
+        split = FORMATS[tensor.type].split
+        return cls.of_parts(split(raw), tensor.type, tensor.shape[0])
+
+    @classmethod
+    def rounded(cls, values: np.ndarray, kind: str) -> BlockRows:
+        """float32 (rows, n) on the grid that plain re-quantisation chooses."""
+        blocks = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, TYPES[kind].size)
+        return cls.of_parts(QUANTIZERS[kind](blocks), kind, len(values))
+
+    @classmethod
+    def of_parts(cls, parts: Parts, kind: str, rows: int) -> BlockRows:
+        """The blocks of `rows` rows, in order."""
+        shape = (len(parts.d), TYPES[kind].size // FORMATS[kind].group)
+        ones, nothing = np.ones(shape, dtype=np.int8), np.zeros(parts.d.shape, dtype=np.float32)
+        arrays = (
+            parts.codes,
+            parts.d.astype(np.float32),
+            nothing if parts.m is None else parts.m.astype(np.float32),
+            ones if parts.scales is None else parts.scales,
+            ones if parts.offsets is None else parts.offsets,
+        )
+        return cls(kind, *(array.reshape(rows, -1).copy() for array in arrays))
+
+    @property
+    def limits(self) -> np.ndarray:
+        """What the solver may choose: see `solve_rows`."""
+        form, fixed = FORMATS[self.kind], (0, 0)
+        values = (
+            (form.low, form.high), form.scales or fixed, form.offsets or fixed,
+            (int(form.shifted),),
+        )  # fmt: skip
+        return np.array([number for pair in values for number in pair], dtype=np.int64)
+
+    def raw(self) -> np.ndarray:
+        """The rows' bytes, uint8 (rows, bytes of a row)."""
+        form, size = FORMATS[self.kind], TYPES[self.kind].size
+        if form.join is None:
+            raise ValueError(f"{self.kind} is only read")
+        groups = size // form.group
+        parts = Parts(
+            codes=self.codes.reshape(-1, size),
+            d=self.d.reshape(-1, 1).astype(np.float16),
+            m=self.m.reshape(-1, 1).astype(np.float16) if form.shifted else None,
+            scales=self.scales.reshape(-1, groups) if form.scales else None,
+            offsets=self.offsets.reshape(-1, groups) if form.offsets else None,
+        )
+        return form.join(parts).reshape(len(self.codes), -1)
+
+    def take(self, other: BlockRows, where: np.ndarray) -> None:
+        """Put the blocks of `other` in place where (rows, blocks) is True."""
+        for mine, theirs in (
+            (self.codes, other.codes), (self.d, other.d), (self.m, other.m),
+            (self.scales, other.scales), (self.offsets, other.offsets),
+        ):  # fmt: skip
+            blocks = mine.reshape(*where.shape, -1)
+            blocks[where] = theirs.reshape(*where.shape, -1)[where]
