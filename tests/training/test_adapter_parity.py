@@ -27,6 +27,7 @@ from lmworks.models.save import save_model
 from lmworks.training.batches import Batch
 from lmworks.training.callbacks.base import Callback
 from lmworks.training.objectives.causal import causal
+from lmworks.training.objectives.vocabulary_loss import vocabulary_loss
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.trainer import Trainer
 from lmworks.training.trainer_config import LoopConfig
@@ -230,3 +231,21 @@ def test_on_blocks_it_learns_what_it_learns_on_their_values(
         states.append(torch.cat([p.detach().flatten() for p in adapter.parameters]))
     assert np.abs(np.array(losses[0]) - losses[1]).max() <= 1e-5
     assert (states[0] - states[1]).abs().max().item() <= 1e-4
+
+
+def test_a_packed_head_has_the_loss_and_gradients_of_its_values(folder: Path) -> None:
+    model = load_language_model(folder)
+    assert isinstance(model.lm_head, torch.nn.Linear)
+    packed = q4_1(model.lm_head)
+    labels = torch.arange(300) % 97
+    found = []
+    for head in (packed, as_linear(packed.dequantized(), None)):
+        model.lm_head = head
+        hidden = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+        loss = 3 * vocabulary_loss(model, hidden.requires_grad_(), labels)
+        loss.backward()
+        found.append((loss.item(), hidden.grad))
+        with torch.no_grad():
+            assert abs(3 * vocabulary_loss(model, hidden, labels).item() - loss.item()) <= 1e-5
+    assert abs(found[0][0] - found[1][0]) <= 1e-5
+    assert (found[0][1] - found[1][1]).abs().max().item() <= 1e-7

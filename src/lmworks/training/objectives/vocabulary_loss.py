@@ -21,6 +21,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from lmworks.models.config import LMHeadConfig
+from lmworks.models.packed import PackedLinear
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
@@ -37,6 +38,9 @@ def vocabulary_loss(model: Model, hidden: torch.Tensor, labels: torch.Tensor) ->
         labels: (N,) int64, all of which count.
     Returns: (), nats; within rounding F.cross_entropy(model.logits(hidden), labels).
     """
+    if (packed := _packed_head(model)) is not None and hidden.dtype == torch.float32:
+        found: torch.Tensor = _PackedHeadLoss.apply(hidden, packed, labels)
+        return found
     weight = _plain_weight(model)
     if weight is None or hidden.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
         return F.cross_entropy(model.logits(hidden), labels)
@@ -59,6 +63,46 @@ def _plain_weight(model: Model) -> torch.Tensor | None:
     hooked = module._forward_hooks or module._forward_pre_hooks or model._forward_pre_hooks
     plain = model.head is None and not cut and not hooked and "logits" not in vars(model)
     return weight if plain and weight.device.type == "cpu" else None
+
+
+def _packed_head(model: Model) -> PackedLinear | None:
+    """The packed matrix that is all of the head, or None."""
+    head, module = model.config.head, model.lm_head
+    if not isinstance(head, LMHeadConfig) or head.softcap is not None or head.scale != 1:
+        return None
+    plain = type(module) is PackedLinear and module.bias is None and model.head is None
+    return cast(PackedLinear, module) if plain and "logits" not in vars(model) else None
+
+
+class _PackedHeadLoss(torch.autograd.Function):
+    """The same over a head of quantised blocks, which is frozen."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, head: PackedLinear, labels: torch.Tensor
+    ) -> torch.Tensor:
+        count = len(hidden)
+        rows = min(count, max(_LEAST_ROWS, _BLOCK_CELLS // head.out_features))
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        total = hidden.new_zeros(())
+        for start in range(0, count, rows):
+            part = slice(start, start + rows)
+            logits = head(hidden[part].detach())
+            sums = logits.logsumexp(1)
+            total += (sums - logits.gather(1, labels[part, None])[:, 0]).sum()
+            if grad_hidden is not None:
+                upstream = logits.sub_(sums[:, None]).exp_()
+                ones = upstream.new_ones(len(upstream), 1)
+                upstream.scatter_add_(1, labels[part, None], -ones)
+                grad_hidden[part] = head.matrix.gradient(upstream) / count
+        ctx.save_for_backward(grad_hidden)
+        return total / count
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_hidden,) = ctx.saved_tensors
+        return None if grad_hidden is None else grad_hidden * grad, None, None
 
 
 class _BlockwiseLoss(torch.autograd.Function):
