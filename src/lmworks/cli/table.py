@@ -80,6 +80,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.training.tune:tune",
         "Find rows at a time, threads and the like with which a pre-training is fastest.",
     ),
+    "train dry-run": (
+        "stage:lmworks.training.distributed.dry_run:dry_run",
+        "Rehearse a parallel plan here; forecast memory and time where it is to run.",
+    ),
     "train search": (
         "stage:lmworks.training.architecture_search:search_architecture",
         "Find the pattern of layers that learns best within a time and a memory.",

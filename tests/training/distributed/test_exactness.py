@@ -55,7 +55,7 @@ def start(cases: list[Case], count: int, folder: Path, name: str) -> list[subpro
 
 
 def finish(children: list[subprocess.Popen[str]], folder: Path, name: str) -> list[Case]:
-    said = [child.communicate(timeout=280)[0] for child in children]
+    said = [child.communicate(timeout=3000)[0] for child in children]  # pytest has a limit too
     assert [child.returncode for child in children] == [0] * len(children), "\n".join(said)
     found: list[Case] = json.loads((folder / f"{name}.out.json").read_text())
     return found
@@ -151,7 +151,7 @@ LONG: dict[int, list[Case]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_hundred_steps_equal_one_process(tmp_path: Path, count: int) -> None:
     cases = [{"steps": 100, **case} for case in LONG[count]]

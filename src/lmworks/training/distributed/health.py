@@ -135,8 +135,10 @@ class _Watch:
             self._set(f"left/{self._rank}", " ".join(reason.split())[:300])
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Watch no longer, so that nobody asks a store whose process has ended."""
         self._done.set()
+        self._thread.join(timeout=2.0)
+        self._store = None
 
     def _set(self, key: str, value: str) -> None:
         self._store.set(f"{_PREFIX}/{key}", value)

@@ -28,6 +28,7 @@ from lmworks.core.progress import say
 
 _GRACE_S = 30.0  # between a process's death and the end of those that don't see it
 LAUNCHERS = ("torchrun", "slurm", "k8s")
+_CLI = "lmworks.cli.main"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,8 +137,14 @@ def with_processes(config: LaunchConfig) -> LaunchConfig:
     return dataclasses.replace(config, nproc=torch.cuda.device_count() or 2)
 
 
-def start_here(arguments: list[str], config: LaunchConfig) -> int:
-    """Run `lmworks ARGUMENTS` as `config.nproc` processes of this machine, and wait for them.
+def start_here(
+    arguments: list[str], config: LaunchConfig, *, module: str = _CLI, cpu: bool = False
+) -> int:
+    """Run a module with ARGUMENTS as `config.nproc` processes of this machine; wait for them.
+
+    Args:
+        module: `lmworks` itself unless another is named.
+        cpu: hide GPUs from the processes.
 
     Process 0 speaks; of the others, errors are kept and shown when nobody else said why. SIGINT
     and SIGTERM are handed on. Returns: the first status that is no success, or 128 + N of a process
@@ -149,7 +156,10 @@ def start_here(arguments: list[str], config: LaunchConfig) -> int:
     handed = {number: signal.signal(number, _hand_on(children)) for number in _HANDED}
     try:
         for local in range(config.nproc):
-            children.append(_start(arguments, config, local, host, port, errors[local]))
+            place = _place(config, local, host, port)
+            if cpu:
+                place["CUDA_VISIBLE_DEVICES"] = ""
+            children.append(_start(module, arguments, place, errors[local]))
         return _wait(children, config, errors)
     finally:
         for number, former in handed.items():
@@ -188,12 +198,9 @@ def _meeting_point(config: LaunchConfig) -> tuple[str, int]:
     return host, int(port)
 
 
-def _start(
-    arguments: list[str], config: LaunchConfig, local: int, host: str, port: int, errors: IO[bytes]
-) -> subprocess.Popen[bytes]:
-    rank = config.node_rank * config.nproc + local
+def _place(config: LaunchConfig, local: int, host: str, port: int) -> dict[str, str]:
     place = {
-        "RANK": rank,
+        "RANK": config.node_rank * config.nproc + local,
         "WORLD_SIZE": config.nodes * config.nproc,
         "LOCAL_RANK": local,
         "LOCAL_WORLD_SIZE": config.nproc,
@@ -202,16 +209,22 @@ def _start(
         # What the network says of a dead process is said in one line by the others.
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
     }
-    environment = os.environ | {name: str(value) for name, value in place.items()}
-    words = [sys.executable, "-m", "lmworks.cli.main", *([] if rank == 0 else ["--quiet"])]
-    # A group of its own: Ctrl-C in the terminal must reach a process once, through `_hand_on`.
+    return {name: str(value) for name, value in place.items()}
+
+
+def _start(
+    module: str, arguments: list[str], place: dict[str, str], errors: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    main = place["RANK"] == "0"
+    quiet = ["--quiet"] if module == _CLI and not main else []
+    # A session of its own: Ctrl-C in the terminal must reach a process once, through `_hand_on`.
     return subprocess.Popen(
-        [*words, *arguments],
-        env=environment,
+        [sys.executable, "-m", module, *quiet, *arguments],
+        env=os.environ | place,
         start_new_session=True,
         stdin=subprocess.DEVNULL,
-        stdout=None if rank == 0 else subprocess.DEVNULL,
-        stderr=None if rank == 0 else errors,
+        stdout=None if main else subprocess.DEVNULL,
+        stderr=None if main else errors,
     )
 
 

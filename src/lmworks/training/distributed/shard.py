@@ -10,6 +10,8 @@ Source: Zhao et al. 2023, "PyTorch FSDP", arXiv 2304.11277; Rajbhandari et al. 2
 
 from __future__ import annotations
 
+import dataclasses
+import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,9 +22,7 @@ from lmworks.training.distributed.pieces import Piece
 
 if TYPE_CHECKING:
     from lmworks.training.distributed.groups import Grid
-
-# Methods of a model beside `forward` that objectives call and that need its own weights.
-_ENTRANCES = ("hidden_states", "logits", "encode")
+    from lmworks.training.objectives.base import Loss, Objective
 
 
 def shard_states(model: nn.Module, grid: Grid, zero: int) -> None:
@@ -39,9 +39,34 @@ def shard_states(model: nn.Module, grid: Grid, zero: int) -> None:
         part.set_gradient_divide_factor(1.0)  # losses are weighted already
         if hasattr(part, "set_force_sum_reduction_for_comms"):
             part.set_force_sum_reduction_for_comms(True)  # gloo can't scale while it sums
-    for name in _ENTRANCES:
-        if hasattr(model, name):
-            register_fsdp_forward_method(model, name)
+    setattr(model, _ENTRANCE, types.MethodType(_call, model))
+    register_fsdp_forward_method(model, _ENTRANCE)
+
+
+_ENTRANCE = "call_objective"
+
+
+def _call(model: nn.Module, objective: Any, batch: Any, box: list[Loss]) -> tuple[Any, Any]:
+    loss: Loss = objective(model, batch)
+    box.append(loss)
+    return loss.value, loss.value.new_zeros(()) if loss.auxiliary is None else loss.auxiliary
+
+
+def entered_once(objective: Objective) -> Objective:
+    """The objective, called through the sharded model as one forward of it.
+
+    An objective calls several methods of a model. Each of them would be a forward of its own, and
+    what stands outside of layers would be brought together, and its gradients summed, for each.
+    """
+
+    def call(model: Any, batch: Any) -> Loss:
+        box: list[Loss] = []
+        value, auxiliary = getattr(model, _ENTRANCE)(objective, batch, box)
+        (loss,) = box
+        auxiliary = None if loss.auxiliary is None else auxiliary
+        return dataclasses.replace(loss, value=value, auxiliary=auxiliary)
+
+    return call
 
 
 def let_go(model: nn.Module) -> None:

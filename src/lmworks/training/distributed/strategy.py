@@ -27,6 +27,7 @@ from lmworks.training.distributed.plan import ParallelConfig, check_model
 from lmworks.training.distributed.reduce import GradientSum
 from lmworks.training.distributed.rows import my_rows, part_size, weighted_parts
 from lmworks.training.distributed.shard import (
+    entered_once,
     let_go,
     local,
     local_gradient,
@@ -169,6 +170,7 @@ class Distributed:
         compute: Compute,
     ) -> list[Loss]:
         losses = []
+        objective = entered_once(objective) if self._shards else objective
         for index, (part, weight, _) in enumerate(parts):
             last = index == len(parts) - 1
             if self._shards:
@@ -251,6 +253,7 @@ class Distributed:
         """See `Strategy`. Batches that can't be split are computed by all and counted once."""
         found: list[tuple[int, Loss]] = []
         total = 0
+        objective = entered_once(objective) if self._shards else objective
         with torch.no_grad():
             for batch in batches:
                 total += batch.num_targets
