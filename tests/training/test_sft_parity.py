@@ -140,22 +140,3 @@ def test_packed_rows_are_the_unpacked_ones(tokenizer: Any) -> None:
         expected = torch.autograd.grad(mean, list(model.parameters()))
         for ours, theirs in zip(gradient, expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.weights
-@pytest.mark.timeout(3600)
-def test_fifty_steps_of_smollm2_are_those_of_trl(tmp_path: Path) -> None:
-    import dataclasses
-
-    from lmworks.models.load import load_language_model
-    from lmworks.tokenizers.load import load_tokenizer
-    from lmworks.tokenizers.tokenizer import PipelineTokenizer
-
-    vocabulary = load_tokenizer("smollm2-135m").vocabulary
-    tokenizer = PipelineTokenizer(dataclasses.replace(vocabulary, chat_template=setup.UNTAGGED))
-    batches = in_order(data("smollm2", tokenizer), "smollm2")
-    history = train(load_language_model("smollm2-135m"), batches, tmp_path, "smollm2")
-    oracle = setup.oracle("smollm2")
-    assert history.loss == pytest.approx(oracle["loss"], abs=1e-5)
-    assert history.grad_norm == pytest.approx(oracle["grad_norm"], abs=1e-3)

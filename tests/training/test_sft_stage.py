@@ -14,6 +14,7 @@ from tests.training import sft_setup as setup
 from lmworks.core import progress
 from lmworks.core.errors import UserError
 from lmworks.data.documents import Document, write_documents
+from lmworks.evaluation.tuning import CompareTunedConfig, compare_tuned
 from lmworks.models.load import load_language_model
 from lmworks.models.save import save_model
 from lmworks.tokenizers.load import load_tokenizer
@@ -188,3 +189,21 @@ def test_data_that_changed_since_a_run_was_stopped_are_named(
     monkeypatch.setattr(progress, "say", said.append)
     sft(wanted, out=tmp_path / "chat")
     assert "  starting anew: questions changed since the run that was stopped" in said
+
+
+def test_the_report_compares_with_the_base(folder: Path, tmp_path: Path) -> None:
+    made = sft(config(folder), out=tmp_path / "chat")
+    report = compare_tuned(
+        CompareTunedConfig(
+            base=str(folder / "base"),
+            models={"chat": str(made.path), "same": str(folder / "base")},
+            questions=str(folder / "chats.jsonl"),
+            general=str(folder / "corpus"),
+            max_documents=8,
+            threads=1,
+        ),
+        out=tmp_path / "report",
+    )
+    assert report.metrics["chat: answers"] < 0 == report.metrics["same: answers"]
+    assert "| chat | -" in (report.path / "tuning.md").read_text()
+    assert (report.path / "report.html").is_file()

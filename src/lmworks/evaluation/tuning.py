@@ -130,8 +130,8 @@ def _texts(config: CompareTunedConfig, run: Run) -> dict[str, Sequence[Any]]:
 
 
 def _scored(path: Path, texts: Mapping[str, Sequence[Any]], window: int) -> dict[str, Scores]:
-    from lmworks.evaluation.logprobs import decoder_logprobs
     from lmworks.evaluation.scores import score_answers, score_documents
+    from lmworks.inference.logprobs import decoder_logprobs
     from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
 

@@ -4,7 +4,7 @@ The loss on fixed held-out general text is taken before the first step and every
 much it has risen is the forgetting, as a share of the base's loss. With a budget the weights are
 kept whenever they are within it; beyond it the retention method holds on more strongly, or the run
 stops. What is handed back at the end is within the budget: the end itself, what the method settles
-on, or the last weights that were kept (at worst the base).
+on, or weights on the line from the last that were kept (at worst the base's) to those of the end.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lmworks.training.trainer import Trainer
 
 _KEPT = "within-budget.pt"
+_HALVINGS = 6
 
 
 class Forgetting(Callback):
@@ -100,12 +101,27 @@ class Forgetting(Callback):
             )
             if settled is not None:
                 trainer.note("budget", settled)
-            if (final := self._measure(trainer)) > self.limit:
-                state = torch.load(trainer.work / _KEPT, weights_only=True)
-                trainer.strategy.load_model_state(trainer.model, state)
-                trainer.note("budget", f"the weights are those before step {self._kept}")
-                final = self._measure(trainer)
+            if self._measure(trainer) > self.limit:
+                self._go_back(trainer, self.limit)
+            final = self._measure(trainer)
         self.looks.append((len(trainer.history.loss), final))
+
+    def _go_back(self, trainer: Trainer, limit: float) -> None:
+        """From the last weights toward those that were kept, as little as the budget asks for."""
+        last = trainer.strategy.model_state(trainer.model)
+        last = {name: value.clone() for name, value in last.items()}
+        kept = torch.load(trainer.work / _KEPT, weights_only=True)
+        low, high = 0.0, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            trainer.strategy.load_model_state(trainer.model, _between(kept, last, middle))
+            low, high = (middle, high) if self._measure(trainer) <= limit else (low, middle)
+        trainer.strategy.load_model_state(trainer.model, _between(kept, last, low))
+        trainer.note(
+            "budget",
+            f"the weights lie {low:.0%} of the way from those before step {self._kept}, the last "
+            "within the budget, to those of the end",
+        )
 
     def _raise(self, trainer: Trainer, step: int) -> None:
         method, before = self._retention, self._retention.strength
@@ -148,3 +164,15 @@ class Forgetting(Callback):
         self._retention.strength = state["strength"]
         if self._mixed is not None:
             self._mixed.changes = [(step, share) for step, share in state["changes"]]
+
+
+def _between(
+    left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], share: float
+) -> dict[str, torch.Tensor]:
+    """Weights on the line from `left` to `right`; what is no number of a float type is `left`'s."""
+    return {
+        name: torch.lerp(value, right[name].to(value), share)
+        if value.is_floating_point()
+        else value
+        for name, value in left.items()
+    }
