@@ -97,6 +97,7 @@ def transformers(rows: int, compiled: bool = False) -> tuple[Step, nn.Module]:
     )
     trainer = hf.Trainer(model=called, args=arguments)
     trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1  # what `train` would set
     ids, _ = batch(rows)
 
     def step() -> None:

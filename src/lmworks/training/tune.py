@@ -74,6 +74,13 @@ class Setting:
     precision: str = "float32"
     compile: bool = False
 
+    def words(self) -> str:
+        """`4 rows at a time, 2 threads, layers computed again`."""
+        words = [f"{self.micro_batch_size} rows at a time", f"{self.threads} threads"]
+        words += ["layers computed again"] * self.activation_checkpointing
+        words += [self.precision] * (self.precision != "float32") + ["compiled"] * self.compile
+        return ", ".join(words)
+
     def loop(self, base: LoopConfig) -> LoopConfig:
         """The loop's settings with this one in them."""
         return dataclasses.replace(
@@ -283,7 +290,8 @@ class _Trial:
         return not self._limit or bool(self.estimate(setting).peak <= self._limit)
 
     def seconds_per_row(self, setting: Setting) -> float:
-        """One micro-batch, forward and backward; the first one of a setting is not counted."""
+        """One micro-batch, forward and backward: the faster of two, which a busy machine and the
+        first call's allocations disturb least."""
         import torch
 
         from lmworks.training.objectives.causal import causal
@@ -293,12 +301,13 @@ class _Trial:
         model = self._model(setting)
         part = self._batch.rows(0, setting.micro_batch_size)
         compute = Compute(precision=setting.precision)
+        seconds = float("inf")
         for _ in range(2):
             model.zero_grad(set_to_none=True)
             started = time.perf_counter()
             accumulate(model, causal, part, compute, total=part.num_targets)
-            seconds = time.perf_counter() - started
-        progress.say(f"  {setting}: {setting.micro_batch_size / seconds:.2f} rows/s")
+            seconds = min(seconds, time.perf_counter() - started)
+        progress.say(f"  {setting.words()}: {setting.micro_batch_size / seconds:.2f} rows/s")
         return seconds / setting.micro_batch_size
 
     def rate(self, times: Sequence[float]) -> float:
