@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from lmworks.core import processes
 from lmworks.core.errors import UserError
 from lmworks.training.mixture import parts_of, weights_over_time
 from lmworks.training.orders import GrowingPool, Mixture, Order
@@ -78,19 +79,18 @@ def with_curriculum(
         return ShortenedWindows(plain, lengths, paced(config.pacing, num_steps))
     separator = document_separator(tokenizer)
     kept = work / "curriculum.npz"
-    if kept.is_file():
-        with np.load(kept, allow_pickle=False) as found:
-            stream, ends, names = found["stream"], found["ends"].tolist(), found["names"].tolist()
-    else:
-        known = documents()
-        encoded = _documents_of(tokens, separator, len(known))
-        if kind == "mixture":
-            parts = parts_of(known, config.mixture)
-        else:
-            parts = {kind: _sorted(config, known, encoded, tokenizer, reference)}
-        stream, ends = _rearranged(encoded, parts.values(), separator)
-        names = [*parts]
-        _keep(kept, stream=stream, ends=np.array(ends), names=np.array(names, dtype=str))
+    with processes.main_first():
+        if not kept.is_file():
+            known = documents()
+            encoded = _documents_of(tokens, separator, len(known))
+            if kind == "mixture":
+                parts = parts_of(known, config.mixture)
+            else:
+                parts = {kind: _sorted(config, known, encoded, tokenizer, reference)}
+            laid = _rearranged(encoded, parts.values(), separator)
+            _keep(kept, stream=laid[0], ends=np.array(laid[1]), names=np.array([*parts], dtype=str))
+    with np.load(kept, allow_pickle=False) as found:
+        stream, ends, names = found["stream"], found["ends"].tolist(), found["names"].tolist()
     ordered = OrderedWindows(
         stream, ends, names=names, context_length=config.context_length, seed=config.seed
     )
