@@ -215,8 +215,7 @@ def accumulate(
         # One part that is the whole: not multiplied, so that it is the plain loop to the bit.
         with compute.clock.part("backward"):
             (whole if weight == 1 else whole * weight).backward()  # type: ignore[no-untyped-call]
-        # Without its graph: the nodes are small, but they lie all over the memory that the next
-        # part could use, and the heap would grow with every part.
+        # Only figures are kept: a graph that is no longer needed is let go of before the next part.
         value = loss.value.detach()
         found.append((part.num_targets, dataclasses.replace(loss, value=value, auxiliary=None)))
         del loss, whole
