@@ -105,17 +105,17 @@ def test_a_kill_changes_nothing(
     pairs = write(tmp_path / "pairs.jsonl", setup.rows(24))
     config = prefer_config(base, pairs, objective="kto", checkpoint_every_s=0.0)
     whole = prefer(config, tmp_path / "whole").path
-    plain = Trainer._step
+    plain = Trainer.take_step
 
     def die(self: Trainer, step: int) -> int:
         if step == 7:
             raise KeyboardInterrupt
         return plain(self, step)
 
-    monkeypatch.setattr(Trainer, "_step", die)
+    monkeypatch.setattr(Trainer, "take_step", die)
     with pytest.raises(KeyboardInterrupt):
         prefer(config, tmp_path / "killed")
-    monkeypatch.setattr(Trainer, "_step", plain)
+    monkeypatch.setattr(Trainer, "take_step", plain)
     killed = prefer(config, tmp_path / "killed").path
     for name in ("history.json", "model.safetensors"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()

@@ -173,17 +173,17 @@ def test_data_that_changed_since_a_run_was_stopped_are_named(
     wanted = config(folder, questions=str(path), checkpoint_every_s=0.0, num_steps=8)
     import lmworks.training.trainer as trainer_module
 
-    step = trainer_module.Trainer._step
+    step = trainer_module.Trainer.take_step
 
     def dies(self: Any, number: int) -> int:
         if number == 4:
             raise KeyboardInterrupt
         return step(self, number)
 
-    monkeypatch.setattr(trainer_module.Trainer, "_step", dies)
+    monkeypatch.setattr(trainer_module.Trainer, "take_step", dies)
     with pytest.raises(KeyboardInterrupt):
         sft(wanted, out=tmp_path / "chat")
-    monkeypatch.setattr(trainer_module.Trainer, "_step", step)
+    monkeypatch.setattr(trainer_module.Trainer, "take_step", step)
     write_rows(path, rows[1:])
     said: list[str] = []
     monkeypatch.setattr(progress, "say", said.append)
