@@ -92,12 +92,17 @@ class DiesAt25(Callback):
 
 
 def trained(
-    model: Model, work: Path, num_steps: int = STEPS, dies: bool = False, **options: Any
+    model: Model,
+    work: Path,
+    num_steps: int = STEPS,
+    dies: bool = False,
+    rate: float = 1e-3,
+    **options: Any,
 ) -> Trainer:
     work.mkdir(exist_ok=True)
     loop = {"schedule": "constant", "warmup_steps": 0, "eval_every": 1000}
     optimizer = OptimizerConfig(
-        name="adamw", learning_rate=1e-3, weight_decay=0.0, beta1=0.9, beta2=0.999
+        name="adamw", learning_rate=rate, weight_decay=0.0, beta1=0.9, beta2=0.999
     )
     config = LoopConfig(optimizer=optimizer, **loop | options)
     return Trainer(
@@ -112,10 +117,10 @@ def trained(
     )
 
 
-def peft_steps(theirs: Any) -> tuple[list[float], list[float]]:
+def peft_steps(theirs: Any, rate: float) -> tuple[list[float], list[float]]:
     """Losses and gradient norms of a plain loop."""
     weights = [p for p in theirs.parameters() if p.requires_grad]
-    adamw = torch.optim.AdamW(weights, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
+    adamw = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.999), weight_decay=0.0)
     losses, norms = [], []
     for step in range(STEPS):
         ids = rows(step)
@@ -130,7 +135,7 @@ def peft_steps(theirs: Any) -> tuple[list[float], list[float]]:
     return losses, norms
 
 
-def compare_steps(kind: str, folder: Path, tmp_path: Path) -> None:
+def compare_steps(kind: str, folder: Path, tmp_path: Path, rate: float = 1e-3) -> None:
     """Train the same adapter here and with PEFT; losses and gradient norms must agree."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     model = load_model(folder)
@@ -143,10 +148,10 @@ def compare_steps(kind: str, folder: Path, tmp_path: Path) -> None:
         theirs.prompt_encoder["default"].load_prompt_embeddings(state["prompt_embeddings"])
     else:
         theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "start", is_trainable=True)
-    losses, norms = peft_steps(theirs.train())
-    history = trained(model, tmp_path / "work").fit()
+    losses, norms = peft_steps(theirs.train(), rate)
+    history = trained(model, tmp_path / "work", rate=rate).fit()
     apart = np.abs(np.array(history.loss) - losses).max()
-    norms_apart = np.abs(np.array(history.grad_norm) - norms).max()
+    norms_apart = np.abs(np.array(history.grad_norm) / norms - 1).max()
     print(f"{kind}: losses {apart:.1e} apart, gradient norms {norms_apart:.1e}")
     assert apart <= 1e-5 and norms_apart <= 1e-3
     assert min(norms) > 1e-3  # there was something to differ in
@@ -169,7 +174,8 @@ def test_fifty_steps_are_those_of_peft(kind: str, folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_fifty_steps_of_smollm2_are_those_of_peft(kind: str, tmp_path: Path) -> None:
     save_model(load_model("smollm2-135m"), tmp_path / "smollm2")
-    compare_steps(kind, tmp_path / "smollm2", tmp_path)
+    # At a rate of 1e-3 on such rows the losses leap, and roundings grow to 3e-2 within 50 steps.
+    compare_steps(kind, tmp_path / "smollm2", tmp_path, rate=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "prefix"])
