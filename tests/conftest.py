@@ -27,6 +27,14 @@ _getaddrinfo = socket.getaddrinfo
 _network = False
 
 
+@pytest.fixture(autouse=True)
+def nobody_watches() -> None:
+    """Commands set how progress is shown for the whole process: each test begins unwatched."""
+    from lmworks.core import progress
+
+    progress.set_mode("auto")
+
+
 def _is_local(host: Any) -> bool:
     """Loopback, a wildcard (what a server binds to), or no host at all."""
     name = host.decode() if isinstance(host, bytes) else host
