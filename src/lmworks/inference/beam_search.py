@@ -75,7 +75,7 @@ def beam_search(
     ends = frozenset(eos_token_ids)
     cache = KVCache(model.config, num_beams, len(prompt_ids) + steps, device=device)
     slots = list(range(num_beams))
-    running = [((), 0.0)]  # type: list[tuple[tuple[int, ...], float]]
+    running: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     finished: list[Beam] = []
     with torch.inference_mode():
         cache.expect(0, len(prompt_ids))

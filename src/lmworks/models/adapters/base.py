@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -65,7 +66,7 @@ class Part(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
+class AdapterConfig(ABC):
     """The base of all adapters' settings; `kind` is a name in ADAPTERS."""
 
     mergeable: ClassVar[bool] = True  # whether weights can express it
@@ -77,13 +78,14 @@ class AdapterConfig:
         found: type[AdapterConfig] = look_up(ADAPTERS, kind, seam="adapter")
         return found
 
+    @abstractmethod
     def attach(self, model: Model, generator: torch.Generator) -> dict[str, nn.Module]:
         """Put the parts into `model`; by the path at which each was put.
 
         Raises: UserError where the model has no place for them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def to_files(
         self, adapter: Adapter, names: ForeignNames
     ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -91,9 +93,9 @@ class AdapterConfig:
 
         Raises: UserError for what the format has no words for.
         """
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_files(
         cls,
         model: Model,
@@ -105,7 +107,6 @@ class AdapterConfig:
 
         Raises: UserError for what does not fit the model or is not supported.
         """
-        raise NotImplementedError
 
 
 class Adapter:
