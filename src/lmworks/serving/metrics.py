@@ -14,13 +14,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lmworks.inference.base import ChatModel, Delta
+from lmworks.inference.base import Delta
 from lmworks.inference.statistics import (
     LATENCY_BUCKETS_S,
     TTFT_BUCKETS_S,
     EngineStatistics,
     Histogram,
 )
+from lmworks.serving.catalogue import Models
 from lmworks.serving.errors import CLIENT_LEFT
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -62,12 +63,16 @@ class RequestWatch:
 class Metrics:
     """All figures of a server."""
 
-    def __init__(self, models: Mapping[str, ChatModel]) -> None:
+    def __init__(self, models: Models) -> None:
         self._models = models
-        self.by_model = {name: ModelMetrics() for name in models}
+        self._by_model = {name: ModelMetrics() for name in models.names()}
         self._requests: Counter[tuple[str, int]] = Counter()
         self._latency_s = {path: Histogram(LATENCY_BUCKETS_S) for path in (*ENDPOINTS, "other")}
         self._lock = threading.Lock()
+
+    def of(self, model: str) -> ModelMetrics:
+        """A known model's figures."""
+        return self._by_model.setdefault(model, ModelMetrics())
 
     def count_request(self, path: str, status: int, seconds: float) -> None:
         """Count an answered (or abandoned) HTTP request."""
@@ -92,7 +97,7 @@ class Metrics:
             yield from _histogram_lines(name, {"endpoint": endpoint}, histogram)
 
     def _model_lines(self) -> Iterator[str]:
-        metrics = self.by_model
+        metrics = dict(self._by_model)
         yield from _family(
             "lmworks_prompt_tokens_total",
             "counter",
@@ -119,7 +124,7 @@ class Metrics:
     def _engine_lines(self) -> Iterator[str]:
         engines: dict[str, Any] = {
             name: engine
-            for name, model in self._models.items()
+            for name, model in self._models.loaded().items()
             if (engine := getattr(model, "engine", None)) is not None
         }
         yield from _family(

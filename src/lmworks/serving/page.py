@@ -12,6 +12,11 @@ import hashlib
 import re
 from pathlib import Path
 
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+
+from lmworks.serving.service import Service
+
 
 @functools.cache
 def chat_page() -> str:
@@ -39,3 +44,11 @@ def _hashes(html: str, tag: str) -> str:
     blocks = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", html, flags=re.DOTALL)
     digests = (hashlib.sha256(block.encode()).digest() for block in blocks)
     return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """See `apis`."""
+
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(chat_page(), headers=page_headers(chat_page()))

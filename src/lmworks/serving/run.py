@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmworks.core.errors import UserError
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from lmworks.inference.base import ChatModel
+    from lmworks.serving.catalogue import Models
 
 DEFAULT_PORT = 8000
 _SHUTDOWN_S = 3  # open streams are ended at once; this is for what does not listen
 
 
 def serve(
-    models: Mapping[str, ChatModel],
+    models: Models | Mapping[str, ChatModel],
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     open_page: bool = False,
@@ -36,24 +37,25 @@ def serve(
     Raises: UserError when the port is in use or can't be had.
     """
     from lmworks.serving.app import create_app
+    from lmworks.serving.catalogue import as_models
     from lmworks.serving.guard import LOOPBACK_HOSTS
 
     listener = bind(host, port)
+    models = as_models(models)
     is_loopback = host in LOOPBACK_HOSTS
     app = create_app(models, allowed_hosts=LOOPBACK_HOSTS if is_loopback else None)
     url = page_url(host, listener.getsockname()[1])
     lines = [
         f"chat page   {url}",
         f"OpenAI API  {url}/v1",
-        f"models      {', '.join(models)}",
+        f"models      {', '.join(models.names())}",
     ]
     if not is_loopback:
         lines.append("Anyone who reaches this port can use it: there is no password.")
     try:
         run_app(app, listener, lines, url if open_page else "", app.state.service.cancel_all)
     finally:
-        for model in models.values():
-            _close(model)
+        models.close()
 
 
 def run_app(
@@ -143,8 +145,3 @@ def _open(url: str) -> None:
     import webbrowser
 
     webbrowser.open(url)
-
-
-def _close(model: Any) -> None:
-    if close := getattr(model, "close", None):
-        close()

@@ -22,7 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from lmworks.core.tables import load_target
-from lmworks.serving.app import read_body
+from lmworks.serving.bodies import read_body
 from lmworks.serving.errors import ApiError, install_error_handlers
 from lmworks.serving.guard import LOOPBACK_HOSTS, HostGuard
 from lmworks.serving.page import page_headers

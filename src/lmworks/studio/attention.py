@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lmworks.core.references import aliases
 from lmworks.models.attention_summaries import KINDS
-from lmworks.serving.app import read_json
+from lmworks.serving.bodies import read_json
 from lmworks.serving.errors import ApiError
 from lmworks.serving.openai_types import parse
 from lmworks.studio.app import Studio, stream

@@ -22,7 +22,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from lmworks.core.stages import MANIFEST
-from lmworks.serving.app import read_json
+from lmworks.serving.bodies import read_json
 from lmworks.serving.openai_types import parse
 from lmworks.studio.app import Studio
 

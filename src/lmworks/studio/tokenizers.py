@@ -27,7 +27,7 @@ from lmworks.evaluation import tokenizer_comparison, tokenizer_page
 from lmworks.evaluation.statistics import MIN_GROUPS, Interval
 from lmworks.evaluation.tokenizer_comparison import Passage, TokenizerRow, passages_of
 from lmworks.evaluation.tokenizer_fairness import FairnessRow, ParallelText, fairness
-from lmworks.serving.app import read_json
+from lmworks.serving.bodies import read_json
 from lmworks.serving.openai_types import parse
 from lmworks.studio.app import Studio, stream
 from lmworks.studio.tokenized import Tokenized, view
