@@ -7,7 +7,8 @@
 clipping, AdamW. All take turns in one process; the peak of memory is that of a process of its own
 for each. The limit is the best matrix product of the machine with the same threads, and a token
 counts 6 operations per parameter and its attention, as nanoGPT counts them, for everybody's own
-number of parameters.
+number of parameters. The step's own matrix products, alone and in its own shapes, take their turn
+too: no step of the same products can be faster than they are.
 """
 
 from __future__ import annotations
@@ -133,6 +134,23 @@ MAKERS: dict[str, Callable[..., tuple[Step, nn.Module]]] = {
 }
 
 
+def products(rows: int) -> Step:
+    """Every matrix product of a step, forward and both gradients, and nothing else."""
+    tokens = rows * LENGTH
+    sizes = [(WIDTH, WIDTH)] * 4 + [(WIDTH, INNER)] * 2 + [(INNER, WIDTH)]
+    layers = [torch.randn(size) for size in sizes] * LAYERS + [torch.randn(WIDTH, VOCAB)]
+    states = {size: torch.randn(tokens, size) for size in {WIDTH, INNER, VOCAB}}
+
+    def step() -> None:
+        for weight in layers:
+            x, upstream = states[weight.shape[0]], states[weight.shape[1]]
+            x @ weight
+            upstream @ weight.T
+            x.T @ upstream
+
+    return step
+
+
 def contestant(name: str, rows: int) -> tuple[Step, nn.Module]:
     make = MAKERS[name.removesuffix(" compiled")]
     return make(rows, True) if name.endswith(" compiled") else make(rows)
@@ -182,7 +200,8 @@ def main() -> None:
     peaks = {name: peak_mb(name, options.rows, threads) for name in names}
     made = {name: contestant(name, options.rows) for name in names}
     limit = matrix_product_limit(torch.device("cpu"))
-    seconds = take_turns({name: step for name, (step, _) in made.items()}, options.rounds)
+    steps = {name: step for name, (step, _) in made.items()}
+    seconds = take_turns({**steps, "its products alone": products(options.rows)}, options.rounds)
     limit = max(limit, matrix_product_limit(torch.device("cpu")))
     tokens = options.rows * LENGTH
     shares = {
@@ -192,7 +211,7 @@ def main() -> None:
     }  # fmt: skip
     for name in names:
         print(f"{name:28} {shares[name]:6.1%} of {limit / 1e9:.0f} GFLOP/s, {peaks[name]:6.0f} MB")
-    report("training", "tokens/s", tokens, seconds, threads=threads, rows=options.rows,
+    report("training", "tokens/s", tokens, seconds, threads=threads, batch_rows=options.rows,
            peak_megabytes=peaks, share_of_gemm_limit=shares, gemm_gflops=limit / 1e9)  # fmt: skip
 
 
