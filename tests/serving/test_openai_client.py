@@ -239,3 +239,58 @@ def test_a_full_queue_is_429(client, chat):
         errors = [error for error in pool.map(one, range(40)) if error]
     assert errors and errors[0].code == "queue_full"
     wait_until_idle(chat)
+
+
+def test_the_best_of_several(client):
+    many = ask(client, n=4, seed=5, logprobs=True, logit_bias=NO_END, max_tokens=6)
+
+    def mean(choice):
+        return sum(entry.logprob for entry in choice.logprobs.content) / 6
+
+    best = sorted(many.choices, key=mean, reverse=True)
+    settings = {"seed": 5, "logit_bias": NO_END, "max_tokens": 6, "extra_body": {"best_of": 4}}
+    answer = ask(client, n=2, **settings)
+    assert [c.message.content for c in answer.choices] == [c.message.content for c in best[:2]]
+    assert answer.choices[0].logprobs is None
+    assert answer.usage.completion_tokens == 24  # what was drawn, not what is shown
+    assert answer.usage.prompt_tokens == ask(client).usage.prompt_tokens
+    for wrong in ({"n": 5}, {"n": 1, "stream": True}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(client, **settings, **wrong)
+        assert caught.value.param == "best_of"
+
+
+def test_a_prompt_is_echoed(client):
+    settings = {"model": "tiny", "prompt": ["Once", "Twice"], "seed": 1}
+    plain = client.completions.create(**settings)
+    echoed = client.completions.create(echo=True, **settings)
+    texts = [choice.text for choice in plain.choices]
+    assert [choice.text for choice in echoed.choices] == ["Once" + texts[0], "Twice" + texts[1]]
+    streamed = client.completions.create(echo=True, stream=True, **settings | {"prompt": "Once"})
+    assert "".join(c.choices[0].text for c in streamed).startswith("Once")
+    for wrong in ({"echo": True, "logprobs": 1}, {"suffix": "x"}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(**settings, **wrong)
+        assert caught.value.param == next(iter(wrong))
+
+
+def test_who_asks_and_how_urgently(client):
+    answer = ask(
+        client,
+        user="somebody",
+        metadata={"team": "a"},
+        service_tier="priority",
+        extra_headers={"X-Client": "team-a", "X-Priority": "-3"},
+        extra_body={"priority": 7},
+    )
+    assert answer.choices
+    for settings, param in [
+        ({"extra_body": {"priority": 1000}}, "priority"),
+        ({"metadata": {"k" * 65: "v"}}, "metadata"),
+        ({"metadata": {str(i): "v" for i in range(17)}}, "metadata"),
+    ]:
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(client, **settings)
+        assert caught.value.param == param
+    with pytest.raises(openai.BadRequestError, match="X-Priority"):
+        ask(client, extra_headers={"X-Priority": "high"})

@@ -17,6 +17,7 @@ AddRoutes = Callable[["FastAPI", "Service"], None]
 APIS: tuple[str, ...] = (
     "lmworks.serving.chat_completions:add_routes",
     "lmworks.serving.completions:add_routes",
+    "lmworks.serving.streams:add_routes",
     "lmworks.serving.models:add_routes",
     "lmworks.serving.health:add_routes",
     "lmworks.serving.page:add_routes",

@@ -4,6 +4,7 @@
 |---|---|
 | `POST /v1/chat/completions` | `chat_completions.py` |
 | `POST /v1/completions` | `completions.py` |
+| `GET`, `DELETE /v1/streams/ID` | `streams.py` |
 | `GET /v1/models`, `/v1/models/NAME` | `models.py` |
 | `GET /health`, `/metrics` | `health.py` |
 | `GET /` | `page.py` |
@@ -24,6 +25,7 @@ from lmworks.serving.apis import add_apis
 from lmworks.serving.catalogue import Models
 from lmworks.serving.errors import install_error_handlers
 from lmworks.serving.guard import HostGuard
+from lmworks.serving.live_streams import GRACE_S
 from lmworks.serving.metrics import MetricsMiddleware
 from lmworks.serving.service import MAX_BODY_BYTES, Service
 
@@ -33,13 +35,15 @@ def create_app(
     *,
     allowed_hosts: Collection[str] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    grace_s: float = GRACE_S,
 ) -> FastAPI:
     """The ASGI application over `models`; the first one is the chat page's choice.
 
     Args:
         allowed_hosts: names that requests may address it by; None: any. See `guard`.
+        grace_s: how long a resumable stream waits for its reader to come back.
     """
-    service = Service(models, max_body_bytes=max_body_bytes)
+    service = Service(models, max_body_bytes=max_body_bytes, grace_s=grace_s)
     app = FastAPI(title="lmworks", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
     install_error_handlers(app)

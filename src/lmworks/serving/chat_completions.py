@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from fastapi import FastAPI, Request
@@ -11,16 +12,16 @@ from pydantic import Field
 
 from lmworks.inference.base import ChatModel, Completion, Delta
 from lmworks.serving.bodies import read_json
+from lmworks.serving.generation import Opener
 from lmworks.serving.openai_answers import Answer, chat_logprobs
 from lmworks.serving.openai_types import GenerationRequest, Message, parse
 from lmworks.serving.service import Service
-from lmworks.serving.streaming import Opener
 
 
 class ChatCompletionRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
-    prompt_param: ClassVar[str] = "messages"
+    operation: ClassVar[str] = "chat"
     messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -41,13 +42,15 @@ class ChatCompletionRequest(GenerationRequest):
     def top_logprobs_wanted(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    def openers(self, model: ChatModel) -> list[Opener]:
+    def openers(self, model: ChatModel, options: Mapping[str, Any]) -> list[Opener]:
         messages = [message.plain() for message in self.messages]
-        choices = range(self.n or 1)
-        return [functools.partial(model.stream, messages, **self.sampling(i)) for i in choices]
+        return [
+            functools.partial(model.stream, messages, **self.sampling(i), **options)
+            for i in range(self.num_drawn)
+        ]
 
-    def answer(self) -> ChatAnswer:
-        return ChatAnswer("chat.completion", "chatcmpl", self.model)
+    def reply(self) -> ChatAnswer:
+        return ChatAnswer("chat.completion", "chatcmpl", self)
 
 
 class ChatAnswer(Answer):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -49,7 +50,7 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """The whole answer."""
-        headers = {"Retry-After": "1"} if self.status == 429 else None
+        headers = {"Retry-After": "1"} if self.status in (429, 503) else None
         return JSONResponse(self.body(), self.status, headers)
 
 
@@ -86,6 +87,10 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(CLIENT_LEFT, "the client left")
         case HTTPException():
             return ApiError(error.status_code, str(error.detail))
+        case RequestValidationError():  # of what the framework reads: paths and queries
+            first = error.errors()[0]
+            param = str(first["loc"][-1])
+            return ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_type")
     _LOG.error("request failed", exc_info=error)
     return ApiError(500, f"the server failed on this request ({type(error).__name__})")
 
@@ -96,5 +101,6 @@ def install_error_handlers(app: FastAPI) -> None:
     async def handle(_: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response()
 
-    for kind in (ApiError, UserError, GenerationError, ClientDisconnect, HTTPException, Exception):
+    expected = (ApiError, UserError, GenerationError, ClientDisconnect, RequestValidationError)
+    for kind in (*expected, HTTPException, Exception):
         app.add_exception_handler(kind, handle)

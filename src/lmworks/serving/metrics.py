@@ -46,7 +46,7 @@ class RequestWatch:
         self._first = True
         metrics.in_flight += 1
 
-    def saw(self, delta: Delta) -> None:
+    def saw(self, index: int, delta: Delta) -> None:
         """Count a piece."""
         if self._first:
             self._first = False
@@ -55,7 +55,7 @@ class RequestWatch:
             self._metrics.prompt_tokens += delta.usage.prompt_tokens
             self._metrics.completion_tokens += delta.usage.completion_tokens
 
-    def end(self) -> None:
+    def end(self, error: BaseException | None) -> None:
         """The request is over."""
         self._metrics.in_flight -= 1
 

@@ -2,26 +2,68 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lmworks.inference.base import Completion, Delta, TokenLogprob, Usage
+from lmworks.serving.errors import ApiError
+from lmworks.serving.streaming import DONE, Event
+
+if TYPE_CHECKING:
+    from lmworks.serving.openai_types import GenerationRequest
 
 
 class Answer:
-    """Builds the answer objects of one request."""
+    """The answer to one request; see `turns.Reply`.
 
-    def __init__(self, kind: str, id_prefix: str, model: str) -> None:
-        self._kind, self._model = kind, model
-        self._id = f"{id_prefix}-{uuid.uuid4().hex}"
+    Args:
+        kind: the `object` of the answer; that of a piece follows from it.
+    """
+
+    def __init__(self, kind: str, id_prefix: str, request: GenerationRequest) -> None:
+        self._kind, self._request, self._model = kind, request, request.model
+        self.id = f"{id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
-    def whole(self, completions: Sequence[Completion], usage: Usage) -> dict[str, Any]:
-        """The answer in one piece."""
-        choices = [self._whole_choice(c) | {"index": i} for i, c in enumerate(completions)]
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        """The answer in one piece: for each prompt the best of what was drawn."""
+        drawn, count = self._request.num_drawn, self._request.n or 1
+        best: list[Completion] = []
+        for first in range(0, len(completions), drawn):
+            group = completions[first : first + drawn]
+            best += (
+                sorted(group, key=_mean_logprob, reverse=True)[:count] if drawn > count else group
+            )
+        if self._request.top_logprobs_wanted is None:
+            best = [dataclasses.replace(completion, logprobs=None) for completion in best]
+        choices = [self._whole_choice(c) | {"index": i} for i, c in enumerate(best)]
+        usage = total_usage([usage_of(c) for c in completions], drawn)
         return self._object(self._kind, choices) | {"usage": usage_object(usage)}
+
+    async def events(
+        self, deltas: AsyncIterator[tuple[int, Delta]], prompt_tokens: int
+    ) -> AsyncIterator[Event]:
+        """The answer in pieces, then `[DONE]`."""
+        later = {"usage": None} if self._request.include_usage else {}
+        begun: set[int] = set()
+        usages: dict[int, Usage] = {}
+        async for index, delta in deltas:
+            if delta.usage:
+                usages[index] = delta.usage
+            if index not in begun or says_something(delta):
+                yield Event(self.piece(index, delta, first=index not in begun) | later)
+            begun.add(index)
+        if self._request.include_usage:
+            usage = total_usage([usages[i] for i in sorted(usages)], self._request.num_drawn)
+            yield Event(self._object(self._chunk_kind, []) | {"usage": usage_object(usage)})
+        yield DONE
+
+    def failed(self, error: ApiError) -> Event:
+        """The last event of an answer that could not be finished."""
+        return Event(error.body())
 
     def piece(self, index: int, delta: Delta, *, first: bool) -> dict[str, Any]:
         """One chunk of a streamed answer."""
@@ -29,12 +71,8 @@ class Answer:
         choice["finish_reason"] = delta.finish_reason
         return self._object(self._chunk_kind, [choice])
 
-    def usage_piece(self, usage: Usage) -> dict[str, Any]:
-        """The last chunk, if it was asked for."""
-        return self._object(self._chunk_kind, []) | {"usage": usage_object(usage)}
-
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+        head = {"id": self.id, "object": kind, "created": self._created, "model": self._model}
         return head | {"choices": choices}
 
     @property
@@ -48,14 +86,56 @@ class Answer:
         raise NotImplementedError
 
 
-def usage_object(usage: Usage) -> dict[str, int]:
+def says_something(delta: Delta) -> bool:
+    """Whether a piece is worth an event."""
+    return bool(delta.text or delta.finish_reason or delta.logprobs or tool_calls_of(delta))
+
+
+def tool_calls_of(delta: Any) -> tuple[Any, ...]:
+    """The pieces of tool calls in a delta, or the calls in a completion."""
+    return tuple(getattr(delta, "tool_calls", ()))
+
+
+def usage_of(completion: Completion) -> Usage:
+    """The counts of a whole answer."""
+    counts = {"prompt_tokens": completion.prompt_tokens}
+    if cached := getattr(completion, "cached_tokens", 0):
+        counts["cached_tokens"] = cached
+    return Usage(completion_tokens=completion.completion_tokens, **counts)
+
+
+def total_usage(usages: Sequence[Usage], num_drawn: int) -> Usage:
+    """The sum over the answers; a prompt that `num_drawn` of them share is counted once, and as
+    cached only as far as the first of them found it so."""
+    groups = [usages[i : i + num_drawn] for i in range(0, len(usages), num_drawn)]
+    counts = {
+        "prompt_tokens": sum(group[0].prompt_tokens for group in groups),
+        "completion_tokens": sum(usage.completion_tokens for usage in usages),
+    }
+    if any(cached_tokens(usage) for usage in usages):
+        counts["cached_tokens"] = sum(min(map(cached_tokens, group)) for group in groups)
+    return Usage(**counts)
+
+
+def cached_tokens(usage: Usage) -> int:
+    """How many tokens of the prompt were in the cache."""
+    return getattr(usage, "cached_tokens", 0) or 0
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
     """`usage` as clients read it."""
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens(usage)},
     }
+
+
+def _mean_logprob(completion: Completion) -> float:
+    entries = completion.logprobs or ()
+    return sum(entry.logprob for entry in entries) / max(len(entries), 1)
 
 
 def chat_logprobs(entries: Iterable[TokenLogprob] | None) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ not a number. Messages hold text only: an image or a sound in `content` is refus
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from lmworks.inference.base import ChatModel
 from lmworks.serving.errors import ApiError
+from lmworks.serving.generation import Opener
 from lmworks.serving.openai_answers import Answer
-from lmworks.serving.streaming import Opener
 
 MAX_CHOICES = 32
 _SETTINGS = ("temperature", "top_p", "top_k", "min_p", "logit_bias", "seed", "stop")
@@ -57,16 +57,27 @@ class Message(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+# Bounds as there. Nothing here reads it but the responses that are kept.
+Metadata = Annotated[
+    dict[
+        Annotated[str, Field(max_length=64), pydantic.AfterValidator(_valid_text)],
+        Annotated[str, Field(max_length=512), pydantic.AfterValidator(_valid_text)],
+    ],
+    Field(max_length=16),
+]
+
+
 class StreamOptions(Strict):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+    resumable: bool | None = None  # ours: the answer waits for a client that lost the connection
 
 
 class GenerationRequest(Strict):
     """What both kinds of request share. Ranges are checked by `Sampling`."""
 
-    prompt_param: ClassVar[str]
+    operation: ClassVar[str]
     model: str
     temperature: float | None = None
     top_p: float | None = None
@@ -78,12 +89,26 @@ class GenerationRequest(Strict):
     seed: int | None = None
     stop: Text | list[Text] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    user: Text | None = None
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    priority: int | None = None  # ours: higher goes first
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def resumable(self) -> bool:
+        return bool(self.stream_options and self.stream_options.resumable)
+
+    @property
+    def num_drawn(self) -> int:
+        """How many answers are drawn for each prompt; the best `n` of them are given."""
+        return self.best_of or self.n or 1
 
     @property
     def top_logprobs_wanted(self) -> int | None:
@@ -93,22 +118,49 @@ class GenerationRequest(Strict):
     def token_limit(self) -> int | None:
         raise NotImplementedError
 
-    def openers(self, model: ChatModel) -> list[Opener]:
-        """What opens the stream of each choice. Raises: ApiError for too many or too few."""
+    def openers(self, model: ChatModel, options: Mapping[str, Any]) -> list[Opener]:
+        """See `turns.Turn`."""
         raise NotImplementedError
 
-    def answer(self) -> Answer:
-        """What builds the answer's objects."""
+    def reply(self) -> Answer:
+        """See `turns.Turn`."""
         raise NotImplementedError
+
+    def traced(self) -> dict[str, Any]:
+        """See `turns.Turn`."""
+        named = {
+            "gen_ai.request.max_tokens": self.token_limit,
+            "gen_ai.request.temperature": self.temperature,
+            "gen_ai.request.top_p": self.top_p,
+            "gen_ai.request.top_k": self.top_k,
+            "gen_ai.request.frequency_penalty": self.frequency_penalty,
+            "gen_ai.request.presence_penalty": self.presence_penalty,
+            "gen_ai.request.seed": self.seed,
+            "gen_ai.request.choice.count": self.n if self.n != 1 else None,
+        }
+        given = {name: value for name, value in named.items() if value is not None}
+        return {"gen_ai.operation.name": self.operation, **given}
+
+    @pydantic.model_validator(mode="after")
+    def _best_of_holds_n(self) -> GenerationRequest:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ValueError(f"best_of: must be at least n, which is {self.n or 1}")
+        if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
+            raise ValueError(
+                "best_of: which answers are best is known at the end: leave stream out"
+            )
+        return self
 
     def own_name(self, param: str) -> str:
-        """What the client calls a setting of `Sampling`."""
+        """See `turns.Turn`."""
         return param
 
     def sampling(self, choice: int = 0) -> dict[str, Any]:
         """The settings given, for `ChatModel`. Further choices of a seeded request differ."""
         given = {name: getattr(self, name) for name in (*_SETTINGS, *_PENALTIES)}
         given |= {"max_tokens": self.token_limit, "logprobs": self.top_logprobs_wanted}
+        if self.num_drawn > (self.n or 1) and given["logprobs"] is None:
+            given["logprobs"] = 0  # the best are told by them
         if self.seed is not None:
             given["seed"] = self.seed + choice
         if isinstance(self.stop, list):
@@ -124,8 +176,10 @@ def parse(kind: type[R], values: Any) -> R:
         return kind.model_validate(values)
     except pydantic.ValidationError as failure:
         first = failure.errors()[0]
-    param = _param(first["loc"])
     message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:  # told by the request as a whole, which names the parameter itself
+        raise ApiError(400, message, param=message.partition(":")[0], code="invalid_value")
+    param = _param(first["loc"])
     if first["type"] == "missing":
         message = "is missing"
     elif "surrogates" in message:

@@ -4,42 +4,64 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from lmworks.inference.base import ChatModel, Usage
-from lmworks.inference.sampling import InvalidParameter
-from lmworks.inference.streams import PromptTooLong
+from lmworks.inference.base import ChatModel
+from lmworks.serving.callers import Caller
 from lmworks.serving.catalogue import Models, as_models
-from lmworks.serving.errors import CLIENT_LEFT, ApiError, as_api_error, model_not_found
+from lmworks.serving.errors import CLIENT_LEFT, ApiError, model_not_found
+from lmworks.serving.generation import Generation
+from lmworks.serving.live_streams import GRACE_S, LiveStreams, parse_event_id
 from lmworks.serving.metrics import Metrics, RequestWatch
-from lmworks.serving.openai_types import GenerationRequest
-from lmworks.serving.streaming import EventStream, Generation, total_usage, unless_left
+from lmworks.serving.streaming import EventStream, unless_left
+from lmworks.serving.turns import Running, Turn
 
 MAX_BODY_BYTES = 8 << 20
+_DRAIN_STEP_S = 0.05
 
 
 class Service:
-    """The state behind an application; `app.state.service`."""
+    """The state behind an application; `app.state.service`. Its methods are for the event loop.
+
+    Args:
+        grace_s: how long a resumable stream waits for its reader to come back.
+    """
 
     def __init__(
         self,
         models: Models | Mapping[str, ChatModel],
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
+        grace_s: float = GRACE_S,
     ) -> None:
         self.models, self.max_body_bytes = as_models(models), max_body_bytes
         self.metrics = Metrics(self.models)
+        self.streams = LiveStreams(grace_s)
         self.started = int(time.time())
-        self._running: set[Generation] = set()
+        self.draining = False
+        self._running: set[Running] = set()
 
     def cancel_all(self) -> None:
-        """End every generation, with an error to those who still listen. Call it on the loop."""
-        for generation in list(self._running):
-            generation.cancel(ApiError(503, "the server is shutting down", code="shutting_down"))
+        """End every answer, with an error to those who still listen."""
+        self.draining = True
+        for running in list(self._running):
+            running.cancel(_shutting_down())
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new requests, and return when all answers are finished or the time is over."""
+        self.draining = True
+        deadline = time.monotonic() + timeout_s
+        while self._running and time.monotonic() < deadline:
+            await asyncio.sleep(_DRAIN_STEP_S)
+
+    def check_open(self) -> None:
+        """Raises: ApiError (503) once the server takes no new requests."""
+        if self.draining:
+            raise _shutting_down()
 
     def check_name(self, name: str) -> None:
         """Raises: ApiError (404) naming the known ones."""
@@ -53,68 +75,50 @@ class Service:
         except KeyError:
             raise model_not_found(name, self.models.names()) from None
 
-    async def generate(self, http: Request, request: GenerationRequest) -> Response:
-        """Run a checked request and answer it, streamed or whole."""
-        openers = request.openers(await self.model(request.model))
-        watch = RequestWatch(self.metrics.of(request.model))
-        generation = Generation(openers)
-        self._running.add(generation)
+    async def start(self, turn: Turn, caller: Caller) -> Running:
+        """Begin to answer. Raises: ApiError for what can't be answered."""
+        self.check_open()
+        model = await self.model(turn.model)
+        openers = turn.openers(model, _options(model, caller))
+        watches = [RequestWatch(self.metrics.of(turn.model))]
 
-        def end() -> None:
-            generation.cancel()
-            self._running.discard(generation)
-            watch.end()
+        def ended() -> None:
+            self._running.discard(running)
 
-        streaming = False
+        running = Running(turn, Generation(openers), watches, ended)
+        self._running.add(running)
+        await running.open()
+        return running
+
+    async def generate(self, http: Request, turn: Turn) -> Response:
+        """Run a checked request and answer it, streamed or whole; or go on with the stream that
+        the client names by its last event."""
+        if (last := http.headers.get("last-event-id")) is not None:
+            return self.resume(*parse_event_id(last))
+        running = await self.start(turn, Caller.of(http, turn))
+        if turn.stream and turn.resumable:
+            return self.resume(self.streams.add(running).id)
+        if turn.stream:
+            return EventStream(running.events(), running.end)
         try:
-            await generation.open()
-            if request.stream:
-                streaming = True
-                return EventStream(_events(generation, request, watch), end)
-            return await _whole(http, generation, request, watch)
-        except PromptTooLong as error:
-            raise as_api_error(error).about(request.prompt_param) from None
-        except InvalidParameter as error:
-            raise as_api_error(error).about(request.own_name(error.param)) from None
-        except Exception as error:  # left to the framework it would cost the client's connection
-            raise as_api_error(error) from error
+            answer = await unless_left(http, running.whole())
         finally:
-            if not streaming:
-                end()
+            running.end()
+        return Response(status_code=CLIENT_LEFT) if answer is None else JSONResponse(answer)
+
+    def resume(self, stream_id: str, after: int = -1) -> EventStream:
+        """The events of a kept stream after number `after`. Raises: ApiError (404, 410, 400)."""
+        stream = self.streams.get(stream_id)
+        stream.check(after)
+        stream.attach()
+        return EventStream(stream.read(after), stream.detach, {"X-Stream-Id": stream.id})
 
 
-async def _whole(
-    http: Request, generation: Generation, request: GenerationRequest, watch: RequestWatch
-) -> Response:
-    completions = await unless_left(http, generation.completions(watch.saw))
-    if completions is None:
-        return Response(status_code=CLIENT_LEFT)
-    usages = [
-        Usage(prompt_tokens=c.prompt_tokens, completion_tokens=c.completion_tokens)
-        for c in completions
-    ]
-    return JSONResponse(request.answer().whole(completions, _counted(request, usages)))
+def _options(model: ChatModel, caller: Caller) -> dict[str, Any]:
+    """Of what is known about the caller, what this kind of model can use."""
+    known = getattr(model, "request_options", ())
+    return {name: getattr(caller, name) for name in ("client", "priority") if name in known}
 
 
-async def _events(
-    generation: Generation, request: GenerationRequest, watch: RequestWatch
-) -> AsyncIterator[dict[str, Any]]:
-    answer, begun, usages = request.answer(), set(), []
-    later = {"usage": None} if request.include_usage else {}
-    async for index, delta in generation:
-        watch.saw(delta)
-        if delta.usage:
-            usages.append(delta.usage)
-        first = index not in begun
-        begun.add(index)
-        if first or delta.text or delta.finish_reason or delta.logprobs:
-            yield answer.piece(index, delta, first=first) | later
-    if request.include_usage:
-        yield answer.usage_piece(_counted(request, usages))
-
-
-def _counted(request: GenerationRequest, usages: list[Usage]) -> Usage:
-    """The sum over choices; a prompt that several choices share is counted once, as there."""
-    total = total_usage(usages)
-    prompt_tokens = total.prompt_tokens // (request.n or 1)
-    return Usage(prompt_tokens=prompt_tokens, completion_tokens=total.completion_tokens)
+def _shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down", code="shutting_down")

@@ -1,8 +1,8 @@
-"""From models that block to an event loop that must not: threads, and server-sent events.
+"""Server-sent events, and clients that leave in the middle of them.
 
-A `ChatModel` gives blocking iterators. Each is read in a thread of its own (as many as the engine
-admits, so a shared pool could starve) and handed over to the loop. A client that leaves, in a
-streamed or a plain request, and a server that ends, cancel the generation behind it.
+A client that leaves, in a streamed or a plain request, ends the work behind it; so does one that
+takes nothing for `STALL_S`. While nothing is to be said (a long prompt is being read), a comment
+goes out now and then, so that no proxy between takes the connection for dead.
 """
 
 from __future__ import annotations
@@ -10,130 +10,49 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lmworks.inference.base import Completion, Delta, Usage, collect
 from lmworks.serving.errors import as_api_error
 
-Opener = Callable[[], Iterator[Delta]]
+STALL_S = 60.0  # how long a client may take nothing
+SILENCE_S = 15.0  # after which a comment is sent
 T = TypeVar("T")
 
 
-class Generation:
-    """The streams of one request's choices, as one asynchronous iterator of (index, delta)."""
+class Event(NamedTuple):
+    """One server-sent event: its data (text as it is, else JSON), and where it has them, its name
+    and the number that a reader who lost the connection tells."""
 
-    def __init__(self, openers: Sequence[Opener]) -> None:
-        self._openers = list(openers)
-        self._loop = asyncio.get_running_loop()
-        self._opened: asyncio.Queue[Exception | None] = asyncio.Queue()
-        self._items: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue()
-        self._cancelled = threading.Event()
-        self._streams: list[Iterator[Delta]] = []
-        self._lock = threading.Lock()
+    data: Mapping[str, Any] | str
+    name: str = ""
+    number: str = ""
 
-    async def open(self) -> None:
-        """Start all streams. Raises: what the first bad one raised; the others are cancelled."""
-        for index, opener in enumerate(self._openers):
-            name = f"lmworks-stream-{index}"
-            threading.Thread(
-                target=self._read, args=(index, opener), name=name, daemon=True
-            ).start()
-        try:
-            for _ in self._openers:
-                if error := await self._opened.get():
-                    raise error
-        except BaseException:
-            self.cancel()
-            raise
+    def text(self) -> str:
+        """The data as it is sent."""
+        data = self.data
+        return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
 
-    def cancel(self, error: Exception | None = None) -> None:
-        """End all streams; `error` is raised to who reads them. Call it from the loop."""
-        with self._lock:
-            self._cancelled.set()
-            streams = list(self._streams)
-        for stream in streams:
-            _cancel(stream)
-        if error is not None:
-            self._items.put_nowait((0, error))
-
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
-        running = len(self._openers)
-        while running:
-            index, item = await self._items.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield index, item
-
-    async def completions(self, saw: Callable[[Delta], None]) -> list[Completion]:
-        """All of it, one completion per choice; `saw` is told each piece as it comes."""
-        pieces: list[list[Delta]] = [[] for _ in self._openers]
-        async for index, delta in self:
-            saw(delta)
-            pieces[index].append(delta)
-        return [
-            collect(iter(deltas), logprobs=any(d.logprobs for d in deltas)) for deltas in pieces
-        ]
-
-    # --- from here on: the thread of one stream ---
-
-    def _read(self, index: int, opener: Opener) -> None:
-        try:
-            stream = opener()
-        except Exception as error:
-            self._post(self._opened, error)
-            return
-        with self._lock:
-            self._streams.append(stream)
-            if self._cancelled.is_set():
-                _cancel(stream)
-        self._post(self._opened, None)
-        try:
-            for delta in stream:
-                if self._cancelled.is_set():
-                    break
-                self._post(self._items, (index, delta))
-        except Exception as error:
-            self._post(self._items, (index, error))
-        finally:
-            if close := getattr(stream, "close", None):
-                close()
-            self._post(self._items, (index, None))
-
-    def _post(self, queue: asyncio.Queue[Any], item: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it every reader
-            self._loop.call_soon_threadsafe(queue.put_nowait, item)
+    def encode(self) -> bytes:
+        """The whole event as it is sent."""
+        name = f"event: {self.name}\n" if self.name else ""
+        number = f"id: {self.number}\n" if self.number else ""
+        return f"{name}{number}data: {self.text()}\n\n".encode()
 
 
-def _cancel(stream: Iterator[Delta]) -> None:
-    # A stream without it (a remote one) is dropped by its thread at its next piece.
-    if cancel := getattr(stream, "cancel", None):
-        cancel()
+DONE = Event("[DONE]")
 
 
-def total_usage(usages: Sequence[Usage]) -> Usage:
-    """The sum over choices."""
-    return Usage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-        completion_tokens=sum(usage.completion_tokens for usage in usages),
-    )
-
-
-async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`, or None as soon as the client has left (`work` is cancelled then)."""
-    return await _first(asyncio.create_task(work), request.receive)
+class _Stalled(Exception):
+    """The client took nothing for too long."""
 
 
 class EventStream(Response):
-    """Server-sent events out of JSON objects; an error becomes the last event.
+    """Server-sent events; an error becomes the last one.
 
     Args:
         on_end: called once, however it ends.
@@ -141,33 +60,61 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[dict[str, Any]], on_end: Callable[[], None]) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(
+        self,
+        events: AsyncIterator[Event],
+        on_end: Callable[[], None],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        fixed = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers={**fixed, **(headers or {})})
         del self.headers["content-length"]
         self._events, self._on_end = events, on_end
+        self._sent = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the events end or the client leaves."""
         try:
-            await _first(asyncio.create_task(self._send_all(send)), receive)
+            with contextlib.suppress(_Stalled):
+                await _first(asyncio.create_task(self._send_all(send)), receive)
         finally:
             self._on_end()
 
     async def _send_all(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
+        silence = asyncio.create_task(self._break_silence(send))
         try:
             async for event in self._events:
-                await _send_event(send, json.dumps(event, ensure_ascii=False))
-            await _send_event(send, "[DONE]")
+                await self._send(send, event)
+        except _Stalled:
+            raise
         except Exception as error:
-            await _send_event(send, json.dumps(as_api_error(error).body()))
+            await self._send(send, Event(as_api_error(error).body()))
+        finally:
+            silence.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _send(self, send: Send, event: Event) -> None:
+        self._sent = True
+        try:
+            async with asyncio.timeout(STALL_S):
+                body = event.encode()
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError:
+            raise _Stalled from None
 
-async def _send_event(send: Send, data: str) -> None:
-    body = f"data: {data}\n\n".encode()
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+    async def _break_silence(self, send: Send) -> None:
+        while True:
+            self._sent = False
+            await asyncio.sleep(SILENCE_S)
+            if not self._sent:
+                await send({"type": "http.response.body", "body": b": \n\n", "more_body": True})
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`, or None as soon as the client has left (`work` is cancelled then)."""
+    return await _first(asyncio.create_task(work), request.receive)
 
 
 async def _first(task: asyncio.Task[T], receive: Receive) -> T | None:

@@ -26,7 +26,7 @@ from lmworks.serving.bodies import read_body
 from lmworks.serving.errors import ApiError, install_error_handlers
 from lmworks.serving.guard import LOOPBACK_HOSTS, HostGuard
 from lmworks.serving.page import page_headers
-from lmworks.serving.streaming import EventStream
+from lmworks.serving.streaming import DONE, Event, EventStream
 from lmworks.studio.pages import PAGES, page_html
 from lmworks.studio.shelf import ModelShelf, TokenizerShelf
 from lmworks.studio.texts import Texts
@@ -136,4 +136,10 @@ def _add_text_routes(app: FastAPI, studio: Studio) -> None:
 
 def stream(events: AsyncIterator[dict[str, Any]]) -> EventStream:
     """Server-sent events; an error is the last one, and a client that leaves ends the work."""
-    return EventStream(events, on_end=lambda: None)
+
+    async def wrapped() -> AsyncIterator[Event]:
+        async for event in events:
+            yield Event(event)
+        yield DONE
+
+    return EventStream(wrapped(), on_end=lambda: None)
