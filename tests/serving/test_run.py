@@ -20,23 +20,55 @@ from lmworks.serving.run import bind, page_url, serve
 SCRIPT = """
 from lmworks.inference.chat import ScriptedChat
 from lmworks.serving.run import serve
-serve({"slow": ScriptedChat(["word " * 1000], delay_s=0.05)}, port=0)
+serve({{"slow": ScriptedChat(["word " * {words}], delay_s=0.05)}}, port=0, drain_s={drain_s})
 print("ended well")
 """
+CHAT = "/v1/chat/completions"
+BODY = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_quickly_with_an_open_stream(how):
+def start(words, drain_s):
+    """The process, and where it answers."""
+    script = SCRIPT.format(words=words, drain_s=drain_s)
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(4)]
+    url = lines[0].split()[-1]
+    assert url.startswith("http://127.0.0.1:")
+    return process, url
+
+
+def test_sigterm_lets_running_answers_finish():
+    process, url = start(words=30, drain_s=20)
     try:
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(4)]
-        url = lines[0].split()[-1]
-        assert url.startswith("http://127.0.0.1:")
-        body = {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": True}
-        with httpx.stream("POST", url + "/v1/chat/completions", json=body) as response:
+        with httpx.Client() as other, httpx.stream("POST", url + CHAT, json=BODY) as response:
+            assert other.get(url + "/ready").json()["status"] == "ready"
+            events = response.iter_lines()
+            next(events)
+            os.kill(process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + 5
+            while (ready := other.get(url + "/ready")).status_code != 503:
+                assert time.monotonic() < deadline
+            assert ready.json() == {"status": "draining", "answers": 1, "queue": 0}
+            assert other.get(url + "/health").status_code == 200
+            refused = other.post(url + CHAT, json=BODY)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert refused.json()["error"]["code"] == "shutting_down"
+            rest = [line for line in events if line]
+        assert rest[-1] == "data: [DONE]"
+        out, err = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert (process.returncode, out.strip(), err) == (0, "ended well", "")
+
+
+@pytest.mark.parametrize(("how", "drain_s"), [(signal.SIGINT, 20), (signal.SIGTERM, 0.2)])
+def test_a_signal_ends_it_quickly_with_an_open_stream(how, drain_s):
+    process, url = start(words=1000, drain_s=drain_s)
+    try:
+        with httpx.stream("POST", url + CHAT, json=BODY) as response:
             events = response.iter_lines()
             for _ in range(8):
                 next(events)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+_DRAIN = "After a SIGTERM, let running answers finish for so long."
+_GRACE = "How long a resumable stream waits for its reader."
+_TRACES = "OpenTelemetry spans to OTEL_EXPORTER_OTLP_ENDPOINT."
 
 @click.command()
 @click.argument("references", metavar="MODEL...", nargs=-1, required=True)
@@ -15,6 +18,10 @@ import click
 @click.option("--base", default="", metavar="REF", help="The model under those that are adapters.")
 @click.option("--max-batch", default=8, show_default=True, help="Answers at the same time, each.")
 @click.option("--max-positions", type=int, help="Prompt and answer together, in tokens.")
+@click.option("--drain", default=20.0, show_default=True, metavar="S", help=_DRAIN)
+@click.option("--grace", default=30.0, show_default=True, metavar="S", help=_GRACE)
+@click.option("--log-json", is_flag=True, help="A JSON line per request and answer, to stderr.")
+@click.option("--traces", is_flag=True, help=_TRACES)
 def command(
     references: tuple[str, ...],
     host: str,
@@ -23,6 +30,10 @@ def command(
     base: str,
     max_batch: int,
     max_positions: int | None,
+    drain: float,
+    grace: float,
+    log_json: bool,
+    traces: bool,
 ) -> None:
     """Serve one or more models: /v1/chat/completions, /v1/completions, /v1/models, a chat page.
 
@@ -37,7 +48,9 @@ def command(
     from lmworks.core.errors import UserError
     from lmworks.inference.chat import load_chat
     from lmworks.models.adapters.base import is_adapter
+    from lmworks.serving import json_log
     from lmworks.serving.run import bind, serve
+    from lmworks.serving.tracing import otlp_tracing
 
     named = {}
     for text in references:
@@ -47,6 +60,9 @@ def command(
         if name in named:
             raise UserError(f"two models are called {name!r}: give one as other-name={reference}")
         named[name] = reference
+    if log_json:
+        json_log.log_json()
+    tracing = otlp_tracing() if traces else None
     bind(host, port).close()  # a port in use is told before a model is loaded
     models = {
         name: load_chat(
@@ -57,4 +73,12 @@ def command(
         )
         for name, reference in named.items()
     }
-    serve(models, host=host, port=port, open_page=open_page)
+    serve(
+        models,
+        host=host,
+        port=port,
+        open_page=open_page,
+        drain_s=drain,
+        grace_s=grace,
+        tracing=tracing,
+    )

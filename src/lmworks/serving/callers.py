@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import re
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -33,13 +32,13 @@ class Caller:
         client: the name that fairness between clients goes by.
         priority: higher goes first, -100 to 100.
         request_id: of this request alone, unless the client gave one.
-        headers: all of them, for trace contexts; they may hold secrets.
+        span: of the HTTP request, if there is one.
     """
 
     client: str
     priority: int
     request_id: str
-    headers: Mapping[str, str] = dataclasses.field(repr=False)
+    span: Any = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def of(cls, http: HTTPConnection, request: Any = None) -> Caller:
@@ -55,7 +54,7 @@ class Caller:
             client=_client(http, getattr(request, "user", None)),
             priority=_priority(http.headers.get("x-priority"), asked),
             request_id=request_id(http.scope),
-            headers=http.headers,
+            span=http.scope.get("state", {}).get("span"),
         )
 
 

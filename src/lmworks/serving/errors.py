@@ -1,4 +1,8 @@
-"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+"""Errors in the shape of the API that was asked.
+
+OpenAI's: `{"error": {"message", "type", "param", "code"}}`. Anthropic's: `{"type": "error",
+"error": {"type", "message"}}`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,15 @@ from lmworks.inference.streams import EngineClosed, GenerationError, PromptTooLo
 
 _LOG = logging.getLogger("lmworks.serving")
 CLIENT_LEFT = 499  # the status that access logs have used for this since nginx
+ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 _TYPES = {404: "not_found_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -48,10 +61,17 @@ class ApiError(Exception):
             }
         }
 
-    def response(self) -> JSONResponse:
-        """The whole answer."""
+    def response(self, path: str = "") -> JSONResponse:
+        """The whole answer, in the shape of the API that `path` belongs to."""
         headers = {"Retry-After": "1"} if self.status in (429, 503) else None
-        return JSONResponse(self.body(), self.status, headers)
+        body = self.anthropic_body() if path.startswith(ANTHROPIC_PATH) else self.body()
+        return JSONResponse(body, self.status, headers)
+
+    def anthropic_body(self) -> dict[str, Any]:
+        """The JSON object to send to a client of the Anthropic API."""
+        by_status = "invalid_request_error" if self.status < 500 else "api_error"
+        error = {"type": _ANTHROPIC_TYPES.get(self.status, by_status), "message": self.message}
+        return {"type": "error", "error": error}
 
 
 def model_not_found(name: str, known: Iterable[str]) -> ApiError:
@@ -98,8 +118,8 @@ def as_api_error(error: Exception) -> ApiError:
 def install_error_handlers(app: FastAPI) -> None:
     """Let every error of the app, also of its routing, leave in OpenAI's shape."""
 
-    async def handle(_: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response(request.url.path)
 
     expected = (ApiError, UserError, GenerationError, ClientDisconnect, RequestValidationError)
     for kind in (*expected, HTTPException, Exception):

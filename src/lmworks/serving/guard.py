@@ -2,7 +2,8 @@
 
 A page of another site, open in the same browser, can reach 127.0.0.1: by a name of its own that it
 points there (DNS rebinding), or by sending a form across. The first is told by the `Host` header,
-the second by `Origin`. Clients that are no browsers send the right `Host` and no `Origin`.
+the second by `Origin`, and so is a WebSocket, which no browser holds back from another site.
+Clients that are no browsers send the right `Host` and no `Origin`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,14 @@ class HostGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        if scope["type"] == "http" and (error := self._refusal(Headers(scope=scope))):
-            await error.response()(scope, receive, send)
-        else:
+        kind = scope["type"]
+        error = self._refusal(Headers(scope=scope)) if kind in ("http", "websocket") else None
+        if error is None:
             await self._app(scope, receive, send)
+        elif kind == "http":
+            await error.response(scope["path"])(scope, receive, send)
+        else:  # closed before it was accepted: the client sees a 403
+            await send({"type": "websocket.close", "code": 1008, "reason": error.message[:120]})
 
     def _refusal(self, headers: Headers) -> ApiError | None:
         host, origin = headers.get("host", ""), headers.get("origin")

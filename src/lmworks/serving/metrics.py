@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
 from lmworks.inference.base import Delta
 from lmworks.inference.statistics import (
     LATENCY_BUCKETS_S,
@@ -22,10 +20,8 @@ from lmworks.inference.statistics import (
     Histogram,
 )
 from lmworks.serving.catalogue import Models
-from lmworks.serving.errors import CLIENT_LEFT
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/")
 
 
 class ModelMetrics:
@@ -67,19 +63,27 @@ class Metrics:
         self._models = models
         self._by_model = {name: ModelMetrics() for name in models.names()}
         self._requests: Counter[tuple[str, int]] = Counter()
-        self._latency_s = {path: Histogram(LATENCY_BUCKETS_S) for path in (*ENDPOINTS, "other")}
+        self._latency_s: dict[str, Histogram] = {}
         self._lock = threading.Lock()
 
     def of(self, model: str) -> ModelMetrics:
         """A known model's figures."""
         return self._by_model.setdefault(model, ModelMetrics())
 
-    def count_request(self, path: str, status: int, seconds: float) -> None:
-        """Count an answered (or abandoned) HTTP request."""
-        endpoint = path if path in ENDPOINTS else "other"
+    def count_request(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count an answered (or abandoned) HTTP request; `endpoint` is a route, not a path."""
         with self._lock:
             self._requests[endpoint, status] += 1
-        self._latency_s[endpoint].observe(seconds)
+            latency_s = self._latency_s.setdefault(endpoint, Histogram(LATENCY_BUCKETS_S))
+        latency_s.observe(seconds)
+
+    def engines(self) -> dict[str, Any]:
+        """The engines in memory, by the name of their model."""
+        return {
+            name: engine
+            for name, model in self._models.loaded().items()
+            if (engine := getattr(model, "engine", None)) is not None
+        }
 
     def render(self) -> str:
         """The page at `/metrics`."""
@@ -89,11 +93,12 @@ class Metrics:
         yield from _head("lmworks_requests_total", "counter", "HTTP requests by status.")
         with self._lock:
             requests = sorted(self._requests.items())
+            latencies = sorted(self._latency_s.items())
         for (endpoint, status), count in requests:
             yield _line("lmworks_requests_total", {"endpoint": endpoint, "status": status}, count)
         name = "lmworks_request_seconds"
         yield from _head(name, "histogram", "Time to the end of the answer.")
-        for endpoint, histogram in self._latency_s.items():
+        for endpoint, histogram in latencies:
             yield from _histogram_lines(name, {"endpoint": endpoint}, histogram)
 
     def _model_lines(self) -> Iterator[str]:
@@ -122,11 +127,7 @@ class Metrics:
             yield from _histogram_lines(name, {"model": model}, m.ttft_s)
 
     def _engine_lines(self) -> Iterator[str]:
-        engines: dict[str, Any] = {
-            name: engine
-            for name, model in self._models.loaded().items()
-            if (engine := getattr(model, "engine", None)) is not None
-        }
+        engines = self.engines()
         yield from _family(
             "lmworks_requests_running",
             "gauge",
@@ -177,28 +178,3 @@ def _line(name: str, labels: Mapping[str, Any], value: float) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-class MetricsMiddleware:
-    """Counts every HTTP request with its status and time; a client that left counts as 499."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and watch the answer."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started_s, status = time.monotonic(), CLIENT_LEFT
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watch)
-        finally:
-            self._metrics.count_request(scope["path"], status, time.monotonic() - started_s)

@@ -1,13 +1,17 @@
-"""An application on a port of this machine until Ctrl-C; `serve`: the one over models."""
+"""An application on a port of this machine until told to end; `serve`: the one over models."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import functools
+import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from importlib.util import find_spec
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
 
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from lmworks.serving.catalogue import Models
 
 DEFAULT_PORT = 8000
+DRAIN_S = 20.0
+WEBSOCKET_BYTES = 8 << 20  # of one message
 _SHUTDOWN_S = 3  # open streams are ended at once; this is for what does not listen
 
 
@@ -26,14 +32,21 @@ def serve(
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     open_page: bool = False,
+    drain_s: float = DRAIN_S,
+    **options: Any,
 ) -> None:
-    """Serve `models` until Ctrl-C (or SIGTERM), then close them.
+    """Serve `models` until Ctrl-C or SIGTERM, then close them.
+
+    Ctrl-C ends running answers at once. SIGTERM, which is how supervisors end a process, lets them
+    finish, and refuses new ones meanwhile; a second signal ends these too.
 
     Args:
         host: an address of this machine. On a loopback one, requests that other sites send
             through a browser are refused; on any other, whoever reaches the port may use it.
         port: 0 takes a free one.
         open_page: open the chat page in the browser.
+        drain_s: how long running answers may take after a SIGTERM.
+        options: of `create_app`.
     Raises: UserError when the port is in use or can't be had.
     """
     from lmworks.serving.app import create_app
@@ -43,7 +56,9 @@ def serve(
     listener = bind(host, port)
     models = as_models(models)
     is_loopback = host in LOOPBACK_HOSTS
-    app = create_app(models, allowed_hosts=LOOPBACK_HOSTS if is_loopback else None)
+    allowed_hosts = LOOPBACK_HOSTS if is_loopback else None
+    app = create_app(models, allowed_hosts=allowed_hosts, **options)
+    service = app.state.service
     url = page_url(host, listener.getsockname()[1])
     lines = [
         f"chat page   {url}",
@@ -53,8 +68,16 @@ def serve(
     if not is_loopback:
         lines.append("Anyone who reaches this port can use it: there is no password.")
     try:
-        run_app(app, listener, lines, url if open_page else "", app.state.service.cancel_all)
+        run_app(
+            app,
+            listener,
+            lines,
+            url if open_page else "",
+            service.cancel_all,
+            functools.partial(service.drain, drain_s),
+        )
     finally:
+        service.tracing.close()
         models.close()
 
 
@@ -64,6 +87,7 @@ def run_app(
     lines: Sequence[str],
     open_url: str = "",
     on_shutdown: Callable[[], None] = lambda: None,
+    drain: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> None:
     """Run `app` on a bound socket until Ctrl-C (or SIGTERM), then close the socket.
 
@@ -71,6 +95,7 @@ def run_app(
         lines: what to print once it answers.
         open_url: what to open in the browser then, if anything.
         on_shutdown: called on the loop before open connections are waited for.
+        drain: awaited after a SIGTERM, while requests are still answered.
     """
     import uvicorn
 
@@ -79,12 +104,16 @@ def run_app(
         log_level="warning",
         access_log=False,
         lifespan="off",
-        ws="none",
+        ws="websockets-sansio" if find_spec("websockets") else "none",
+        ws_max_size=WEBSOCKET_BYTES,
         timeout_graceful_shutdown=_SHUTDOWN_S,
     )
 
     class Server(uvicorn.Server):
+        _draining: Any = None
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            self._loop = asyncio.get_running_loop()
             await super().startup(sockets)
             print("\n".join(f"  {line}" for line in [*lines, "Ctrl-C ends it."]), flush=True)
             if open_url:
@@ -93,7 +122,15 @@ def run_app(
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             # Not the parent's way, which raises the signal anew when all is over: Ctrl-C is how a
             # server ends well.
-            self.force_exit = self.should_exit
+            if drain is not None and sig == signal.SIGTERM and not self._draining:
+                self._draining = asyncio.run_coroutine_threadsafe(self._drain(), self._loop)
+            else:
+                self.force_exit = self.should_exit
+                self.should_exit = True
+
+        async def _drain(self) -> None:
+            assert drain is not None
+            await drain()
             self.should_exit = True
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

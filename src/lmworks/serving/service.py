@@ -15,10 +15,12 @@ from lmworks.serving.callers import Caller
 from lmworks.serving.catalogue import Models, as_models
 from lmworks.serving.errors import CLIENT_LEFT, ApiError, model_not_found
 from lmworks.serving.generation import Generation
+from lmworks.serving.json_log import AnswerLog
 from lmworks.serving.live_streams import GRACE_S, LiveStreams, parse_event_id
 from lmworks.serving.metrics import Metrics, RequestWatch
 from lmworks.serving.streaming import EventStream, unless_left
-from lmworks.serving.turns import Running, Turn
+from lmworks.serving.tracing import Tracing
+from lmworks.serving.turns import Running, Turn, Watch
 
 MAX_BODY_BYTES = 8 << 20
 _DRAIN_STEP_S = 0.05
@@ -29,6 +31,7 @@ class Service:
 
     Args:
         grace_s: how long a resumable stream waits for its reader to come back.
+        tracing: makes spans; by default there are none.
     """
 
     def __init__(
@@ -37,13 +40,20 @@ class Service:
         *,
         max_body_bytes: int = MAX_BODY_BYTES,
         grace_s: float = GRACE_S,
+        tracing: Tracing | None = None,
     ) -> None:
         self.models, self.max_body_bytes = as_models(models), max_body_bytes
         self.metrics = Metrics(self.models)
         self.streams = LiveStreams(grace_s)
+        self.tracing = tracing or Tracing()
         self.started = int(time.time())
         self.draining = False
         self._running: set[Running] = set()
+
+    @property
+    def num_running(self) -> int:
+        """Answers being made."""
+        return len(self._running)
 
     def cancel_all(self) -> None:
         """End every answer, with an error to those who still listen."""
@@ -80,7 +90,11 @@ class Service:
         self.check_open()
         model = await self.model(turn.model)
         openers = turn.openers(model, _options(model, caller))
-        watches = [RequestWatch(self.metrics.of(turn.model))]
+        watches: list[Watch] = [
+            RequestWatch(self.metrics.of(turn.model)),
+            AnswerLog(turn.model, turn.traced()["gen_ai.operation.name"], caller),
+            *self.tracing.answer(turn, caller),
+        ]
 
         def ended() -> None:
             self._running.discard(running)
