@@ -144,4 +144,5 @@ def test_a_cache_from_inference_mode_works_outside_it_and_holds_no_graph(
 
 
 def test_num_bytes_counts_both_blocks(tiny_model: Model) -> None:
-    assert KVCache(tiny_model.config, 3, 10).num_bytes == 2 * (2 * 3 * 2 * 10 * 8) * 4
+    pages = 3  # one for each slot
+    assert KVCache(tiny_model.config, 3, 10).num_bytes == 2 * (2 * pages * 2 * 16 * 8) * 4

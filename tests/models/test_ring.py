@@ -74,7 +74,7 @@ def test_chunks_of_any_size_equal_the_full_forward(
 def test_beyond_the_longest_table_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODELS[5, None]
     ids = torch.randint(31, (2, 50), generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr("lmworks.models.cache._LONGEST_TABLE", 7)
+    monkeypatch.setattr("lmworks.models.cache_step._LONGEST_TABLE", 7)
     view = KVCache(model.config, 2, 64).view([0, 1])
     found = torch.cat([model(part, cache=view) for part in ids.split([9, 1, 1, 39], dim=1)], 1)
     assert (found - model(ids)).abs().max() < TOLERANCE
@@ -107,9 +107,7 @@ def test_rows_of_different_lengths_share_a_batch(
 def test_greedy_tokens_are_those_of_a_cache_that_keeps_all() -> None:
     model = MODELS[5, None]
     ids = torch.randint(31, (1, 30), generator=torch.Generator().manual_seed(3))
-    ring, whole = KVCache(model.config, 1, 300), KVCache(model.config, 1, 300)
-    whole.rings = [None] * 2
-    whole.growing[0] = {name: torch.zeros(1, 2, 300, 4) for name in ("keys", "values")}
+    ring, whole = KVCache(model.config, 1, 300), KVCache(config(None, None), 1, 300)
     said: list[list[int]] = [[], []]
     for cache, tokens in zip((ring, whole), said):
         last = ids

@@ -68,11 +68,24 @@ class Attention(nn.Module):
             if rotary is not None:
                 cos, sin = cache.rotary(rotary)
                 q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+            if self._reads_pages(q, context):
+                return self._output(cache.attend(q, k, v, self.config), context)
             k, v = cache.append(k, v)  # (B, K, S, D)
         context.note("mixer.q", q)
         context.note("mixer.k", k)
         context.note("mixer.v", v)
         return self._output(self._attended(x, q, k, v, context), context)
+
+    def _reads_pages(self, q: torch.Tensor, context: Context) -> bool:
+        """Whether the cache can do this attention where its pages lie."""
+        return (
+            context.cache is not None
+            and context.record is None
+            and context.bias is None
+            and context.padding is None
+            and self.prefix is None
+            and context.cache.attends(q, self.config)
+        )
 
     def _attended(
         self, x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: Context

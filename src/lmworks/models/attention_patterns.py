@@ -23,7 +23,7 @@ from lmworks.models.longformer_attention import QKV, longformer_attention
 from lmworks.models.windowed_attention import windowed_attention
 
 if TYPE_CHECKING:
-    from lmworks.models.cache import LayerCache
+    from lmworks.models.cache_step import LayerCache
     from lmworks.models.config import AttentionConfig, ModelConfig
     from lmworks.models.context import Context
 

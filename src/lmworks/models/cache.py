@@ -1,42 +1,53 @@
 """What is kept of sequences under way, so that a new token costs one position.
 
-Keys and values of attention grow with a sequence, the states of recurrent layers do not. Memory
-for `num_slots` sequences of at most `max_positions` is reserved, and the system commits its pages
-as they are first written. A batch is a view of some slots, whose sequences may have
-different lengths: the new positions are written in place after each slot's own length, and a mask
-hides what lies beyond. Evenly spaced slots (0, 1, 2 or 1, 3, 5) are read without a copy; others
-are gathered, cropped to the longest sequence of the batch. A layer that looks back a window's
-length keeps no more than that (see `ring`).
+Keys and values of attention grow with a sequence, the states of recurrent layers do not. What grows
+lies in pages of 16 positions (see `pages`), taken from one pool as sequences grow; a slot is a
+sequence's place in it: its pages in order, its length, and its rows of what does not grow. The
+memory of the pool is reserved, and the system commits it as it is first written to.
 
-Left out: paging (a slot's memory is reserved whole) and sharing of prefixes between slots.
+Slots may share pages: beams that have a past in common (`continue_from`), sequences that begin
+alike (`share`). A page that several use is copied before one of them writes to it.
+
+A batch is a view of some slots, whose sequences may have different lengths; see `cache_step` for
+how a forward reads and writes it. A layer that looks back a window's length keeps no more than
+that, for each slot a ring of its own (see `ring`), and shares nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from lmworks.core.errors import UserError
+from lmworks.models.cache_step import CacheStep
 from lmworks.models.config import ModelConfig
-from lmworks.models.ring import Ring
+from lmworks.models.pages import PAGE, OutOfPages, PagePool
 
-if TYPE_CHECKING:
-    from lmworks.models.positions import Rotary
-
-# Beyond this many positions a step computes the cosines and sines of its own positions: a table
-# would grow with the sequence, which a window's ring does not.
-_LONGEST_TABLE = 4096
+__all__ = ["PAGE", "CacheView", "KVCache", "OutOfPages"]
 
 
 class KVCache:
     """What each layer keeps of `num_slots` sequences, as its config says (`Kept`), float32.
 
-    Per position: (slots, heads, positions, size), keys and values in attention; of a window, a ring
-    of its size. Fixed: (slots, *shape), the states of recurrent layers. `lengths[slot]` is the
-    number of positions that slot holds. Not safe for two threads at once.
+    Args:
+        max_positions: the longest that a sequence may grow.
+        num_pages: of PAGE positions each, for all slots together; by default enough for every
+            slot to be full.
+
+    Attributes:
+        growing: for each layer, by name: (num_pages, heads, PAGE, size), keys and values in
+            attention; of a window a ring of its size, (num_slots, heads, ring, size).
+        states: for each layer, by name: (num_slots, *shape), of recurrent layers.
+        rings: for each layer the size of its rings, or None where all positions are kept in pages.
+        lengths: how many positions each slot holds.
+        tables: the pages of each slot, in order.
+        pool: who uses which page.
+        make_room: called with a number of pages before `OutOfPages` is raised; it may free some.
+
+    Not safe for two threads at once.
     """
 
     def __init__(
@@ -46,21 +57,26 @@ class KVCache:
         max_positions: int,
         *,
         device: torch.device | str | None = None,
+        num_pages: int | None = None,
     ) -> None:
         if num_slots < 1 or max_positions < 1:
             raise UserError(
                 f"a cache needs at least one slot and one position, not {num_slots} and "
                 f"{max_positions}"
             )
+        if num_pages is not None and num_pages < 1:
+            raise UserError(f"a cache needs at least one page, not {num_pages}")
         kept = [layer.kept(config) for layer in config.layers]
-        # The size of a layer's ring, or None where all positions are kept.
         self.rings = [
             layer.window if layer.window is not None and layer.window < max_positions else None
             for layer in kept
         ]
+        paged = any(k.per_position and ring is None for k, ring in zip(kept, self.rings))
+        most = -(-max_positions // PAGE)
+        self.pool = PagePool((num_pages or num_slots * most) if paged else 0)
         self.growing: list[dict[str, torch.Tensor]] = [
             {
-                name: _zeros((num_slots, heads, ring or max_positions, size), device)
+                name: _zeros(_shape(num_slots, self.pool.num_pages, ring, heads, size), device)
                 for name, (heads, size) in layer.per_position.items()
             }
             for layer, ring in zip(kept, self.rings)
@@ -73,12 +89,28 @@ class KVCache:
         self.num_slots, self.max_positions = num_slots, max_positions
         self.lengths = [0] * num_slots
         self.expected = [0] * num_slots
+        self.tables: list[list[int]] = [[] for _ in range(num_slots)]
+        self._table: np.ndarray = np.zeros((num_slots, most if paged else 0), dtype=np.int32)
+        self.make_room: Callable[[int], None] | None = None
+        bounded = any(ring is not None for ring in self.rings)
+        self.can_truncate = not any(self.states) and not bounded
+        self.can_share = paged and self.can_truncate and not _depends_on_length(config)
 
     @property
     def num_bytes(self) -> int:
         """The size of it all when every page is in use."""
         layers = [*self.growing, *self.states]
         return sum(tensor.nbytes for layer in layers for tensor in layer.values())
+
+    @property
+    def page_bytes(self) -> int:
+        """What a page takes, in all layers together."""
+        return sum(
+            tensor[0].nbytes
+            for layer, ring in zip(self.growing, self.rings)
+            if ring is None
+            for tensor in layer.values()
+        )
 
     def view(self, slots: Sequence[int]) -> CacheView:
         """The batch whose row b is slot `slots[b]`. Raises: ValueError for a wrong slot."""
@@ -95,26 +127,120 @@ class KVCache:
     def free(self, slot: int) -> None:
         """Forget the sequence of `slot`."""
         self.lengths[slot] = self.expected[slot] = 0
+        self._hold(slot, [])
         for layer in self.states:
             for state in layer.values():
                 state[slot] = 0
+
+    def reserve(self, slots: Sequence[int], num_new: int) -> None:
+        """Make sure that each slot can be written `num_new` positions on: pages of its own.
+
+        Raises: OutOfPages, and nothing is changed.
+        """
+        if not self.pool.num_pages:
+            return
+        wanted = [(slot, index) for slot in slots for index in self._touched(slot, num_new)]
+        missing = self._missing(wanted)
+        if missing > self.pool.num_free and self.make_room is not None:
+            self.make_room(missing - self.pool.num_free)
+        if missing > self.pool.num_free:
+            raise OutOfPages(missing, self.pool.num_free, self.pool.num_pages)
+        copied: list[tuple[int, int]] = []
+        for slot, index in wanted:
+            table = self.tables[slot]
+            if index < len(table):
+                if self.pool.counts[table[index]] == 1:
+                    continue  # the others have taken copies
+                page = self.pool.take()
+                copied.append((table[index], page))
+                self.pool.release([table[index]])
+                table[index] = page
+            else:
+                page = self.pool.take()
+                table.append(page)
+            self._table[slot, index] = page
+        self._copy(copied)
+
+    def _touched(self, slot: int, num_new: int) -> range:
+        start = self.lengths[slot]
+        return range(start // PAGE, -(-(start + num_new) // PAGE))
+
+    def _missing(self, wanted: Sequence[tuple[int, int]]) -> int:
+        """Pages to take: new ones, and for a shared one as many as leave one user behind."""
+        new, shared = 0, Counter[int]()
+        for slot, index in wanted:
+            table = self.tables[slot]
+            if index >= len(table):
+                new += 1
+            elif self.pool.counts[table[index]] > 1:
+                shared[table[index]] += 1
+        counts = self.pool.counts
+        return new + sum(min(users, counts[page] - 1) for page, users in shared.items())
+
+    def _copy(self, pages: Sequence[tuple[int, int]]) -> None:
+        if not pages:
+            return
+        from_ = torch.tensor([source for source, _ in pages], device=self.device)
+        to = torch.tensor([target for _, target in pages], device=self.device)
+        for layer, ring in zip(self.growing, self.rings):
+            if ring is None:
+                for held in layer.values():
+                    held[to] = held[from_]
+
+    def _hold(self, slot: int, pages: Sequence[int]) -> None:
+        """Let a slot use these pages and none else."""
+        self.pool.retain(pages)
+        self.pool.release(reversed(self.tables[slot]))
+        self.tables[slot] = list(pages)
+        self._table[slot, : len(pages)] = pages
+
+    def table_of(self, slots: Sequence[int], length: int) -> np.ndarray:
+        """(B, pages) int32: the pages of the first `length` positions, 0 where a row has fewer."""
+        rows = self._table[list(slots), : -(-length // PAGE)]
+        for row, slot in zip(rows, slots):
+            row[len(self.tables[slot]) :] = 0
+        return rows
+
+    def pages_of(self, slot: int) -> list[int]:
+        """The pages that the sequence of `slot` fills, in order; one that is begun is left out."""
+        return self.tables[slot][: self.lengths[slot] // PAGE]
+
+    def share(self, slot: int, pages: Sequence[int]) -> None:
+        """Let an empty slot begin with full pages of others.
+
+        Raises: ValueError for a slot that holds something, or a cache that can't share.
+        """
+        if self.lengths[slot] or not self.can_share:
+            raise ValueError(f"slot {slot} can't begin with the pages of others")
+        self._hold(slot, pages)
+        self.lengths[slot] = len(pages) * PAGE
+
+    def held(self, layer: int, name: str, slot: int) -> torch.Tensor:
+        """A copy of what a layer without a window keeps of a slot: (heads, length, size)."""
+        pages = self.growing[layer][name][self.tables[slot]]
+        return pages.transpose(0, 1).flatten(1, 2)[:, : self.lengths[slot]].clone()
 
     def continue_from(self, slots: Sequence[int], sources: Sequence[int]) -> None:
         """Let slot `slots[i]` hold what slot `sources[i]` holds now; sources may repeat."""
         if list(slots) == list(sources):
             return
-        longest = max(self.lengths[source] for source in sources)
+        tables = [list(self.tables[source]) for source in sources]
+        for pages in tables:
+            self.pool.retain(pages)  # so that none is lost while places are exchanged
+        for slot, pages in zip(slots, tables, strict=True):
+            self._hold(slot, pages)
+            self.pool.release(pages)
         from_, to = torch.tensor(sources), torch.tensor(slots)
         for layer, ring in zip(self.growing, self.rings):
-            for held in layer.values():
-                kept = held[:, :, : longest if ring is None else ring]
-                kept[to] = kept[from_]  # the right side is a copy: places may be exchanged
+            if ring is not None:
+                for held in layer.values():
+                    held[to] = held[from_]  # the right side is a copy: places may be exchanged
         for layer in self.states:
             for state in layer.values():
                 state[to] = state[from_]
         for counts in (self.lengths, self.expected):
-            held_by = [counts[source] for source in sources]
-            for slot, count in zip(slots, held_by, strict=True):
+            held_counts = [counts[source] for source in sources]
+            for slot, count in zip(slots, held_counts, strict=True):
                 counts[slot] = count
 
     def truncate(self, slot: int, length: int) -> None:
@@ -134,6 +260,21 @@ class KVCache:
         ):
             raise ValueError("a window's past was written over: free the slot, begin anew")
         self.lengths[slot] = length
+        kept = -(-length // PAGE)
+        self.pool.release(reversed(self.tables[slot][kept:]))
+        del self.tables[slot][kept:]
+
+
+def _shape(
+    num_slots: int, num_pages: int, ring: int | None, heads: int, size: int
+) -> tuple[int, ...]:
+    return (num_pages, heads, PAGE, size) if ring is None else (num_slots, heads, ring, size)
+
+
+def _depends_on_length(config: ModelConfig) -> bool:
+    """Whether what is kept of a beginning depends on how long the whole is."""
+    ropes = (getattr(layer.mixer, "rope", None) for layer in config.layers)
+    return any(rope is not None and rope.depends_on_length for rope in ropes)
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device | str | None) -> torch.Tensor:
@@ -160,7 +301,8 @@ class CacheView:
     def begin(self, batch_size: int, num_new: int) -> CacheStep:
         """Prepare one forward over `num_new` positions of each row.
 
-        Raises: UserError if a row would run past the cache; ValueError for another batch size.
+        Raises: UserError if a row would run past the cache, OutOfPages if the pool has too few;
+            ValueError for another batch size.
         """
         if batch_size != len(self.slots):
             raise ValueError(f"input_ids has {batch_size} rows, the cache view {len(self.slots)}")
@@ -170,146 +312,5 @@ class CacheView:
                 f"{longest} tokens do not fit the {self.cache.max_positions} positions of the "
                 "cache: shorten the prompt, ask for fewer new tokens, or make the cache larger"
             )
+        self.cache.reserve(self.slots, num_new)
         return CacheStep(self, num_new)
-
-
-class CacheStep:
-    """One forward's plan: where to write, what to read. Made once for all layers."""
-
-    def __init__(self, view: CacheView, num_new: int) -> None:
-        self.view, self.num_new = view, num_new
-        cache, starts = view.cache, view.lengths
-        self.device = cache.device
-        self.start = starts[0]
-        self.total = max(starts) + num_new
-        self.even = min(starts) == max(starts)
-        self.rows = _as_slice(view.slots)
-        self.slots = torch.tensor(view.slots, device=self.device)
-        new = torch.arange(num_new, device=self.device)
-        # (B, T): the position of each new token in its own row.
-        self.positions = torch.tensor(starts, device=self.device)[:, None] + new
-        self._rotary: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._rings: dict[int, Ring] = {}
-
-    def ring(self, size: int) -> Ring:
-        """This step in the layers whose rings have `size` positions."""
-        if size not in self._rings:
-            self._rings[size] = Ring(size, self.view.lengths, self.num_new, self.device)
-        return self._rings[size]
-
-    def rotary(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of the new positions, broadcastable to (B, heads, T, D)."""
-        if rotary not in self._rotary:
-            positions = self.positions[:1] if self.even else self.positions
-            if self.total > _LONGEST_TABLE and not rotary.depends_on_length:
-                cos, sin = rotary.at(positions)
-                self._rotary[rotary] = cos[:, None], sin[:, None]
-            else:
-                cos, sin = self.tables(rotary)
-                self._rotary[rotary] = rows_of(cos, positions), rows_of(sin, positions)
-        return self._rotary[rotary]
-
-    def tables(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines by position, (1 or B, total, D).
-
-        Where they depend on the length, each row's are those of its own, whatever rows stand
-        beside it.
-        """
-        expected = [self.view.cache.expected[slot] for slot in self.view.slots]
-        if not rotary.depends_on_length or (self.even and len(set(expected)) == 1):
-            cos, sin = rotary.tables(max(self.total, *expected), self.device)
-            return cos[None, : self.total], sin[None, : self.total]
-        tables = [
-            rotary.tables(max(start + self.num_new, length), self.device, num_positions=self.total)
-            for start, length in zip(self.view.lengths, expected, strict=True)
-        ]
-        cosines, sines = (
-            torch.stack([table[: self.total] for table in kind])
-            for kind in zip(*tables, strict=True)
-        )
-        return cosines, sines
-
-    def layer(self, index: int) -> LayerCache:
-        """What the blocks of layer `index` get."""
-        return LayerCache(self, index)
-
-    def commit(self) -> None:
-        """Count the new positions as held; called when all layers have written."""
-        for slot in self.view.slots:
-            self.view.cache.lengths[slot] += self.num_new
-
-
-class LayerCache:
-    """One layer's part of a `CacheStep`.
-
-    Attributes:
-        positions: (B, T) of the new tokens, or (1, T) where all rows have the same.
-        is_causal: the rows begin here, so that plain causal attention is meant.
-        sees_all: the one new position of each row sees all that is held.
-        rotary: see `CacheStep.rotary`.
-    """
-
-    def __init__(self, step: CacheStep, index: int) -> None:
-        self._step = step
-        self._growing = step.view.cache.growing[index]
-        self._states = step.view.cache.states[index]
-        size = step.view.cache.rings[index]
-        self._ring = None if size is None else step.ring(size)
-        self.positions = step.positions[:1] if step.even else step.positions
-        self.is_causal = step.even and step.start == 0
-        self.sees_all = step.even and step.num_new == 1
-        self.rotary = step.rotary
-
-    def append(
-        self, k: torch.Tensor, v: torch.Tensor, names: tuple[str, str] = ("keys", "values")
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write k and v (B, heads, T, D); return what is held, (B, heads, S, D)."""
-        return self.extend(names[0], k), self.extend(names[1], v)
-
-    def extend(self, name: str, new: torch.Tensor) -> torch.Tensor:
-        """Write (B, heads, T, D) of `name`; return what is held of it, (B, heads, S, D)."""
-        step, held = self._step, self._growing[name]
-        if self._ring is not None:
-            return self._ring.extend(held, new, step.slots, step.rows)
-        if step.even and step.rows is not None:
-            held[step.rows, :, step.start : step.total] = new
-        else:
-            held[step.slots[:, None], :, step.positions] = new.transpose(1, 2)
-        cropped = held[:, :, : step.total]
-        return cropped.index_select(0, step.slots) if step.rows is None else cropped[step.rows]
-
-    def key_positions(self, num_seen: int) -> torch.Tensor:
-        """(B or 1, S): the positions of what `extend` returned; below 0 where there is none."""
-        if self._ring is not None:
-            return self._ring.key_positions
-        return torch.arange(num_seen, device=self._step.device)[None]
-
-    def key_rotary(self, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of the positions that `extend` returned, (B or 1, 1, S, D)."""
-        cos, sin = self._step.tables(rotary)
-        if self._ring is None:
-            return cos[:, None], sin[:, None]
-        positions = self._ring.key_positions.clamp(min=0)
-        return rows_of(cos, positions), rows_of(sin, positions)
-
-    def state(self, name: str) -> torch.Tensor:
-        """The fixed state called `name`, (B, *shape): zeros for a sequence that begins."""
-        return self._states[name].index_select(0, self._step.slots)
-
-    def set_state(self, name: str, value: torch.Tensor) -> None:
-        """Keep (B, *shape) until the rows' next step."""
-        self._states[name][self._step.slots] = value
-
-
-def rows_of(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """(1 or B, rows, D) at positions (B or 1, T) -> (B or 1, 1, T, D)."""
-    batch = torch.arange(len(table), device=table.device)[:, None]
-    return table[batch, positions][:, None]
-
-
-def _as_slice(slots: tuple[int, ...]) -> slice | None:
-    """`slots` as a slice if they rise in even steps, so that they are read without a copy."""
-    step = slots[1] - slots[0] if len(slots) > 1 else 1
-    if step < 1 or slots != tuple(range(slots[0], slots[-1] + 1, step)):
-        return None
-    return slice(slots[0], slots[-1] + 1, step)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from lmworks.models.cache import LayerCache
+    from lmworks.models.cache_step import LayerCache
     from lmworks.models.documents import Bucket, Documents
 
 

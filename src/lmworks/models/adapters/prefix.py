@@ -226,4 +226,5 @@ def _of_tokens(model: Model, count: int, generator: torch.Generator) -> list[Key
     training = model.training
     model.eval().hidden_states(ids, cache.view([0]))
     model.train(training)
-    return [(held["keys"][0].clone(), held["values"][0].clone()) for held in cache.growing]
+    layers = range(len(cache.growing))
+    return [(cache.held(i, "keys", 0), cache.held(i, "values", 0)) for i in layers]
