@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmworks.core.errors import UserError
-from lmworks.inference import engine as engine_module
+from lmworks.inference import steps as steps_module
 from lmworks.inference.engine import Engine
 from lmworks.inference.sampling import Choice, InvalidParameter, Sampler, Sampling
 from lmworks.inference.streams import (
@@ -56,7 +56,7 @@ def reference(model: Any, prompt_ids: list[int], count: int) -> list[int]:
 
 
 def test_greedy_in_a_mixed_batch_equals_a_loop_without_cache(engine, tiny_model, monkeypatch):
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 7)
+    monkeypatch.setattr(steps_module, "PREFILL_CHUNK", 7)
     prompts = [prompt(i, length) for i, length in enumerate([1, 5, 40, 7, 14, 23, 2, 90, 11])]
     streams = [engine.submit(p, greedy(10 + i)) for i, p in enumerate(prompts)]
     for i, (p, stream) in enumerate(zip(prompts, streams, strict=True)):
@@ -215,7 +215,7 @@ def test_cancel_lets_a_reader_go_that_waits(gated, gate):
 
 
 def test_a_long_prompt_lets_running_streams_go_on(gated, gate, monkeypatch):
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 10)
+    monkeypatch.setattr(steps_module, "PREFILL_CHUNK", 10)
     gate.tickets.release(10_000)
     first = gated.submit(prompt(1, 4), greedy(150, logit_bias=NO_END))
     next(first)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmworks.inference import engine as engine_module
+from lmworks.inference import steps as steps_module
 from lmworks.inference.engine import Engine
 from lmworks.inference.sampling import Sampling
 from lmworks.models.architectures.rwkv import rwkv_config
@@ -42,7 +42,7 @@ def config_of(name: str) -> ModelConfig:
 def test_a_mixed_batch_equals_a_loop_without_cache(
     name: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "PREFILL_CHUNK", 7)
+    monkeypatch.setattr(steps_module, "PREFILL_CHUNK", 7)
     model = Model(config_of(name)).eval()
     model.reset_parameters(torch.Generator().manual_seed(5))
     with torch.no_grad():  # sharper than fresh weights, so that greedy has no near ties

@@ -27,10 +27,14 @@ class TokenLogprob:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a request cost. The token that ends an answer is counted as produced."""
+    """What a request cost. The token that ends an answer is counted as produced.
+
+    `cached_tokens` of the prompt did not have to be read: an earlier request began alike.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,22 @@
 """The engine: many requests through one model, batched anew at every step.
 
-One background thread owns the model. Each turn it drops cancelled requests, lets one in, reads one
-chunk of its prompt, and takes one decode step for all that run. So a long prompt delays running
-streams by one chunk at most, and a short answer never waits for a long neighbour.
+One background thread owns the model. Each turn it drops cancelled requests, gives slots to those
+whose turn it is, reads chunks of prompts within a budget, and takes one decode step for all that
+run (see `steps`). So a long prompt delays running streams by a few chunks at most, and a short
+answer never waits for a long neighbour.
 
-Each prompt is read alone in chunks of a fixed size: what it computes does not depend on company.
-Decoding is batched, where a matrix product may round the last bit differently with the number of
-rows; answers in company equal those alone wherever no two tokens tie to that bit.
+The cache is made of pages. Beginnings that were read before are found in a tree of prefixes and
+not read again. When pages run out, a request leaves its slot and is taken up again later; its
+stream notices nothing.
 
-Source: Yu et al. 2022, Orca (OSDI 22), iteration-level scheduling; chunked prefill: Agrawal et al.
-2023, arXiv 2308.16369. Left out: paged memory and shared prefixes.
+Each chunk of a prompt is read alone, and its bounds do not depend on company. Decoding is batched,
+where a product with float32 weights may round the last bit differently with the number of rows;
+with packed weights it does not. A beginning that was reused is what an earlier request made of it,
+which may have been rounded otherwise than a fresh reading. Both can show only where two tokens tie
+to that bit.
+
+Sources: Yu et al. 2022, Orca (OSDI 22), iteration-level scheduling; chunked prefill: Agrawal et al.
+2023, arXiv 2308.16369; pages: Kwon et al. 2023, arXiv 2309.06180.
 """
 
 from __future__ import annotations
@@ -20,27 +27,26 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
 from lmworks.core.errors import UserError
-from lmworks.inference.base import TokenLogprob
-from lmworks.inference.sampling import Choice, Sampler, Sampling
-from lmworks.inference.scheduler import Request, Scheduler
+from lmworks.inference.prefix_tree import PrefixTree
+from lmworks.inference.sampling import Sampler, Sampling
+from lmworks.inference.scheduler import Grammar, Request, Scheduler
 from lmworks.inference.statistics import EngineStatistics
+from lmworks.inference.steps import Adapters, Proposer, Steps
 from lmworks.inference.stopping import OutputText
 from lmworks.inference.streams import (
+    DeadlineExceeded,
     EngineClosed,
-    GenerationError,
     PromptTooLong,
     QueueFull,
     Stream,
-    TokenEvent,
 )
 
 # Beyond this a slot is larger than most machines like; ask for more with `max_positions`.
 DEFAULT_MOST_POSITIONS = 8192
-PREFILL_CHUNK = 128  # prompt tokens per turn
 MAX_WAITING = 256
+# Beginnings that nobody uses at the moment are kept up to this size.
+DEFAULT_PREFIX_BYTES = 1 << 29
 # The names under which the field's chat formats end a turn or a document.
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "</s>")
 
@@ -56,11 +62,18 @@ class Engine:
 
     Args:
         model: a `Model`, or whatever else takes `input_ids (B, T), cache=, last_only=`.
-        max_batch: requests that run at the same time; each takes a slot of the cache.
+        max_batch: requests that run at the same time.
         max_positions: prompt and answer together, in tokens; by default the model's context, at
             most 8192.
         eos_token_ids: ids that end an answer, besides those that the tokenizer names.
         max_waiting: requests that may wait before `submit` raises QueueFull.
+        cache_tokens: positions that the cache holds, of all requests together; by default so many
+            that each may fill its context. With fewer, requests may have to leave and come back.
+        prefix_tokens: positions of known beginnings that are kept for later requests; by default
+            what half a gigabyte holds. 0: none.
+        turn_tokens: of prompts that are read before all that run get their next token; by default
+            one chunk.
+        adapters: weights that single requests may ask for by name.
     """
 
     def __init__(
@@ -72,11 +85,15 @@ class Engine:
         max_positions: int | None = None,
         eos_token_ids: Iterable[int] = (),
         max_waiting: int = MAX_WAITING,
+        cache_tokens: int | None = None,
+        prefix_tokens: int | None = None,
+        turn_tokens: int | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
-        from lmworks.models.cache import KVCache
+        from lmworks.models.cache import PAGE, KVCache
 
-        if max_batch < 1:
-            raise UserError(f"max_batch must be at least 1, not {max_batch}")
+        _at_least(1, max_batch=max_batch, turn_tokens=turn_tokens)
+        _at_least(0, prefix_tokens=prefix_tokens)
         context = model.config.max_position_embeddings
         if max_positions is not None and not 2 <= max_positions <= context:
             raise UserError(
@@ -90,11 +107,40 @@ class Engine:
         # A model's vocabulary may be padded: ids that no token stands for are never sampled.
         self.vocab_size = min(model.config.vocab_size, tokenizer.vocab_size)
         self.statistics = EngineStatistics()
-        self._device = _device(model)
-        self._cache = KVCache(model.config, max_batch, self.max_positions, device=self._device)
+        num_pages = None
+        if cache_tokens is not None:
+            if cache_tokens < self.max_positions:
+                raise UserError(
+                    f"cache_tokens is {cache_tokens}, less than the {self.max_positions} of one "
+                    "request: make it larger, or max_positions smaller"
+                )
+            num_pages = -(-cache_tokens // PAGE)
+        self._cache = KVCache(
+            model.config, max_batch, self.max_positions, device=_device(model), num_pages=num_pages
+        )
+        self.prefixes: PrefixTree | None = None
+        if self._cache.can_share and prefix_tokens != 0:
+            most = DEFAULT_PREFIX_BYTES // self._cache.page_bytes
+            if prefix_tokens is not None:
+                most = -(-prefix_tokens // PAGE)
+            self.prefixes = PrefixTree(self._cache.pool, most)
         self._scheduler = Scheduler(max_batch)
         self._wake = threading.Condition()
         self._closed = False
+        self.model_adapters = adapters
+        self._steps = Steps(
+            model,
+            tokenizer,
+            self._cache,
+            self._scheduler,
+            tree=self.prefixes,
+            statistics=self.statistics,
+            vocab_size=self.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            turn_tokens=turn_tokens,
+            adapters=adapters,
+            lock=self._wake,
+        )
         self._thread = threading.Thread(target=self._run, name="lmworks-engine", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a daemon thread inside a kernel can crash a dying interpreter
@@ -114,15 +160,44 @@ class Engine:
         """The size of the cache with every slot full."""
         return self._cache.num_bytes
 
-    def submit(self, prompt_ids: Sequence[int], sampling: Sampling | None = None) -> Stream:
+    @property
+    def proposer(self) -> Proposer | None:
+        """Who says what may come next, so that a step can give several tokens; None: nobody."""
+        return self._steps.proposer
+
+    @proposer.setter
+    def proposer(self, proposer: Proposer | None) -> None:
+        self._steps.proposer = proposer
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        priority: int = 0,
+        client: str = "",
+        adapter: str = "",
+        grammar: Grammar | None = None,
+        timeout_s: float | None = None,
+    ) -> Stream:
         """Queue a prompt; the stream gives its tokens. Any thread may call this.
 
+        Args:
+            priority: higher goes first, and may take the place of a lower one.
+            client: within a priority, the client that was served least goes first.
+            adapter: one of the engine's `adapters`; "" is the model itself.
+            grammar: what the answer's tokens may be.
+            timeout_s: after which the stream raises DeadlineExceeded.
         Raises: PromptTooLong, QueueFull, EngineClosed, InvalidParameter; UserError for ids that
-            are none or not in the vocabulary.
+            are none or not in the vocabulary, an adapter that is not there, or no time at all.
         """
         sampling = sampling or Sampling()
         self._check(prompt_ids)
-        stream = Stream(len(prompt_ids), self._on_cancel)
+        if adapter and (self.model_adapters is None or adapter not in self.model_adapters):
+            raise UserError(f"there is no adapter {adapter!r} on this model")
+        if timeout_s is not None and not timeout_s > 0:
+            raise UserError(f"timeout_s must be above 0, not {timeout_s}")
+        stream = Stream(len(prompt_ids), self._on_cancel, self._on_room)
         room = self.max_positions - len(prompt_ids)
         request = Request(
             prompt_ids,
@@ -132,13 +207,18 @@ class Engine:
                 self.tokenizer.stream_decoder(), sampling.stops, self._silent_token_ids
             ),
             stream=stream,
+            priority=priority,
+            client=client,
+            adapter=adapter,
+            grammar=grammar,
+            timeout_s=timeout_s,
         )
         with self._wake:
             if self._closed:
                 raise EngineClosed
             if self.num_waiting >= self.max_waiting:
                 raise QueueFull(self.num_waiting)
-            self._scheduler.waiting.append(request)
+            self._scheduler.add(request)
             self._wake.notify()
         return stream
 
@@ -166,132 +246,72 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- from here on: the engine's thread ---
-
     def _on_cancel(self) -> None:
         with self._wake:
             for request in [r for r in self._scheduler.waiting if r.stream.cancelled]:
-                self._end(request, "cancelled")
+                self._steps.end(request, "cancelled")
             self._wake.notify()
+
+    def _on_room(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    # --- from here on: the engine's thread ---
 
     def _run(self) -> None:
         import torch
 
         with torch.inference_mode():
             while self._next_turn():
-                self._prefill()
-                self._decode()
+                self._steps.prefill()
+                self._steps.decode()
 
     def _next_turn(self) -> bool:
-        """Wait for work, drop what was cancelled, let one request in. False: the engine closes."""
+        """Wait for work, drop what is over, give slots to others. False: the engine closes."""
         scheduler = self._scheduler
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or scheduler.waiting or scheduler.active)
+            self._note_state()
+            while not self._closed and not self._has_work():
+                self._wake.wait(self._until_deadline_s())
             for request in [*scheduler.active, *scheduler.waiting]:
                 if self._closed:
                     request.stream.put(EngineClosed())
+                elif request.deadline_s <= time.monotonic() and not request.stream.cancelled:
+                    assert request.timeout_s is not None
+                    self._steps.end(request, "cancelled")
+                    request.stream.put(DeadlineExceeded(request.timeout_s))
+                    continue
                 if self._closed or request.stream.cancelled:
-                    self._end(request, "cancelled")
-            scheduler.admit()
+                    self._steps.end(request, "cancelled")
+            if not self._closed:
+                self._steps.admit()
+            self._note_state()
             return not self._closed
 
-    def _prefill(self) -> None:
-        request = self._scheduler.prefilling
-        if request is None:
-            return
-        start = request.num_prefilled
-        self._cache.expect(request.slot, len(request.prompt_ids))
-        chunk = request.prompt_ids[start : start + PREFILL_CHUNK]
-        logits = self._forward([request], [chunk])
-        if logits is None:
-            return
-        request.num_prefilled += len(chunk)
-        if request.prefilled:
-            self.statistics.prompt_tokens += len(request.prompt_ids)
-            self._sample(request, logits[0])
-
-    def _decode(self) -> None:
-        requests = self._scheduler.decoding
-        if not requests:
-            return
-        logits = self._forward(requests, [[request.last_token_id] for request in requests])
-        if logits is not None:
-            for request, row in zip(requests, logits, strict=True):
-                self._sample(request, row)
-
-    def _forward(self, requests: list[Request], ids: Sequence[Sequence[int]]) -> np.ndarray | None:
-        """Logits (B, V) after the last of `ids` (B, T); None if the step failed, and with it its
-        requests."""
-        import torch
-
-        try:
-            view = self._cache.view([request.slot for request in requests])
-            input_ids = torch.tensor(ids, dtype=torch.long, device=self._device)
-            logits = self.model(input_ids, cache=view, last_only=True)[:, -1, : self.vocab_size]
-            array: np.ndarray = logits.float().cpu().numpy()
-            return array
-        except Exception as error:  # whatever a model raises must not take the engine along
-            for request in requests:
-                self._fail(request, error)
-            return None
-
-    def _sample(self, request: Request, logits: np.ndarray) -> None:
-        try:
-            choice = request.sampler.pick(logits)
-            self._take(request, choice)
-        except Exception as error:  # one row's trouble is that request's alone
-            self._fail(request, error)
-
-    def _take(self, request: Request, choice: Choice) -> None:
-        request.last_token_id = choice.token_id
-        request.num_generated += 1
-        self._count_token(request)
-        text = request.output.push(choice.token_id)
-        reason = request.finish_reason(self.eos_token_ids)
-        if reason:
-            text += request.output.finish()
-            reason = request.finish_reason(self.eos_token_ids)  # the rest may hold a stop string
-        event = TokenEvent(
-            token_id=choice.token_id,
-            text=text,
-            finish_reason=reason,
-            logprob=self._logprob(choice),
-        )
-        if reason:
-            self._end(request, reason)  # before the event: who reads the last sees a free slot
-        request.stream.put(event)
-
-    def _count_token(self, request: Request) -> None:
+    def _has_work(self) -> bool:
         now = time.monotonic()
-        if request.num_generated == 1:
-            self.statistics.ttft_s.observe(now - request.submitted_s)
-        else:
-            self.statistics.itl_s.observe(now - request.last_token_s)
-        request.last_token_s = now
-        self.statistics.completion_tokens += 1
-
-    def _logprob(self, choice: Choice) -> TokenLogprob | None:
-        if choice.logprob is None:
-            return None
-        decode = self.tokenizer.decode
-        return TokenLogprob(
-            token=decode([choice.token_id]),
-            token_id=choice.token_id,
-            logprob=choice.logprob,
-            top=tuple((decode([i]), logprob) for i, logprob in choice.top),
+        return any(
+            not request.stream.is_full() or request.stream.cancelled or request.deadline_s <= now
+            for request in (*self._scheduler.active, *self._scheduler.waiting)
         )
 
-    def _fail(self, request: Request, error: Exception) -> None:
-        failure = GenerationError(f"generation failed: {type(error).__name__}: {error}")
-        failure.__cause__ = error
-        self._end(request, "error")
-        request.stream.put(failure)
+    def _until_deadline_s(self) -> float | None:
+        """How long until the next request is out of time, if any will be."""
+        requests = (*self._scheduler.active, *self._scheduler.waiting)
+        first = min((request.deadline_s for request in requests), default=float("inf"))
+        return None if first == float("inf") else max(0.0, first - time.monotonic())
 
-    def _end(self, request: Request, how: str) -> None:
-        if request.slot >= 0:
-            self._cache.free(request.slot)
-        self._scheduler.release(request)
-        self.statistics.finished[how] += 1
+    def _note_state(self) -> None:
+        statistics, pool = self.statistics, self._cache.pool
+        statistics.queue_length, statistics.running = self.num_waiting, self.num_running
+        statistics.pages_in_use = pool.num_pages - pool.num_free
+        statistics.prefix_pages = 0 if self.prefixes is None else len(self.prefixes)
+
+
+def _at_least(least: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"{name} must be at least {least}, not {value}")
 
 
 def _device(model: Any) -> Any:

@@ -87,6 +87,7 @@ class LocalStream(Iterator[Delta]):
             usage = Usage(
                 prompt_tokens=self._stream.prompt_tokens,
                 completion_tokens=self._completion_tokens,
+                cached_tokens=self._stream.cached_tokens,
             )
         return Delta(
             text=text,

@@ -140,12 +140,16 @@ class Sampler:
                 message = f"token id {token_id} is not in the vocabulary of {vocab_size}"
                 raise InvalidParameter("logit_bias", message)
 
-    def pick(self, logits: np.ndarray) -> Choice:
+    def pick(self, logits: np.ndarray, mask: np.ndarray | None = None) -> Choice:
         """The next token from its logits (V,) float32, which stay as they are.
 
-        Raises: FloatingPointError if the logits are not numbers.
+        Args:
+            mask: (V,) bool, True where a token may be taken; None: everywhere.
+        Raises: FloatingPointError if the logits are not numbers, or none may be taken.
         """
         scores = self._adjusted(logits)
+        if mask is not None:
+            scores = np.where(mask, scores, np.float32(-np.inf))
         best = int(scores.argmax())  # NaN wins every argmax, so this one look finds it
         if not np.isfinite(scores[best]):
             raise FloatingPointError("the model's logits are not finite numbers")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from lmworks.core.errors import UserError
 from lmworks.inference.base import FinishReason, TokenLogprob
 
+MOST_UNREAD = 2048  # tokens that wait for a reader
+
 
 class PromptTooLong(UserError):
     """The prompt leaves no room in the context for a single new token."""
@@ -35,6 +37,13 @@ class EngineClosed(UserError):
         super().__init__("the engine is closed")
 
 
+class DeadlineExceeded(UserError):
+    """The request's time was over before its answer was."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the answer was not ready within {timeout_s:g} s")
+
+
 class GenerationError(RuntimeError):
     """A step failed; the cause is chained. Only the requests of that step are lost."""
 
@@ -51,12 +60,25 @@ class TokenEvent:
 
 
 class Stream(Iterator[TokenEvent]):
-    """The tokens of one request. Iterate from one thread; `cancel` from any."""
+    """The tokens of one request. Iterate from one thread; `cancel` from any.
 
-    def __init__(self, prompt_tokens: int, on_cancel: Callable[[], None]) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.cancelled = False
-        self._on_cancel = on_cancel
+    A reader that stays behind does not fill the memory: with MOST_UNREAD tokens unread the stream
+    is full, and the request pauses until half of them are read.
+
+    Attributes:
+        cached_tokens: of the prompt's, those that did not have to be read; known with the first
+            token.
+    """
+
+    def __init__(
+        self,
+        prompt_tokens: int,
+        on_cancel: Callable[[], None],
+        on_room: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.prompt_tokens, self.cached_tokens = prompt_tokens, 0
+        self.cancelled = self._paused = False
+        self._on_cancel, self._on_room = on_cancel, on_room
         self._events: queue.SimpleQueue[TokenEvent | Exception | None] = queue.SimpleQueue()
         self._ended = False
 
@@ -64,11 +86,13 @@ class Stream(Iterator[TokenEvent]):
         return self
 
     def __next__(self) -> TokenEvent:
-        """The next token. Raises: StopIteration at the end and after a cancel; GenerationError or
-        EngineClosed when the engine could not go on."""
+        """The next token. Raises: StopIteration at the end and after a cancel; GenerationError,
+        DeadlineExceeded or EngineClosed when the engine could not go on."""
         if self._ended or self.cancelled:
             raise StopIteration
         event = self._events.get()
+        if self._events.qsize() == MOST_UNREAD // 2:
+            self._on_room()
         if event is None or isinstance(event, Exception):
             self._ended = True
             raise event or StopIteration
@@ -86,3 +110,9 @@ class Stream(Iterator[TokenEvent]):
     def put(self, event: TokenEvent | Exception) -> None:
         """The engine's end."""
         self._events.put(event)
+
+    def is_full(self) -> bool:
+        """Whether the request has to wait for its reader; asked by the engine's thread alone."""
+        unread = self._events.qsize()
+        self._paused = unread >= MOST_UNREAD or (self._paused and unread > MOST_UNREAD // 2)
+        return self._paused

@@ -45,6 +45,8 @@ class KVCache:
         lengths: how many positions each slot holds.
         tables: the pages of each slot, in order.
         pool: who uses which page.
+        can_truncate: whether a sequence can be taken back.
+        can_share: whether one can begin with the pages of others.
         make_room: called with a number of pages before `OutOfPages` is raised; it may free some.
 
     Not safe for two threads at once.
@@ -94,7 +96,8 @@ class KVCache:
         self.make_room: Callable[[int], None] | None = None
         bounded = any(ring is not None for ring in self.rings)
         self.can_truncate = not any(self.states) and not bounded
-        self.can_share = paged and self.can_truncate and not _depends_on_length(config)
+        self.depends_on_length = _depends_on_length(config)
+        self.can_share = paged and self.can_truncate and not self.depends_on_length
 
     @property
     def num_bytes(self) -> int:

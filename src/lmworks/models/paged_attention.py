@@ -90,7 +90,7 @@ def extend(pool: torch.Tensor, new: torch.Tensor, step: CacheStep) -> torch.Tens
     if not computes(pool, new):
         _write(pool, new, step)
         return new.to(pool.dtype) if begins else _gathered(pool, step)
-    batch, heads, num_new, size = new.shape
+    batch, heads, _, size = new.shape
     rows = _rows(new)
     out = None if begins else torch.empty(batch, heads, step.total, size)
     shared = {

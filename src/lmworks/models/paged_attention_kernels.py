@@ -1,4 +1,5 @@
-# uses: lmworks.models.kernel_vectors lmworks.models.kernel_slots lmworks.models.paged_attention_slots
+# uses: lmworks.models.kernel_vectors lmworks.models.kernel_slots
+# uses: lmworks.models.paged_attention_slots
 # kernels: extend attend
 """Attention over pages, compiled: a part is a row of the batch and one key-value head of it.
 
@@ -101,7 +102,7 @@ def score_page(keys, at, query, size, scores):
 
 @njit(**OPTIONS)
 def weigh(scores, count):
-    """e to the power of the first `count` scores less their largest, zeros up to a page; the sum."""
+    """exp of the first `count` scores less their largest, zeros up to a page; the sum."""
     padded = (count + _PAGE - 1) // _PAGE * _PAGE
     for i in range(count, padded):
         scores[i] = -np.inf

@@ -1,7 +1,7 @@
 """Where the kernels of paged attention find their arguments; read by both sides of a call.
 
-A kernel gets one array of int64: addresses (0: not given), distances between rows in numbers, sizes,
-and FIRST and LAST, the parts (row of the batch, key-value head) that it works on.
+A kernel gets one array of int64: addresses (0: not given), distances between rows in numbers,
+sizes, and FIRST and LAST, the parts (row of the batch, key-value head) that it works on.
 """
 
 # extend: POOL (pages, HEADS, PAGE, SIZE), NEW (B, HEADS, T, SIZE) at its strides, OUT (B, HEADS,

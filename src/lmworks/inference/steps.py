@@ -1,0 +1,378 @@
+"""What the engine's thread does in a turn: read chunks of prompts, then a token for all that run.
+
+A chunk of a prompt is read alone, and its bounds are multiples of PREFILL_CHUNK whatever else goes
+on. A decode step takes all requests that run, those of one adapter together. Where a proposer says
+what may come next, a step reads those tokens too, and a request keeps as many as it would have
+drawn itself: the same tokens as one by one, in fewer steps.
+
+When pages run out, first beginnings that nobody uses go from the tree, then a request leaves its
+slot. What it had computed goes into the tree, so that it can often be taken up again as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from lmworks.inference.base import TokenLogprob
+from lmworks.inference.prefix_tree import PrefixTree
+from lmworks.inference.sampling import Choice
+from lmworks.inference.scheduler import Request, Scheduler
+from lmworks.inference.statistics import EngineStatistics
+from lmworks.inference.streams import GenerationError, TokenEvent
+from lmworks.models.pages import PAGE, OutOfPages
+
+if TYPE_CHECKING:
+    from lmworks.models.cache import KVCache
+
+PREFILL_CHUNK = 128  # prompt tokens of one forward
+
+
+class Adapters(Protocol):
+    """Weights that change a model for some requests, by name."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def active(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        """Meanwhile the model computes with the adapter; "" is the model itself."""
+        ...
+
+
+class Proposer(Protocol):
+    """Says cheaply what may come next; see `inference.speculative`."""
+
+    def propose(self, requests: Sequence[Request], most: Sequence[int]) -> Sequence[Sequence[int]]:
+        """For each request at most so many token ids that may follow its `token_ids`."""
+        ...
+
+    def verified(self, request: Request, num_proposed: int, num_accepted: int) -> None:
+        """How a proposal went."""
+        ...
+
+    def ended(self, request: Request) -> None:
+        """The request holds no slot any more."""
+        ...
+
+
+class Steps:
+    """Model, cache and requests, as the engine's thread moves them on. Not for other threads.
+
+    Args:
+        turn_tokens: of prompts that are read in a turn, before all that run get a token. At least
+            one chunk is read in any case.
+        lock: covers `scheduler.waiting`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        cache: KVCache,
+        scheduler: Scheduler,
+        *,
+        tree: PrefixTree | None,
+        statistics: EngineStatistics,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        turn_tokens: int | None,
+        adapters: Adapters | None,
+        lock: threading.Condition,
+    ) -> None:
+        self.model, self.tokenizer, self.cache, self.scheduler = model, tokenizer, cache, scheduler
+        self.tree, self.statistics, self.vocab_size = tree, statistics, vocab_size
+        self.eos_token_ids, self.turn_tokens = eos_token_ids, turn_tokens
+        self.adapters = adapters
+        self.proposer: Proposer | None = None
+        self._lock = lock
+        cache.make_room = self._make_room
+        statistics.num_pages = cache.pool.num_pages
+
+    # --- slots and pages ---
+
+    def admit(self) -> None:
+        """Give slots to those whose turn it is, as long as there is room for them."""
+        scheduler = self.scheduler
+        while (request := scheduler.next_waiting()) is not None:
+            if not self._take_slot(request):
+                victim = scheduler.victim(request)
+                if victim is None:
+                    return
+                self.preempt(victim)
+
+    def _take_slot(self, request: Request) -> bool:
+        """A slot with the pages of what is known of the beginning, and of all that is there."""
+        scheduler, cache = self.scheduler, self.cache
+        if not scheduler.num_free_slots:
+            return False
+        scheduler.take_slot(request)
+        self._reuse(request)
+        # Room for the next page of all others too, else somebody would have to leave again soon.
+        others = len(scheduler.active) - 1
+        missing = -(-len(request.token_ids) // PAGE) - len(cache.tables[request.slot]) + others
+        room = cache.pool.num_free + (0 if self.tree is None else self.tree.num_idle)
+        if cache.pool.num_pages and missing > room and others:
+            cache.free(request.slot)
+            scheduler.leave_slot(request)
+            request.num_computed = request.num_reused = 0
+            return False
+        cache.reserve([request.slot], request.num_pending)
+        if not request.was_preempted:
+            self.statistics.queue_wait_s.observe(time.monotonic() - request.submitted_s)
+        return True
+
+    def _reuse(self, request: Request) -> None:
+        """Let an empty slot begin with what the tree knows of the request's tokens."""
+        if self.tree is not None:
+            pages = self.tree.match(request.token_ids, request.adapter)
+            self.cache.share(request.slot, pages)
+            request.num_computed = request.num_reused = len(pages) * PAGE
+
+    def _make_room(self, count: int) -> None:
+        if self.tree is not None and self.tree.num_idle >= count:
+            self.tree.evict(count)
+
+    def preempt(self, request: Request) -> None:
+        """Take the slot from a request, which waits again."""
+        self._keep(request)
+        self.cache.free(request.slot)
+        with self._lock:
+            self.scheduler.leave_slot(request)
+        request.num_computed = request.num_reused = 0
+        request.was_preempted = True
+        self.statistics.preemptions += 1
+        if self.proposer is not None:
+            self.proposer.ended(request)
+
+    def _keep(self, request: Request) -> None:
+        """Put what a request computed into the tree."""
+        if self.tree is not None and request.num_computed:
+            pages = self.cache.tables[request.slot][: request.num_computed // PAGE]
+            self.tree.insert(request.token_ids[: request.num_computed], pages, request.adapter)
+
+    def _with_pages(self, requests: list[Request], num_new: int) -> list[Request]:
+        """Those of `requests` that can go `num_new` positions on, after others had to leave."""
+        while requests:
+            try:
+                self.cache.reserve([request.slot for request in requests], num_new)
+                return requests
+            except OutOfPages:
+                victim = self.scheduler.victim()
+                assert victim is not None  # `requests` are active
+                self.preempt(victim)
+                requests = [request for request in requests if request is not victim]
+        return requests
+
+    def end(self, request: Request, how: str) -> None:
+        """Take a request out, wherever it is."""
+        if request.slot >= 0:
+            if how != "error":
+                self._keep(request)
+            self.cache.free(request.slot)
+            if self.tree is not None:
+                self.tree.trim()
+            if self.proposer is not None:
+                self.proposer.ended(request)
+        with self._lock:
+            self.scheduler.release(request)
+        self.statistics.finished[how] += 1
+
+    def fail(self, request: Request, error: Exception) -> None:
+        """End a request with an error that its stream raises."""
+        failure = GenerationError(f"generation failed: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        self.end(request, "error")
+        request.stream.put(failure)
+
+    # --- a turn ---
+
+    def prefill(self) -> None:
+        """Read chunks of prompts, as many as a turn may take; at least one."""
+        budget = left = self.turn_tokens or PREFILL_CHUNK
+        for request in self.scheduler.prefilling:
+            while request.slot >= 0 and not request.decoding:
+                if request.num_computed == request.num_reused:
+                    self._begin(request)
+                size = self._chunk_size(request)
+                if size > left and left < budget:
+                    return
+                left -= size
+                if not self._read_chunk(request, size):
+                    break
+
+    def _begin(self, request: Request) -> None:
+        """Look once more: what the tree did not know when the slot was given it may know now."""
+        if self.tree is not None:
+            pages = self.tree.match(request.token_ids, request.adapter)
+            if len(pages) * PAGE > request.num_reused:
+                self.cache.free(request.slot)
+                self._reuse(request)
+
+    def _chunk_size(self, request: Request) -> int:
+        start = request.num_computed
+        if self.cache.depends_on_length and start >= request.num_prompt:
+            return 1  # as it was computed the first time
+        return min((start // PREFILL_CHUNK + 1) * PREFILL_CHUNK - start, request.num_pending)
+
+    def _read_chunk(self, request: Request, size: int) -> bool:
+        """False: the request failed, or had to leave."""
+        if not self._with_pages([request], size):
+            return False
+        start = request.num_computed
+        self.cache.expect(request.slot, request.num_prompt)
+        logits = self.forward([request], [request.token_ids[start : start + size]])
+        if logits is None:
+            return False
+        self.scheduler.charge(request, size)
+        if request.was_preempted:
+            self.statistics.recomputed_tokens += size
+        if size < request.num_pending:
+            request.num_computed += size
+            return True
+        if request.num_generated == 0:
+            request.stream.cached_tokens = request.num_reused
+            self.statistics.prompt_tokens += request.num_prompt
+            self.statistics.cached_prompt_tokens += request.num_reused
+        request.num_computed += size - 1  # its last one as in a decode step
+        self._sample(request, logits[0], ())
+        return request.slot >= 0
+
+    def decode(self) -> None:
+        """A step for all requests that run."""
+        adapters = sorted({request.adapter for request in self.scheduler.decoding})
+        for adapter in adapters:
+            requests = [r for r in self.scheduler.decoding if r.adapter == adapter]
+            proposals = self._proposals(requests)
+            num_new = 1 + max(map(len, proposals.values()), default=0)
+            requests = self._with_pages(requests, num_new)
+            if not requests:
+                continue
+            rows = []
+            for request in requests:
+                row = [request.token_ids[-1], *proposals.get(request, ())]
+                rows.append(row + row[-1:] * (num_new - len(row)))  # what is too much goes again
+            logits = self.forward(requests, rows, all_positions=num_new > 1)
+            if logits is None:
+                continue
+            self.statistics.batch_size.observe(len(requests))
+            for request, scores in zip(requests, logits, strict=True):
+                self._sample(request, scores, proposals.get(request, ()))
+
+    def _proposals(self, requests: list[Request]) -> dict[Request, tuple[int, ...]]:
+        """Token ids that may come next, for as many rows as can be taken back."""
+        if self.proposer is None or not requests or not self.cache.can_truncate:
+            return {}
+        room = self.cache.max_positions - max(len(request.token_ids) for request in requests)
+        most = [min(room, r.max_tokens - r.num_generated - 1) for r in requests]
+        proposed = self.proposer.propose(requests, most)
+        return {
+            request: tuple(ids[:count])
+            for request, ids, count in zip(requests, proposed, most, strict=True)
+            if len(ids[:count])
+        }
+
+    def forward(
+        self,
+        requests: Sequence[Request],
+        ids: Sequence[Sequence[int]],
+        all_positions: bool = False,
+    ) -> np.ndarray | None:
+        """Logits (B, 1, V) after the last of `ids` (B, T), or (B, T, V) after each.
+
+        None if the step failed, and with it its requests.
+        """
+        import torch
+
+        try:
+            view = self.cache.view([request.slot for request in requests])
+            input_ids = torch.tensor(ids, dtype=torch.long, device=self.cache.device)
+            with self._adapted(requests[0].adapter):
+                logits = self.model(input_ids, cache=view, last_only=not all_positions)
+            array: np.ndarray = logits[..., : self.vocab_size].float().cpu().numpy()
+            return array
+        except Exception as error:  # whatever a model raises must not take the engine along
+            for request in requests:
+                self.fail(request, error)
+            return None
+
+    def _adapted(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.adapters is None else self.adapters.active(name)
+
+    # --- tokens ---
+
+    def _sample(self, request: Request, logits: np.ndarray, proposal: Sequence[int]) -> None:
+        """Take tokens as long as they are those of the proposal, and one more.
+
+        Args: `logits` (T, V), after the last known token and after each that was proposed.
+        """
+        start = request.num_computed
+        try:
+            for scores, proposed in zip(logits, (*proposal, -1)):
+                choice = self._choose(request, scores)
+                request.num_computed += 1
+                if request.num_generated == 0:
+                    self._keep(request)
+                self._take(request, choice)
+                if request.slot < 0 or choice.token_id != proposed:
+                    break
+            if request.slot >= 0 and len(logits) > 1:
+                self.cache.truncate(request.slot, request.num_computed)
+        except Exception as error:  # one row's trouble is that request's alone
+            self.fail(request, error)
+        if proposal:
+            accepted = max(0, request.num_computed - start - 1)
+            self.statistics.proposed_tokens += len(proposal)
+            self.statistics.accepted_tokens += accepted
+            if self.proposer is not None:
+                self.proposer.verified(request, len(proposal), accepted)
+
+    def _choose(self, request: Request, logits: np.ndarray) -> Choice:
+        grammar = request.grammar
+        if grammar is None:
+            return request.sampler.pick(logits)
+        choice = request.sampler.pick(logits, grammar.allowed_mask())
+        grammar.accept(choice.token_id)
+        return choice
+
+    def _take(self, request: Request, choice: Choice) -> None:
+        request.token_ids.append(choice.token_id)
+        self.scheduler.charge(request, 1)
+        self._count_token(request)
+        text = request.output.push(choice.token_id)
+        reason = request.finish_reason(self.eos_token_ids)
+        if reason:
+            text += request.output.finish()
+            reason = request.finish_reason(self.eos_token_ids)  # the rest may hold a stop string
+        event = TokenEvent(
+            token_id=choice.token_id,
+            text=text,
+            finish_reason=reason,
+            logprob=self._logprob(choice),
+        )
+        if reason:
+            self.end(request, reason)  # before the event: who reads the last sees a free slot
+        request.stream.put(event)
+
+    def _count_token(self, request: Request) -> None:
+        now = time.monotonic()
+        if request.num_generated == 1:
+            self.statistics.ttft_s.observe(now - request.submitted_s)
+        else:
+            self.statistics.itl_s.observe(now - request.last_token_s)
+        request.last_token_s = now
+        self.statistics.completion_tokens += 1
+
+    def _logprob(self, choice: Choice) -> TokenLogprob | None:
+        if choice.logprob is None:
+            return None
+        decode = self.tokenizer.decode
+        return TokenLogprob(
+            token=decode([choice.token_id]),
+            token_id=choice.token_id,
+            logprob=choice.logprob,
+            top=tuple((decode([i]), logprob) for i, logprob in choice.top),
+        )
