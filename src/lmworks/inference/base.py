@@ -55,6 +55,7 @@ class Completion:
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
@@ -95,5 +96,6 @@ def collect(deltas: Iterator[Delta], *, logprobs: bool = False) -> Completion:
         finish_reason=reasons[-1] if reasons else "stop",
         prompt_tokens=usage.prompt_tokens if usage else 0,
         completion_tokens=usage.completion_tokens if usage else 0,
+        cached_tokens=usage.cached_tokens if usage else 0,
         logprobs=tuple(entry for d in pieces for entry in d.logprobs) if logprobs else None,
     )
