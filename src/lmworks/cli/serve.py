@@ -10,6 +10,7 @@ _DRAIN = "After a SIGTERM, let running answers finish for so long."
 _GRACE = "How long a resumable stream waits for its reader."
 _TRACES = "OpenTelemetry spans to OTEL_EXPORTER_OTLP_ENDPOINT."
 
+
 @click.command()
 @click.argument("references", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")

@@ -43,6 +43,7 @@ class Delta:
 
     text: str
     finish_reason: FinishReason | None = None
+    stop_string: str = ""  # the one that ended it, if one did
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
 
@@ -53,6 +54,7 @@ class Completion:
 
     text: str
     finish_reason: FinishReason
+    stop_string: str = ""
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
@@ -94,6 +96,7 @@ def collect(deltas: Iterator[Delta], *, logprobs: bool = False) -> Completion:
     return Completion(
         text="".join(d.text for d in pieces),
         finish_reason=reasons[-1] if reasons else "stop",
+        stop_string=next((d.stop_string for d in pieces if d.stop_string), ""),
         prompt_tokens=usage.prompt_tokens if usage else 0,
         completion_tokens=usage.completion_tokens if usage else 0,
         cached_tokens=usage.cached_tokens if usage else 0,

@@ -55,6 +55,13 @@ class LocalChat:
             prompt_ids = [first]
         return self._submit(prompt_ids, sampling)
 
+    def count_tokens(self, messages: Messages) -> int:
+        """The length of the prompt that a conversation becomes, in tokens."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer.chat_template:
+            return len(tokenizer.encode_chat(messages, add_generation_prompt=True))
+        return len(tokenizer.encode(plain_prompt(messages)))
+
     def _submit(
         self, prompt_ids: Sequence[int], sampling: dict[str, Any], *, strip_start: bool = False
     ) -> LocalStream:
@@ -92,9 +99,15 @@ class LocalStream(Iterator[Delta]):
         return Delta(
             text=text,
             finish_reason=event.finish_reason,
+            stop_string=event.stop_string,
             usage=usage,
             logprobs=(event.logprob,) if event.logprob else (),
         )
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt."""
+        return self._stream.prompt_tokens
 
     def cancel(self) -> None:
         """End the generation, from any thread."""

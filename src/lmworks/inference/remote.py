@@ -185,6 +185,7 @@ class RemoteChat:
             return Delta(
                 text=message.get("content") or message.get("text") or "",
                 finish_reason=_finish_reason(choice.get("finish_reason")),
+                stop_string=_text(choice.get("stop_reason")),
                 usage=usage
                 and Usage(
                     prompt_tokens=int(usage["prompt_tokens"]),
@@ -199,6 +200,10 @@ class RemoteChat:
 def _finish_reason(value: Any) -> FinishReason | None:
     # Endpoints have more reasons (content_filter, tool_calls); for a text all of them are an end.
     return None if value is None else "length" if value == "length" else "stop"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""  # vLLM names a token by its id
 
 
 def _logprobs(block: Any) -> Iterator[TokenLogprob]:

@@ -46,6 +46,10 @@ class ScriptedChat:
         prompt = " ".join(str(message.get("content", "")) for message in messages)
         return ScriptedStream(answer, settings, len(_pieces(prompt)), self._delay_s)
 
+    def count_tokens(self, messages: Messages) -> int:
+        """The words of a conversation."""
+        return len(_pieces(" ".join(str(message.get("content", "")) for message in messages)))
+
     def complete_text(self, prompt: str | Sequence[int], **sampling: Any) -> Completion:
         """The next answer, as in `complete`."""
         return collect(self.stream_text(prompt, **sampling))
@@ -64,7 +68,7 @@ class ScriptedStream(Iterator[Delta]):
         self._reason: FinishReason = "stop" if len(kept) == len(pieces) else "length"
         self._pieces = iter(kept)
         self._matcher = StopMatcher(settings.stops)
-        self._prompt_tokens, self._completion_tokens = prompt_tokens, 0
+        self.prompt_tokens, self._completion_tokens = prompt_tokens, 0
         self._delay_s = delay_s
         self._cancelled = threading.Event()
         self._ended = False
@@ -81,9 +85,10 @@ class ScriptedStream(Iterator[Delta]):
             return Delta(text=self._matcher.push(piece))
         self._ended = True
         text = self._matcher.finish()
-        usage = Usage(prompt_tokens=self._prompt_tokens, completion_tokens=self._completion_tokens)
+        usage = Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self._completion_tokens)
         reason: FinishReason = "stop" if self._matcher.stopped else self._reason
-        return Delta(text=text, finish_reason=reason, usage=usage)
+        stop = self._matcher.matched
+        return Delta(text=text, finish_reason=reason, stop_string=stop, usage=usage)
 
     def cancel(self) -> None:
         """End the stream, from any thread."""

@@ -351,6 +351,7 @@ class Steps:
             token_id=choice.token_id,
             text=text,
             finish_reason=reason,
+            stop_string=request.output.stop_string,
             logprob=self._logprob(choice),
         )
         if reason:

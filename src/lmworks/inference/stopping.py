@@ -31,7 +31,12 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.matched = ""  # the stop string that was met
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string was met."""
+        return bool(self.matched)
 
     def push(self, text: str) -> str:
         """The text that is now safe to show. After a match: what came before it, then nothing."""
@@ -40,23 +45,28 @@ class StopMatcher:
         if not self._stops:
             return text
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = self._found()
         keep_from = self._first_possible()
-        if found and min(found) <= keep_from:
-            self.stopped = True
-            keep_from = min(found)
+        if found and min(found)[0] <= keep_from:
+            keep_from, self.matched = min(found)
         safe, self._held = self._held[:keep_from], self._held[keep_from:]
         return safe
 
     def finish(self) -> str:
         """What was held back, when no more text comes. A match that waited for an earlier one to
         be decided is taken now."""
+        found = self._found()
         held, self._held = self._held, ""
         if self.stopped:
             return ""
-        found = [at for stop in self._stops if (at := held.find(stop)) >= 0]
-        self.stopped = bool(found)
-        return held[: min(found)] if found else held
+        if not found:
+            return held
+        at, self.matched = min(found)
+        return held[:at]
+
+    def _found(self) -> list[tuple[int, str]]:
+        """Where in the text that is held back each stop string begins, of those that are in it."""
+        return [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
 
     def _first_possible(self) -> int:
         """Where the earliest beginning of an unfinished stop string stands, else the end."""
@@ -81,6 +91,11 @@ class OutputText:
     def stopped(self) -> bool:
         """A stop string was met."""
         return self._matcher.stopped
+
+    @property
+    def stop_string(self) -> str:
+        """Which one; "" if none was."""
+        return self._matcher.matched
 
     def push(self, token_id: int) -> str:
         """The text to show after this token; may be empty."""

@@ -56,6 +56,7 @@ class TokenEvent:
     token_id: int
     text: str
     finish_reason: FinishReason | None = None
+    stop_string: str = ""
     logprob: TokenLogprob | None = None
 
 

@@ -17,6 +17,9 @@ AddRoutes = Callable[["FastAPI", "Service"], None]
 APIS: tuple[str, ...] = (
     "lmworks.serving.chat_completions:add_routes",
     "lmworks.serving.completions:add_routes",
+    "lmworks.serving.responses:add_routes",
+    "lmworks.serving.messages:add_routes",
+    "lmworks.serving.websocket:add_routes",
     "lmworks.serving.streams:add_routes",
     "lmworks.serving.models:add_routes",
     "lmworks.serving.health:add_routes",

@@ -4,6 +4,9 @@
 |---|---|
 | `POST /v1/chat/completions` | `chat_completions.py` |
 | `POST /v1/completions` | `completions.py` |
+| `POST /v1/responses` and what belongs to it | `responses.py` |
+| `POST /v1/messages`, `/v1/messages/count_tokens` | `messages.py` |
+| `/v1/stream`, a WebSocket | `websocket.py` |
 | `GET`, `DELETE /v1/streams/ID` | `streams.py` |
 | `GET /v1/models`, `/v1/models/NAME` | `models.py` |
 | `GET /health`, `/ready`, `/metrics` | `health.py` |
@@ -17,6 +20,7 @@ before it is in memory.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -25,9 +29,7 @@ from lmworks.serving.apis import add_apis
 from lmworks.serving.catalogue import Models
 from lmworks.serving.errors import install_error_handlers
 from lmworks.serving.guard import HostGuard
-from lmworks.serving.live_streams import GRACE_S
-from lmworks.serving.service import MAX_BODY_BYTES, Service
-from lmworks.serving.tracing import Tracing
+from lmworks.serving.service import Service
 from lmworks.serving.watching import WatchMiddleware
 
 
@@ -35,18 +37,15 @@ def create_app(
     models: Models | Mapping[str, ChatModel],
     *,
     allowed_hosts: Collection[str] | None = None,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    grace_s: float = GRACE_S,
-    tracing: Tracing | None = None,
+    **options: Any,
 ) -> FastAPI:
     """The ASGI application over `models`; the first one is the chat page's choice.
 
     Args:
         allowed_hosts: names that requests may address it by; None: any. See `guard`.
-        grace_s: how long a resumable stream waits for its reader to come back.
-        tracing: makes OpenTelemetry spans; by default there are none.
+        options: of `Service`: the bound on bodies, times, where things are kept.
     """
-    service = Service(models, max_body_bytes=max_body_bytes, grace_s=grace_s, tracing=tracing)
+    service = Service(models, **options)
     app = FastAPI(title="lmworks", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
     install_error_handlers(app)

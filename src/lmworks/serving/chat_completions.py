@@ -42,8 +42,12 @@ class ChatCompletionRequest(GenerationRequest):
     def top_logprobs_wanted(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    def plain_messages(self) -> list[dict[str, Any]]:
+        """The messages as a `ChatModel` takes them."""
+        return [message.plain() for message in self.messages]
+
     def openers(self, model: ChatModel, options: Mapping[str, Any]) -> list[Opener]:
-        messages = [message.plain() for message in self.messages]
+        messages = self.plain_messages()
         return [
             functools.partial(model.stream, messages, **self.sampling(i), **options)
             for i in range(self.num_drawn)

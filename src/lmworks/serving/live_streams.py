@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from lmworks.serving.errors import ApiError
 from lmworks.serving.streaming import Event
@@ -25,13 +25,24 @@ MAX_STREAM_BYTES = 1 << 20
 
 
 class LiveStream:
-    """One answer's events, by number, from 0."""
+    """One answer's events, by number, from 0.
 
-    def __init__(self, running: Running, grace_s: float, max_bytes: int = MAX_STREAM_BYTES) -> None:
+    Args:
+        patient: whether it waits for readers without end, and only afterwards for `grace_s`.
+    """
+
+    def __init__(
+        self,
+        running: Running,
+        grace_s: float,
+        *,
+        patient: bool = False,
+        max_bytes: int = MAX_STREAM_BYTES,
+    ) -> None:
         self.id = f"stream_{secrets.token_urlsafe(18)}"
         self.running = running
         self.ended = False
-        self._grace_s, self._max_bytes = grace_s, max_bytes
+        self._grace_s, self._max_bytes, self._patient = grace_s, max_bytes, patient
         self._events: deque[Event] = deque()
         self._bytes = 0
         self._first = 0  # the number of the oldest event kept
@@ -42,6 +53,7 @@ class LiveStream:
         self._timer: asyncio.TimerHandle | None = None
         self._task = asyncio.create_task(self._fill())
         self.gone = False
+        self._expect_reader()
 
     def check(self, after: int) -> None:
         """Raises: ApiError (410) where the events after number `after` are no longer here, (400)
@@ -54,7 +66,7 @@ class LiveStream:
                 400, f"there is no event {after} yet", param="after", code="invalid_value"
             )
 
-    async def read(self, after: int = -1) -> AsyncIterator[Event]:
+    async def read(self, after: int = -1) -> AsyncGenerator[Event, None]:
         """The events from number `after` + 1 to the end, as they come."""
         number = after + 1
         while True:
@@ -86,8 +98,17 @@ class LiveStream:
     def detach(self) -> None:
         """They no longer do; without others, the time of grace begins."""
         self._readers -= 1
-        if not self._readers and not self.gone:
+        self._expect_reader()
+
+    def _expect_reader(self) -> None:
+        waits = self._patient and not self.ended
+        if not (self._readers or self.gone or waits or self._timer):
             self._timer = self._loop.call_later(self._grace_s, self.drop)
+
+    async def finished(self) -> None:
+        """Return when there are no more events to come."""
+        while not self.ended:
+            await self._change()
 
     def drop(self) -> None:
         """End it, wherever it is, and forget it. Call it on the loop."""
@@ -105,7 +126,7 @@ class LiveStream:
             async for event in self.running.events():
                 size = len(event.text())
                 while self._bytes + size > self._max_bytes and self._events:
-                    if self._first < self._delivered:
+                    if self._first < self._delivered or (self._patient and not self._readers):
                         self._bytes -= len(self._events.popleft().text())
                         self._first += 1
                     else:
@@ -116,6 +137,7 @@ class LiveStream:
         finally:
             self.ended = True
             self.running.end()
+            self._expect_reader()
             self._note()
 
     def _note(self) -> None:
@@ -137,8 +159,11 @@ class LiveStreams:
         self._sweep()
         return len(self._streams)
 
-    def add(self, running: Running) -> LiveStream:
-        """Keep a turn's events. Raises: ApiError (429) where too many are kept already."""
+    def add(self, running: Running, *, patient: bool = False) -> LiveStream:
+        """Keep a turn's events; see `LiveStream`.
+
+        Raises: ApiError (429) where too many are kept already.
+        """
         self._sweep()
         if len(self._streams) >= self.max_streams:
             ended = next((s for s in self._streams.values() if s.ended and not s.listened), None)
@@ -147,7 +172,7 @@ class LiveStreams:
                 message = f"{len(self._streams)} resumable streams are open already"
                 raise ApiError(429, message, code="too_many_streams")
             ended.drop()
-        stream = LiveStream(running, self.grace_s)
+        stream = LiveStream(running, self.grace_s, patient=patient)
         self._streams[stream.id] = stream
         return stream
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmworks.inference.base import Completion, Delta, TokenLogprob, Usage
@@ -39,13 +39,15 @@ class Answer:
             )
         if self._request.top_logprobs_wanted is None:
             best = [dataclasses.replace(completion, logprobs=None) for completion in best]
-        choices = [self._whole_choice(c) | {"index": i} for i, c in enumerate(best)]
+        choices = [
+            self._whole_choice(c) | {"index": i} | _stop_reason(c) for i, c in enumerate(best)
+        ]
         usage = total_usage([usage_of(c) for c in completions], drawn)
         return self._object(self._kind, choices) | {"usage": usage_object(usage)}
 
     async def events(
         self, deltas: AsyncIterator[tuple[int, Delta]], prompt_tokens: int
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """The answer in pieces, then `[DONE]`."""
         later = {"usage": None} if self._request.include_usage else {}
         begun: set[int] = set()
@@ -67,7 +69,7 @@ class Answer:
 
     def piece(self, index: int, delta: Delta, *, first: bool) -> dict[str, Any]:
         """One chunk of a streamed answer."""
-        choice = self._piece_choice(delta, first) | {"index": index}
+        choice = self._piece_choice(delta, first) | {"index": index} | _stop_reason(delta)
         choice["finish_reason"] = delta.finish_reason
         return self._object(self._chunk_kind, [choice])
 
@@ -98,28 +100,22 @@ def tool_calls_of(delta: Any) -> tuple[Any, ...]:
 
 def usage_of(completion: Completion) -> Usage:
     """The counts of a whole answer."""
-    counts = {"prompt_tokens": completion.prompt_tokens}
-    if cached := getattr(completion, "cached_tokens", 0):
-        counts["cached_tokens"] = cached
-    return Usage(completion_tokens=completion.completion_tokens, **counts)
+    return Usage(
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        cached_tokens=completion.cached_tokens,
+    )
 
 
 def total_usage(usages: Sequence[Usage], num_drawn: int) -> Usage:
     """The sum over the answers; a prompt that `num_drawn` of them share is counted once, and as
-    cached only as far as the first of them found it so."""
+    cached only as far as each of them found it so."""
     groups = [usages[i : i + num_drawn] for i in range(0, len(usages), num_drawn)]
-    counts = {
-        "prompt_tokens": sum(group[0].prompt_tokens for group in groups),
-        "completion_tokens": sum(usage.completion_tokens for usage in usages),
-    }
-    if any(cached_tokens(usage) for usage in usages):
-        counts["cached_tokens"] = sum(min(map(cached_tokens, group)) for group in groups)
-    return Usage(**counts)
-
-
-def cached_tokens(usage: Usage) -> int:
-    """How many tokens of the prompt were in the cache."""
-    return getattr(usage, "cached_tokens", 0) or 0
+    return Usage(
+        prompt_tokens=sum(group[0].prompt_tokens for group in groups),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=sum(min(usage.cached_tokens for usage in group) for group in groups),
+    )
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -129,8 +125,13 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens(usage)},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+
+
+def _stop_reason(ending: Delta | Completion) -> dict[str, str]:
+    # Not OpenAI's; vLLM tells it under this name.
+    return {"stop_reason": ending.stop_string} if ending.stop_string else {}
 
 
 def _mean_logprob(completion: Completion) -> float:

@@ -175,7 +175,7 @@ def parse(kind: type[R], values: Any) -> R:
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as failure:
-        first = failure.errors()[0]
+        first = _clearest(failure.errors())
     message = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:  # told by the request as a whole, which names the parameter itself
         raise ApiError(400, message, param=message.partition(":")[0], code="invalid_value")
@@ -185,6 +185,15 @@ def parse(kind: type[R], values: Any) -> R:
     elif "surrogates" in message:
         message = "holds a lone surrogate, which is no valid Unicode text"
     raise ApiError(400, f"{param}: {message}", param=param, code="invalid_type")
+
+
+def _clearest(errors: Sequence[Any]) -> Any:
+    """The first error; where a value fits no member of a union, that of the member it is nearest
+    to, whose place is inside the first's and the deepest."""
+    place = _param(errors[0]["loc"] or ("",))
+    inside = (place + ".", place + "[")
+    nearer = [e for e in errors if e["loc"] and _param(e["loc"]).startswith(inside)]
+    return max(nearer, key=lambda e: len(e["loc"])) if nearer else errors[0]
 
 
 # Names that pydantic adds for the members of a union are not the client's.

@@ -77,8 +77,7 @@ def serve(
             functools.partial(service.drain, drain_s),
         )
     finally:
-        service.tracing.close()
-        models.close()
+        service.close()
 
 
 def run_app(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -32,6 +33,7 @@ class Service:
     Args:
         grace_s: how long a resumable stream waits for its reader to come back.
         tracing: makes spans; by default there are none.
+        responses_path: the database of `/v1/responses`; by default it is in memory.
     """
 
     def __init__(
@@ -41,11 +43,14 @@ class Service:
         max_body_bytes: int = MAX_BODY_BYTES,
         grace_s: float = GRACE_S,
         tracing: Tracing | None = None,
+        responses_path: str | Path | None = None,
     ) -> None:
         self.models, self.max_body_bytes = as_models(models), max_body_bytes
         self.metrics = Metrics(self.models)
         self.streams = LiveStreams(grace_s)
         self.tracing = tracing or Tracing()
+        self.responses_path = responses_path
+        self._closers: list[Callable[[], None]] = [self.tracing.close]
         self.started = int(time.time())
         self.draining = False
         self._running: set[Running] = set()
@@ -60,6 +65,16 @@ class Service:
         self.draining = True
         for running in list(self._running):
             running.cancel(_shutting_down())
+
+    def on_close(self, closer: Callable[[], None]) -> None:
+        """Call `closer` when the server has ended."""
+        self._closers.append(closer)
+
+    def close(self) -> None:
+        """The server has ended: close the models and all else."""
+        for closer in self._closers:
+            closer()
+        self.models.close()
 
     async def drain(self, timeout_s: float) -> None:
         """Take no new requests, and return when all answers are finished or the time is over."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import Request
@@ -62,7 +62,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        events: AsyncIterator[Event],
+        events: AsyncGenerator[Event, None],
         on_end: Callable[[], None],
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -85,8 +85,9 @@ class EventStream(Response):
         await send(start)
         silence = asyncio.create_task(self._break_silence(send))
         try:
-            async for event in self._events:
-                await self._send(send, event)
+            async with contextlib.aclosing(self._events) as events:
+                async for event in events:
+                    await self._send(send, event)
         except _Stalled:
             raise
         except Exception as error:

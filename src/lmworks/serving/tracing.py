@@ -116,7 +116,7 @@ class AnswerSpan:
         if delta.usage:
             self._prompt_tokens += delta.usage.prompt_tokens
             self._completion_tokens += delta.usage.completion_tokens
-            self._cached_tokens += getattr(delta.usage, "cached_tokens", 0)
+            self._cached_tokens += delta.usage.cached_tokens
         if delta.finish_reason:
             self._reasons[index] = delta.finish_reason
 

@@ -8,7 +8,7 @@ HTTP, sent through a WebSocket, kept for a client that lost its connection, or w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from lmworks.inference.base import ChatModel, Completion, Delta, collect
@@ -32,7 +32,7 @@ class Reply(Protocol):
 
     def events(
         self, deltas: AsyncIterator[tuple[int, Delta]], prompt_tokens: int
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """The answer piece by piece, the terminator included.
 
         Args:
@@ -123,17 +123,20 @@ class Running:
             self.end(error)
             raise
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """The answer as events; an error is the last one."""
-        deltas = self._watched()
         try:
-            async for event in self.reply.events(deltas, self._generation.prompt_tokens):
-                yield event
+            async with (
+                contextlib.aclosing(self._watched()) as deltas,
+                contextlib.aclosing(
+                    self.reply.events(deltas, self._generation.prompt_tokens)
+                ) as events,
+            ):
+                async for event in events:
+                    yield event
         except Exception as error:
             self._error = failure = in_own_words(self.turn, error)
             yield self.reply.failed(failure)
-        finally:
-            await deltas.aclose()
 
     async def whole(self) -> dict[str, Any]:
         """The answer in one piece. Raises: ApiError."""
@@ -162,7 +165,7 @@ class Running:
                 watch.end(error or self._error)
             self._on_end()
 
-    async def _watched(self) -> Any:
+    async def _watched(self) -> AsyncGenerator[tuple[int, Delta], None]:
         async for index, delta in self._generation:
             for watch in self._watches:
                 watch.saw(index, delta)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -137,7 +137,7 @@ def _add_text_routes(app: FastAPI, studio: Studio) -> None:
 def stream(events: AsyncIterator[dict[str, Any]]) -> EventStream:
     """Server-sent events; an error is the last one, and a client that leaves ends the work."""
 
-    async def wrapped() -> AsyncIterator[Event]:
+    async def wrapped() -> AsyncGenerator[Event, None]:
         async for event in events:
             yield Event(event)
         yield DONE
