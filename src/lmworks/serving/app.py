@@ -11,6 +11,7 @@
 | `GET /v1/models`, `/v1/models/NAME` | `models.py` |
 | `GET /health`, `/ready`, `/metrics` | `health.py` |
 | `GET /` | `page.py` |
+| `GET /openapi.json` | `openapi.py` |
 
 A further family is one file and one line in `apis.py`. Bodies are read and checked by us and not by
 the framework, so that every fault leaves in OpenAI's shape and a body over the limit is refused
@@ -29,6 +30,7 @@ from lmworks.serving.apis import add_apis
 from lmworks.serving.catalogue import Models
 from lmworks.serving.errors import install_error_handlers
 from lmworks.serving.guard import HostGuard
+from lmworks.serving.openapi import install_openapi
 from lmworks.serving.service import Service
 from lmworks.serving.watching import WatchMiddleware
 
@@ -53,4 +55,5 @@ def create_app(
         app.add_middleware(HostGuard, hosts=allowed_hosts)
     app.add_middleware(WatchMiddleware, metrics=service.metrics, tracing=service.tracing)
     add_apis(app, service)
+    install_openapi(app)
     return app

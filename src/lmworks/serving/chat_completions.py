@@ -15,6 +15,7 @@ from lmworks.serving.bodies import read_json
 from lmworks.serving.generation import Opener
 from lmworks.serving.openai_answers import Answer, chat_logprobs
 from lmworks.serving.openai_types import GenerationRequest, Message, parse
+from lmworks.serving.openapi import takes
 from lmworks.serving.service import Service
 
 
@@ -81,7 +82,7 @@ class ChatAnswer(Answer):
 def add_routes(app: FastAPI, service: Service) -> None:
     """See `apis`."""
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", **takes(app, ChatCompletionRequest, streams=True))
     async def chat_completions(http: Request) -> Response:
         values = await read_json(http, service.max_body_bytes)
         return await service.generate(http, parse(ChatCompletionRequest, values))

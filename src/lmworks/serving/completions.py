@@ -16,6 +16,7 @@ from lmworks.serving.errors import ApiError
 from lmworks.serving.generation import Opener
 from lmworks.serving.openai_answers import Answer, text_logprobs
 from lmworks.serving.openai_types import MAX_CHOICES, GenerationRequest, Text, parse
+from lmworks.serving.openapi import takes
 from lmworks.serving.service import Service
 
 
@@ -106,7 +107,7 @@ class TextAnswer(Answer):
 def add_routes(app: FastAPI, service: Service) -> None:
     """See `apis`."""
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", **takes(app, CompletionRequest, streams=True))
     async def completions(http: Request) -> Response:
         values = await read_json(http, service.max_body_bytes)
         return await service.generate(http, parse(CompletionRequest, values))

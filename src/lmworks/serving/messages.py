@@ -16,18 +16,19 @@ from lmworks.core.errors import UserError
 from lmworks.serving.anthropic_types import CountRequest, MessagesRequest
 from lmworks.serving.bodies import read_json
 from lmworks.serving.openai_types import parse
+from lmworks.serving.openapi import takes
 from lmworks.serving.service import Service
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """See `apis`."""
 
-    @app.post("/v1/messages")
+    @app.post("/v1/messages", **takes(app, MessagesRequest, streams=True))
     async def messages(http: Request) -> Response:
         turn = parse(MessagesRequest, await read_json(http, service.max_body_bytes))
         return await service.generate(http, turn)
 
-    @app.post("/v1/messages/count_tokens")
+    @app.post("/v1/messages/count_tokens", **takes(app, CountRequest))
     async def count_tokens(http: Request) -> dict[str, Any]:
         request = parse(CountRequest, await read_json(http, service.max_body_bytes))
         chat = request.as_chat()

@@ -30,6 +30,7 @@ from lmworks.serving.errors import ApiError
 from lmworks.serving.generation import Opener
 from lmworks.serving.live_streams import LiveStream
 from lmworks.serving.openai_types import parse
+from lmworks.serving.openapi import takes
 from lmworks.serving.response_store import ResponseStore
 from lmworks.serving.responses_answers import ResponsesReply
 from lmworks.serving.responses_types import ResponsesRequest
@@ -141,7 +142,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     service.on_close(store.close)
     responses = Responses(service, store)
 
-    @app.post("/v1/responses")
+    @app.post("/v1/responses", **takes(app, ResponsesRequest, streams=True))
     async def create(http: Request) -> Response:
         request = parse(ResponsesRequest, await read_json(http, service.max_body_bytes))
         return await responses.create(http, request)
