@@ -8,6 +8,7 @@ import click
 
 _DRAIN = "After a SIGTERM, let running answers finish for so long."
 _GRACE = "How long a resumable stream waits for its reader."
+_RESPONSES = "Keep the answers of /v1/responses in this SQLite file, not in memory."
 _TRACES = "OpenTelemetry spans to OTEL_EXPORTER_OTLP_ENDPOINT."
 
 
@@ -21,6 +22,7 @@ _TRACES = "OpenTelemetry spans to OTEL_EXPORTER_OTLP_ENDPOINT."
 @click.option("--max-positions", type=int, help="Prompt and answer together, in tokens.")
 @click.option("--drain", default=20.0, show_default=True, metavar="S", help=_DRAIN)
 @click.option("--grace", default=30.0, show_default=True, metavar="S", help=_GRACE)
+@click.option("--responses", type=click.Path(dir_okay=False), metavar="FILE", help=_RESPONSES)
 @click.option("--log-json", is_flag=True, help="A JSON line per request and answer, to stderr.")
 @click.option("--traces", is_flag=True, help=_TRACES)
 def command(
@@ -33,6 +35,7 @@ def command(
     max_positions: int | None,
     drain: float,
     grace: float,
+    responses: str | None,
     log_json: bool,
     traces: bool,
 ) -> None:
@@ -82,4 +85,5 @@ def command(
         drain_s=drain,
         grace_s=grace,
         tracing=tracing,
+        responses_path=responses,
     )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lmworks.inference.base import Delta
 from lmworks.inference.statistics import (
+    ITL_BUCKETS_S,
     LATENCY_BUCKETS_S,
     TTFT_BUCKETS_S,
     EngineStatistics,
@@ -21,6 +22,7 @@ from lmworks.inference.statistics import (
 )
 from lmworks.serving.catalogue import Models
 
+RATE_WINDOW_S = 10
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -28,32 +30,58 @@ class ModelMetrics:
     """One model's figures, as the server sees them."""
 
     def __init__(self) -> None:
-        self.ttft_s = Histogram(TTFT_BUCKETS_S)
-        self.prompt_tokens = self.completion_tokens = 0
+        self.ttft_s, self.itl_s = Histogram(TTFT_BUCKETS_S), Histogram(ITL_BUCKETS_S)
+        self.prompt_tokens = self.completion_tokens = self.cached_tokens = 0
         self.in_flight = 0
+        self.answers: Counter[str] = Counter()
+        self._recent: deque[tuple[int, int]] = deque(maxlen=RATE_WINDOW_S + 1)
+
+    def count_piece(self, now_s: float) -> None:
+        """A piece came: a token, of a model of this machine."""
+        second = int(now_s)
+        if self._recent and self._recent[-1][0] == second:
+            self._recent[-1] = (second, self._recent[-1][1] + 1)
+        else:
+            self._recent.append((second, 1))
+
+    def tokens_per_s(self) -> float:
+        """Pieces per second, over the last whole seconds."""
+        now = int(time.monotonic())
+        counts = [n for second, n in self._recent if now - RATE_WINDOW_S <= second < now]
+        return sum(counts) / RATE_WINDOW_S
 
 
 class RequestWatch:
-    """One request's figures; fed with its deltas, ended once. Used on the event loop only."""
+    """One request's figures; see `turns.Watch`. Used on the event loop only."""
 
     def __init__(self, metrics: ModelMetrics) -> None:
         self._metrics = metrics
         self._started_s = time.monotonic()
-        self._first = True
+        self._last_s: dict[int, float] = {}
+        self._reasons: list[str] = []
         metrics.in_flight += 1
 
     def saw(self, index: int, delta: Delta) -> None:
-        """Count a piece."""
-        if self._first:
-            self._first = False
-            self._metrics.ttft_s.observe(time.monotonic() - self._started_s)
+        """See `turns.Watch`."""
+        now_s, metrics = time.monotonic(), self._metrics
+        if not self._last_s:
+            metrics.ttft_s.observe(now_s - self._started_s)
+        if index in self._last_s:
+            metrics.itl_s.observe(now_s - self._last_s[index])
+        self._last_s[index] = now_s
+        metrics.count_piece(now_s)
         if delta.usage:
-            self._metrics.prompt_tokens += delta.usage.prompt_tokens
-            self._metrics.completion_tokens += delta.usage.completion_tokens
+            metrics.prompt_tokens += delta.usage.prompt_tokens
+            metrics.completion_tokens += delta.usage.completion_tokens
+            metrics.cached_tokens += delta.usage.cached_tokens
+        if delta.finish_reason:
+            self._reasons.append(delta.finish_reason)
 
     def end(self, error: BaseException | None) -> None:
-        """The request is over."""
+        """See `turns.Watch`."""
         self._metrics.in_flight -= 1
+        ended = ["error"] if error is not None else self._reasons or ["cancelled"]
+        self._metrics.answers.update(ended)
 
 
 class Metrics:
@@ -78,12 +106,12 @@ class Metrics:
         latency_s.observe(seconds)
 
     def engines(self) -> dict[str, Any]:
-        """The engines in memory, by the name of their model."""
-        return {
-            name: engine
-            for name, model in self._models.loaded().items()
-            if (engine := getattr(model, "engine", None)) is not None
-        }
+        """The engines in memory, each by the name of the first model that it serves."""
+        found: dict[int, tuple[str, Any]] = {}
+        for name, model in self._models.loaded().items():
+            if (engine := getattr(model, "engine", None)) is not None:
+                found.setdefault(id(engine), (name, engine))
+        return dict(found.values())
 
     def render(self) -> str:
         """The page at `/metrics`."""
@@ -116,15 +144,41 @@ class Metrics:
             {model: m.completion_tokens for model, m in metrics.items()},
         )
         yield from _family(
+            "lmworks_cached_prompt_tokens_total",
+            "counter",
+            "Tokens of prompts that were found in the cache, of finished requests.",
+            {model: m.cached_tokens for model, m in metrics.items()},
+        )
+        yield from _family(
             "lmworks_requests_in_flight",
             "gauge",
             "Requests being answered or waiting.",
             {model: m.in_flight for model, m in metrics.items()},
         )
-        name = "lmworks_time_to_first_token_seconds"
-        yield from _head(name, "histogram", "Time from the request to the first piece.")
+        yield from _family(
+            "lmworks_tokens_per_second",
+            "gauge",
+            f"Tokens sent per second, over the last {RATE_WINDOW_S} seconds.",
+            {model: m.tokens_per_s() for model, m in metrics.items()},
+        )
+        name = "lmworks_answers_total"
+        yield from _head(name, "counter", "Answers by how they ended.")
         for model, m in metrics.items():
-            yield from _histogram_lines(name, {"model": model}, m.ttft_s)
+            for how, count in sorted(m.answers.items()):
+                yield _line(name, {"model": model, "end": how}, count)
+        for name, text, histograms in (
+            (
+                "lmworks_time_to_first_token_seconds",
+                "Time from the request to the first piece.",
+                {model: m.ttft_s for model, m in metrics.items()},
+            ),
+            (
+                "lmworks_inter_token_seconds",
+                "Time between two pieces of an answer.",
+                {model: m.itl_s for model, m in metrics.items()},
+            ),
+        ):
+            yield from _histograms(name, text, histograms)
 
     def _engine_lines(self) -> Iterator[str]:
         engines = self.engines()
@@ -141,16 +195,53 @@ class Metrics:
             {name: engine.num_waiting for name, engine in engines.items()},
         )
         statistics: dict[str, EngineStatistics] = {n: e.statistics for n, e in engines.items()}
-        yield from _family(
-            "lmworks_generated_tokens_total",
-            "counter",
-            "Tokens sampled, those of cancelled requests included.",
-            {name: s.completion_tokens for name, s in statistics.items()},
-        )
-        name = "lmworks_inter_token_seconds"
-        yield from _head(name, "histogram", "Time between two tokens of a request.")
-        for model, s in statistics.items():
-            yield from _histogram_lines(name, {"model": model}, s.itl_s)
+        for name, kind, text, field in _OF_ENGINES:
+            values = {model: getattr(s, field) for model, s in statistics.items()}
+            yield from _family(name, kind, text, values)
+        for name, text, field in _HISTOGRAMS_OF_ENGINES:
+            histograms = {model: getattr(s, field) for model, s in statistics.items()}
+            yield from _histograms(name, text, histograms)
+
+
+# Fields of `EngineStatistics`, as they are told.
+_OF_ENGINES = (
+    (
+        "lmworks_generated_tokens_total",
+        "counter",
+        "Tokens sampled, those of cancelled requests included.",
+        "completion_tokens",
+    ),
+    (
+        "lmworks_prefix_hit_tokens_total",
+        "counter",
+        "Prompt tokens in cache.",
+        "cached_prompt_tokens",
+    ),
+    (
+        "lmworks_read_prompt_tokens_total",
+        "counter",
+        "Prompt tokens, cached or not.",
+        "prompt_tokens",
+    ),
+    (
+        "lmworks_recomputed_tokens_total",
+        "counter",
+        "Read again after preemption.",
+        "recomputed_tokens",
+    ),
+    ("lmworks_preemptions_total", "counter", "Requests that had to make room.", "preemptions"),
+    ("lmworks_proposed_tokens_total", "counter", "Of speculation: guessed.", "proposed_tokens"),
+    ("lmworks_accepted_tokens_total", "counter", "Of speculation: right.", "accepted_tokens"),
+    ("lmworks_cache_pages", "gauge", "Pages of the key-value cache.", "num_pages"),
+    ("lmworks_cache_pages_in_use", "gauge", "Pages in use.", "pages_in_use"),
+    ("lmworks_cache_pages_of_prefixes", "gauge", "Of these, kept beginnings.", "prefix_pages"),
+)
+_HISTOGRAMS_OF_ENGINES = (
+    ("lmworks_batch_size", "Requests of a decode step.", "batch_size"),
+    ("lmworks_queue_seconds", "From the request to its slot.", "queue_wait_s"),
+    ("lmworks_engine_ttft_seconds", "From the request to its first token.", "ttft_s"),
+    ("lmworks_engine_itl_seconds", "Time between two tokens of a request.", "itl_s"),
+)
 
 
 def _head(name: str, kind: str, help_text: str) -> Iterable[str]:
@@ -161,6 +252,12 @@ def _family(name: str, kind: str, help_text: str, values: Mapping[str, float]) -
     yield from _head(name, kind, help_text)
     for model, value in values.items():
         yield _line(name, {"model": model}, value)
+
+
+def _histograms(name: str, text: str, by_model: Mapping[str, Histogram]) -> Iterator[str]:
+    yield from _head(name, "histogram", text)
+    for model, histogram in by_model.items():
+        yield from _histogram_lines(name, {"model": model}, histogram)
 
 
 def _histogram_lines(name: str, labels: dict[str, Any], histogram: Histogram) -> Iterator[str]:
