@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,3 +47,33 @@ def tiny_model() -> Model:
 def engine(tiny_model: Model, tokenizer: PipelineTokenizer) -> Iterator[Engine]:
     with Engine(tiny_model, tokenizer, max_batch=4) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def walk() -> Callable[..., str]:
+    """`walk(compiler, grammar, seed, ends)`: the text of a random path that a grammar allows.
+
+    Any allowed token will do at first, wherever it cuts the text; later, one of those that bring
+    an end, so that the path is finite.
+    """
+
+    def walk(compiler: Any, grammar: Any, seed: int, ends: Any, most: int = 4000) -> str:
+        random = np.random.default_rng(seed)
+        state = compiler.start(grammar)
+        decoder = state.stream_decoder()
+        closing = [i for i, t in enumerate(compiler.tokens.texts) if t and t in b'"}]']
+        text = ""
+        for step in range(most):
+            if state.finished:
+                return text + decoder.finish()
+            allowed = np.flatnonzero(state.allowed_mask())
+            assert len(allowed), text
+            near = [i for i in allowed if i in ends] or [i for i in closing if i in allowed]
+            token_id = int(random.choice(near if near and step > 40 else allowed))
+            if token_id in ends:
+                return text + decoder.finish()
+            state.accept(token_id)
+            text += decoder.push(token_id)
+        raise AssertionError(f"no end: {text[:200]}")
+
+    return walk

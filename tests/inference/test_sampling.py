@@ -22,13 +22,17 @@ def logits_of(seed: int, size: int = 300) -> np.ndarray:
     top_k=st.sampled_from([0, 1, 5, 50, 300, 1000]),
     top_p=st.sampled_from([1.0, 0.99, 0.9, 0.5, 0.05]),
     min_p=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    typical_p=st.sampled_from([1.0, 0.95, 0.5, 0.1]),
 )
-def test_the_distribution_is_that_of_transformers(seed, temperature, top_k, top_p, min_p):
+def test_the_distribution_is_that_of_transformers(
+    seed, temperature, top_k, top_p, min_p, typical_p
+):
     from transformers import (
         MinPLogitsWarper,
         TemperatureLogitsWarper,
         TopKLogitsWarper,
         TopPLogitsWarper,
+        TypicalLogitsWarper,
     )
 
     scores = torch.tensor(logits_of(seed))[None]
@@ -36,21 +40,92 @@ def test_the_distribution_is_that_of_transformers(seed, temperature, top_k, top_
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     warpers += [MinPLogitsWarper(min_p)] if min_p else []
+    warpers += [TypicalLogitsWarper(typical_p)] if typical_p < 1 else []
     for warper in warpers:
         scores = warper(None, scores)
     expected = torch.softmax(scores[0], 0).numpy()
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p
+    )
     weights = probabilities(logits_of(seed), sampling)
     np.testing.assert_allclose(weights / weights.sum(), expected, atol=2e-6)
 
 
-def test_draws_follow_the_distribution():
-    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
-    sampler = Sampler(Sampling(seed=0), 4)
-    counts = np.bincount([sampler.pick(logits).token_id for _ in range(20_000)], minlength=4)
-    expected = np.array([0.5, 0.3, 0.15, 0.05])
-    chi_square = ((counts - 20_000 * expected) ** 2 / (20_000 * expected)).sum()
-    assert chi_square < 16.3  # 0.999 quantile with 3 degrees of freedom
+FILTERS = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 1.7},
+    {"top_k": 5},
+    {"top_p": 0.8},
+    {"min_p": 0.1},
+    {"typical_p": 0.7},
+    {"repetition_penalty": 1.6},
+    {"repetition_penalty": 0.7},
+    {"temperature": 1.4, "top_k": 12, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2},
+]
+
+
+def processed(logits, settings, prompt_ids):
+    """What transformers draws from."""
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        TypicalLogitsWarper,
+    )
+
+    kinds = {
+        "repetition_penalty": RepetitionPenaltyLogitsProcessor,
+        "temperature": TemperatureLogitsWarper,
+        "top_k": TopKLogitsWarper,
+        "top_p": TopPLogitsWarper,
+        "min_p": MinPLogitsWarper,
+        "typical_p": TypicalLogitsWarper,
+    }
+    steps = [kind(settings[name]) for name, kind in kinds.items() if name in settings]
+    scores = LogitsProcessorList(steps)(torch.tensor([prompt_ids]), torch.tensor(logits)[None])
+    return torch.softmax(scores[0].double(), 0).numpy()
+
+
+@pytest.mark.parametrize("given", FILTERS, ids=str)
+def test_draws_follow_the_distribution_of_transformers(given):
+    """Chi-square over 20,000 draws, at the 0.999 quantile of its degrees of freedom."""
+    from scipy.stats import chi2
+
+    logits, prompt_ids, draws = logits_of(3, 24), [1, 5, 5, 9], 20_000
+    expected = processed(logits, given, prompt_ids)
+    counts = np.zeros(24)
+    sampler = Sampler(Sampling(seed=0, **given), 24, prompt_ids)
+    weights = probabilities(sampler.scores(logits), sampler._sampling)
+    np.testing.assert_allclose(weights / weights.sum(), expected, atol=1e-6)
+    sampler.count = lambda token_id: None  # the text stays as it is
+    for _ in range(draws):
+        counts[sampler.pick(logits).token_id] += 1
+    assert not counts[expected == 0].any()
+    often = expected * draws >= 5
+    rest = draws * expected[~often].sum()
+    statistic = ((counts - draws * expected)[often] ** 2 / (draws * expected[often])).sum()
+    statistic += (counts[~often].sum() - rest) ** 2 / rest if rest else 0
+    assert statistic < chi2.ppf(0.999, max(1, int(often.sum()) - 1 + bool(rest)))
+
+
+def test_the_repetition_penalty_counts_prompt_and_answer():
+    logits = np.array([3.0, 2.9, -1.0, 0.5], dtype=np.float32)
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=1.5), 4, [0, 7])
+    assert [sampler.pick(logits).token_id for _ in range(2)] == [1, 0]  # 0 counts from the start
+
+
+def test_a_mask_comes_before_all_filters():
+    logits = logits_of(5, 50)
+    mask = np.zeros(50, dtype=bool)
+    mask[[3, 7]] = True
+    sampler = Sampler(Sampling(top_k=1, seed=0), 50)
+    assert sampler.pick(logits, mask).token_id == (3 if logits[3] > logits[7] else 7)
+    drawn = {Sampler(Sampling(seed=i), 50).pick(logits, mask).token_id for i in range(60)}
+    assert drawn <= {3, 7}
 
 
 def test_a_filtered_token_is_never_drawn():
@@ -114,6 +189,8 @@ BAD = {
     "top_p": [0, 1.1, -1, None],
     "top_k": [-1, 0.5, None],
     "min_p": [-0.1, 1.1],
+    "typical_p": [0, 1.1, None],
+    "repetition_penalty": [0, -1, 11, "x", None],
     "frequency_penalty": [2.1, "x"],
     "presence_penalty": [-2.1],
     "seed": [1.5, "1", 2**64],

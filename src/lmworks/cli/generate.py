@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from lmworks.core.errors import UserError
+
 
 @click.command()
 @click.argument("reference", metavar="MODEL")
@@ -19,14 +21,27 @@ import click
 @click.option("--top-k", default=0, show_default=True, help="Only the k likeliest tokens; 0: all.")
 @click.option("--top-p", default=1.0, show_default=True, help="Nucleus: this much probability.")
 @click.option("--min-p", default=0.0, show_default=True, help="At least this share of the best.")
+@click.option("--typical-p", default=1.0, show_default=True, help="Typical: so much probability.")
+@click.option("--repetition-penalty", default=1.0, show_default=True, help="Above 1: less of it.")
 @click.option("--stop", multiple=True, help="End at this text. May be repeated.")
 @click.option("--seed", type=int, help="Same seed, same text.")
+@click.option("--json-schema", metavar="FILE", help="Only JSON that meets the schema in FILE.")
+@click.option("--regex", help="Only what this expression matches as a whole.")
+@click.option("--grammar", metavar="FILE", help="Only what the Lark grammar in FILE makes.")
 @click.option("--beams", default=0, help="Search for the likeliest text with so many beams.")
 @click.option(
     "--length-penalty", default=1.0, show_default=True, help="Of beams: above 0 favours long ones."
 )
 def command(
-    reference: str, base: str, prompt: str, beams: int, length_penalty: float, **sampling: Any
+    reference: str,
+    base: str,
+    prompt: str,
+    json_schema: str | None,
+    regex: str | None,
+    grammar: str | None,
+    beams: int,
+    length_penalty: float,
+    **sampling: Any,
 ) -> None:
     """Continue PROMPT (or standard input, or nothing) with MODEL, without a chat template.
 
@@ -35,17 +50,23 @@ def command(
       lmworks generate lmworks-quickstart/base "def read_file(path):"
       lmworks generate smollm2-135m "The capital of France is" --temperature 0 --max-tokens 8
       lmworks generate smollm2-135m "The capital of France is" --beams 4 --max-tokens 8
+      lmworks generate smollm2-135m "My birthday: " --regex "[0-9]{4}-[0-9]{2}-[0-9]{2}"
     """
     from lmworks.inference.chat import load_chat
+    from lmworks.inference.grammar_files import response_format
+
+    form = response_format(json_schema=json_schema, regex=regex, grammar=grammar)
 
     if not prompt and not sys.stdin.isatty():
         prompt = sys.stdin.read()
     model = load_chat(reference, base=base, max_batch=1)
     if beams:
+        if form:
+            raise UserError("--beams searches among all texts: leave out the form of the answer")
         _search(model, prompt, beams, length_penalty, sampling)
         return
     click.echo(prompt, nl=False)
-    for delta in model.stream_text(prompt, **sampling):
+    for delta in model.stream_text(prompt, response_format=form, **sampling):
         click.echo(delta.text, nl=False)
     click.echo()
 
@@ -54,7 +75,6 @@ def _search(
     model: Any, prompt: str, beams: int, length_penalty: float, sampling: dict[str, Any]
 ) -> None:
     """Print every beam with its score, the best first."""
-    from lmworks.core.errors import UserError
     from lmworks.inference.beam_search import beam_search
     from lmworks.inference.local import LocalChat
 

@@ -1,17 +1,18 @@
 """The protocol that everything which talks to a model stands on, and the values it passes.
 
-Messages are the OpenAI ones: mappings with `role` and `content`. Sampling settings are keyword
-arguments, the fields of `lmworks.inference.sampling.Sampling`. Left out so far: tools and response
-formats, which come as further fields of the same messages and settings.
+Messages are the OpenAI ones: mappings with `role` and `content`, with `tool_calls` where a model
+called tools, and of the role `tool` for what these gave. Settings are keyword arguments: the fields
+of `lmworks.inference.sampling.Sampling`, and what `lmworks.inference.settings` lists beside them
+(tools, the form of the answer).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -38,6 +39,34 @@ class Usage:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """A call that the model wants made. Whoever asked makes it, or not.
+
+    Attributes:
+        arguments: JSON text as the model wrote it.
+        problem: what is wrong with the call, in one line: an unknown tool, arguments that are no
+            JSON or break the tool's schema. Empty for a good one.
+    """
+
+    id: str
+    name: str
+    arguments: str
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToolCallDelta:
+    """A piece of the call number `index`: the first has `id` and `name`, pieces of the arguments
+    follow, and a `problem` comes last."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    problem: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Delta:
     """The next piece of an answer. The last one has a `finish_reason`, and `usage` if known."""
 
@@ -46,6 +75,7 @@ class Delta:
     stop_string: str = ""  # the one that ended it, if one did
     usage: Usage | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +89,7 @@ class Completion:
     completion_tokens: int
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class ChatModel(Protocol):
@@ -101,4 +132,19 @@ def collect(deltas: Iterator[Delta], *, logprobs: bool = False) -> Completion:
         completion_tokens=usage.completion_tokens if usage else 0,
         cached_tokens=usage.cached_tokens if usage else 0,
         logprobs=tuple(entry for d in pieces for entry in d.logprobs) if logprobs else None,
+        tool_calls=_joined(piece for d in pieces for piece in d.tool_calls),
     )
+
+
+def _joined(pieces: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
+    """Whole calls out of their pieces, by index."""
+    calls: dict[int, ToolCall] = {}
+    for piece in pieces:
+        call = calls.get(piece.index) or ToolCall(id="", name="", arguments="")
+        calls[piece.index] = ToolCall(
+            id=call.id or piece.id,
+            name=call.name or piece.name,
+            arguments=call.arguments + piece.arguments,
+            problem=call.problem or piece.problem,
+        )
+    return tuple(calls[index] for index in sorted(calls))

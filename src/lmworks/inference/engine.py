@@ -202,9 +202,11 @@ class Engine:
         request = Request(
             prompt_ids,
             max_tokens=min(sampling.max_tokens or room, room),
-            sampler=Sampler(sampling, self.vocab_size),
+            sampler=Sampler(sampling, self.vocab_size, prompt_ids),
             output=OutputText(
-                self.tokenizer.stream_decoder(), sampling.stops, self._silent_token_ids
+                (self.tokenizer if grammar is None else grammar).stream_decoder(),
+                sampling.stops,
+                self._silent_token_ids,
             ),
             stream=stream,
             priority=priority,

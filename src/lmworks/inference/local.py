@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
 from lmworks.inference.base import Completion, Delta, Messages, Usage, collect
-from lmworks.inference.sampling import MAX_STOPS, Sampling
+from lmworks.inference.grammar_tokens import GrammarCompiler
+from lmworks.inference.sampling import MAX_STOPS, InvalidParameter
+from lmworks.inference.settings import Settings
 from lmworks.inference.streams import Stream
+from lmworks.inference.tool_formats import format_of
+from lmworks.inference.tool_grammar import tool_grammar
+from lmworks.inference.tool_stream import ToolStream
+from lmworks.inference.tools import ToolUse, for_template
 
 if TYPE_CHECKING:
     from lmworks.inference.engine import Engine
@@ -27,20 +35,42 @@ class LocalChat:
 
     def __init__(self, engine: Engine, name: str = "local") -> None:
         self.engine, self.name = engine, name
+        self._compiler: GrammarCompiler | None = None
+        self._lock = threading.Lock()
 
     def complete(self, messages: Messages, **sampling: Any) -> Completion:
         """See `ChatModel.complete`."""
         return collect(self.stream(messages, **sampling), logprobs=_wants_logprobs(sampling))
 
-    def stream(self, messages: Messages, **sampling: Any) -> LocalStream:
-        """See `ChatModel.stream`."""
+    def stream(self, messages: Messages, **settings: Any) -> LocalStream | ToolStream:
+        """See `ChatModel.stream`. Raises: MissingExtra for a form that needs `llguidance`."""
+        request = Settings.of(settings)
+        tokenizer, use = self.engine.tokenizer, request.tools
+        prompt_ids = self._prompt_ids(messages, use)
+        if not tokenizer.chat_template:
+            stops = (*request.sampling.stops[: MAX_STOPS - 1], _FALLBACK_STOP)
+            sampling = dataclasses.replace(request.sampling, stop=stops)
+            request = dataclasses.replace(request, sampling=sampling)
+        strip_start = not tokenizer.chat_template
+        if use is None:
+            return self._submit(prompt_ids, request, strip_start=strip_start)
+        _, form = format_of(tokenizer.chat_template)
+        held = tool_grammar(use, form, tokenizer.special_tokens, request.grammar)
+        request = dataclasses.replace(request, grammar=held)
+        marks = form.begin + form.end + form.name_end
+        shown = {i: text for text, i in tokenizer.special_tokens.items() if text and text in marks}
+        stream = self._submit(prompt_ids, request, shown=shown, strip_start=strip_start)
+        return ToolStream(stream, use, form)
+
+    def _prompt_ids(self, messages: Messages, use: ToolUse | None) -> list[int]:
+        """The conversation and the tools through the chat template, or the plain one."""
         tokenizer = self.engine.tokenizer
-        if tokenizer.chat_template:
-            prompt_ids = tokenizer.encode_chat(messages, add_generation_prompt=True)
-            return self._submit(prompt_ids, sampling)
-        stops = Sampling.of(sampling).stops
-        sampling = {**sampling, "stop": (*stops[: MAX_STOPS - 1], _FALLBACK_STOP)}
-        return self._submit(tokenizer.encode(plain_prompt(messages)), sampling, strip_start=True)
+        family, _ = format_of(tokenizer.chat_template)
+        messages = for_template(messages, use, knows_tools=bool(family))
+        if not tokenizer.chat_template:
+            return list(tokenizer.encode(plain_prompt(messages)))
+        told = {"tools": use.definitions} if use and family else {}
+        return list(tokenizer.encode_chat(messages, add_generation_prompt=True, **told))
 
     def complete_text(self, prompt: str | Sequence[int], **sampling: Any) -> Completion:
         """Continue raw text. An empty one begins with the token that begins documents."""
@@ -53,20 +83,30 @@ class LocalChat:
         first = tokenizer.bos_token_id
         if not prompt_ids and first is not None:
             prompt_ids = [first]
-        return self._submit(prompt_ids, sampling)
+        request = Settings.of(sampling)
+        if request.tools:
+            raise InvalidParameter("tools", "a raw text has no tools: they belong to a chat")
+        return self._submit(prompt_ids, request)
 
-    def count_tokens(self, messages: Messages) -> int:
-        """The length of the prompt that a conversation becomes, in tokens."""
-        tokenizer = self.engine.tokenizer
-        if tokenizer.chat_template:
-            return len(tokenizer.encode_chat(messages, add_generation_prompt=True))
-        return len(tokenizer.encode(plain_prompt(messages)))
+    def count_tokens(self, messages: Messages, **settings: Any) -> int:
+        """The length of the prompt that a conversation becomes, in tokens; tools are part of it."""
+        return len(self._prompt_ids(messages, Settings.of(settings).tools))
 
-    def _submit(
-        self, prompt_ids: Sequence[int], sampling: dict[str, Any], *, strip_start: bool = False
-    ) -> LocalStream:
-        settings = Sampling.of(sampling)
-        return LocalStream(self.engine.submit(prompt_ids, settings), strip_start=strip_start)
+    def _submit(self, prompt_ids: Sequence[int], request: Settings, **options: Any) -> LocalStream:
+        to_engine = dict(request.to_engine)
+        if request.grammar:
+            to_engine["grammar"] = self._grammars().start(request.grammar)
+        stream = self.engine.submit(prompt_ids, request.sampling, **to_engine)
+        return LocalStream(stream, **options)
+
+    def _grammars(self) -> GrammarCompiler:
+        with self._lock:
+            if self._compiler is None:
+                engine = self.engine
+                self._compiler = GrammarCompiler(
+                    engine.tokenizer, engine.eos_token_ids, engine.vocab_size
+                )
+            return self._compiler
 
     def close(self) -> None:
         """End the engine."""
@@ -74,10 +114,22 @@ class LocalChat:
 
 
 class LocalStream(Iterator[Delta]):
-    """Deltas out of an engine's stream. Dropping it ends the generation."""
+    """Deltas out of an engine's stream. Dropping it ends the generation.
 
-    def __init__(self, stream: Stream, *, strip_start: bool = False) -> None:
+    Args:
+        strip_start: leave out blanks at the start.
+        shown: texts of special tokens that are to be seen all the same, by id.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        strip_start: bool = False,
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
         self._stream = stream
+        self._shown = shown or {}
         self._strip_start = strip_start  # the blank after "Assistant:" is not the answer's
         self._completion_tokens = 0
 
@@ -88,19 +140,13 @@ class LocalStream(Iterator[Delta]):
         event = next(self._stream)
         self._completion_tokens += 1
         text = event.text.lstrip() if self._strip_start else event.text
+        text = self._shown.get(event.token_id, "") + text
         self._strip_start = self._strip_start and not text
-        usage = None
-        if event.finish_reason:
-            usage = Usage(
-                prompt_tokens=self._stream.prompt_tokens,
-                completion_tokens=self._completion_tokens,
-                cached_tokens=self._stream.cached_tokens,
-            )
         return Delta(
             text=text,
             finish_reason=event.finish_reason,
             stop_string=event.stop_string,
-            usage=usage,
+            usage=self.usage if event.finish_reason else None,
             logprobs=(event.logprob,) if event.logprob else (),
         )
 
@@ -108,6 +154,15 @@ class LocalStream(Iterator[Delta]):
     def prompt_tokens(self) -> int:
         """The length of the prompt."""
         return self._stream.prompt_tokens
+
+    @property
+    def usage(self) -> Usage:
+        """What it has cost so far."""
+        return Usage(
+            prompt_tokens=self._stream.prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            cached_tokens=self._stream.cached_tokens,
+        )
 
     def cancel(self) -> None:
         """End the generation, from any thread."""

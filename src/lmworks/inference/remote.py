@@ -19,10 +19,11 @@ from lmworks.inference.base import (
     FinishReason,
     Messages,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
     collect,
 )
-from lmworks.inference.sampling import Sampling
+from lmworks.inference.settings import REQUEST_SETTINGS, Settings
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 300.0  # a long prompt on a slow machine, before the first token
@@ -100,9 +101,14 @@ class RemoteChat:
     def _body(
         self, path: str, question: dict[str, Any], sampling: Mapping[str, Any]
     ) -> dict[str, Any]:
-        settings = Sampling.of(sampling)
+        request = Settings.of(sampling)
+        settings = request.sampling
         body = {"model": self.name, **question}
-        body |= {name: value for name, value in sampling.items() if value is not None}
+        body |= {
+            name: value
+            for name, value in sampling.items()
+            if value is not None and name not in REQUEST_SETTINGS
+        }
         if settings.stops:
             body["stop"] = list(settings.stops)
         if settings.logprobs is not None and path == "/chat/completions":
@@ -192,14 +198,29 @@ class RemoteChat:
                     completion_tokens=int(usage.get("completion_tokens") or 0),
                 ),
                 logprobs=tuple(_logprobs(choice.get("logprobs"))),
+                tool_calls=tuple(_tool_calls(message.get("tool_calls"))),
             )
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             raise RemoteError(f"{self.url} sent an answer that is not of OpenAI's form") from error
 
 
 def _finish_reason(value: Any) -> FinishReason | None:
-    # Endpoints have more reasons (content_filter, tool_calls); for a text all of them are an end.
-    return None if value is None else "length" if value == "length" else "stop"
+    # Endpoints have more reasons (content_filter); for a text all of them are an end.
+    known: dict[Any, FinishReason] = {"length": "length", "tool_calls": "tool_calls"}
+    return None if value is None else known.get(value, "stop")
+
+
+def _tool_calls(calls: Any) -> Iterator[ToolCallDelta]:
+    """Pieces of calls, or whole ones, which have no index."""
+    for place, call in enumerate(calls or ()):
+        function = call.get("function") or {}
+        index = call.get("index")
+        yield ToolCallDelta(
+            index=place if index is None else int(index),
+            id=call.get("id") or "",
+            name=function.get("name") or "",
+            arguments=function.get("arguments") or "",
+        )
 
 
 def _text(value: Any) -> str:

@@ -1,22 +1,24 @@
 """Sampling settings, and how logits become a token.
 
-The order is that of transformers: penalties and bias, temperature, top_k, top_p, min_p. Each
-request has its own generator and draws one number per token, and the draw runs over the vocabulary
-in id order: neighbours in the batch can't touch it. (Their only trace is the last bit of the
-logits, since a matrix product rounds differently with more rows.)
+The order is that of transformers: penalties and bias, a grammar's mask, temperature, top_k, top_p,
+min_p, typical_p. Each request has its own generator and draws one number per token, and the draw
+runs over the vocabulary in id order: neighbours in the batch can't touch it. (Their only trace is
+the last bit of the logits, since a matrix product rounds differently with more rows.)
 
 Filters keep every token as likely as the last one kept, so that ties never depend on sorting.
 Work per token is a handful of passes over one row in NumPy; greedy is one pass.
 
 Sources: top_p: Holtzman et al. 2020, arXiv 1904.09751; min_p: Nguyen et al. 2024, arXiv
-2407.01082; penalties and bias: the OpenAI API reference.
+2407.01082; typical_p: Meister et al. 2023, arXiv 2202.00666; repetition_penalty: Keskar et al.
+2019, arXiv 1909.05858, section 4.1, over prompt and answer as in transformers; the other penalties
+(over the answer) and bias: the OpenAI API reference.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,8 @@ class Sampling:
     top_p: float = 1.0  # 1: off
     top_k: int = 0  # 0: off
     min_p: float = 0.0  # 0: off
+    typical_p: float = 1.0  # 1: off
+    repetition_penalty: float = 1.0  # 1: off; above 1 makes what stands in the text less likely
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
@@ -57,6 +61,8 @@ class Sampling:
         _number("top_p", self.top_p, 0.0, 1.0, above=True)
         _integer("top_k", self.top_k, 0, None)
         _number("min_p", self.min_p, 0.0, 1.0)
+        _number("typical_p", self.typical_p, 0.0, 1.0, above=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above=True)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _integer("seed", self.seed, -(2**63), 2**64 - 1, optional=True)
@@ -127,14 +133,23 @@ class Choice:
 
 
 class Sampler:
-    """One request's sampler: its generator, and the tokens it has produced so far."""
+    """One request's sampler: its generator, and the tokens it has produced so far.
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+    Args:
+        vocab_size: ids from there on are none.
+        prompt_ids: what `repetition_penalty` counts as text beside the answer.
+    """
+
+    def __init__(self, sampling: Sampling, vocab_size: int, prompt_ids: Iterable[int] = ()) -> None:
         self._sampling = sampling
         seed = sampling.seed
         self._generator = np.random.default_rng(None if seed is None else seed % 2**64)
         self._counts: dict[int, int] = {}
         self._penalised = bool(sampling.frequency_penalty or sampling.presence_penalty)
+        self._seen: np.ndarray | None = None  # (V,) bool, wanted by the repetition penalty only
+        if sampling.repetition_penalty != 1:
+            self._seen = np.zeros(vocab_size, dtype=bool)
+            self._seen[[i for i in prompt_ids if i < vocab_size]] = True
         for token_id in sampling.logit_bias or ():
             if not 0 <= token_id < vocab_size:
                 message = f"token id {token_id} is not in the vocabulary of {vocab_size}"
@@ -144,34 +159,55 @@ class Sampler:
         """The next token from its logits (V,) float32, which stay as they are.
 
         Args:
-            mask: (V,) bool, True where a token may be taken; None: everywhere.
-        Raises: FloatingPointError if the logits are not numbers, or none may be taken.
+            mask: (V,) bool, the tokens that a grammar allows.
+        Raises: FloatingPointError if the logits are not numbers.
         """
-        scores = self._adjusted(logits)
-        if mask is not None:
-            scores = np.where(mask, scores, np.float32(-np.inf))
-        best = int(scores.argmax())  # NaN wins every argmax, so this one look finds it
-        if not np.isfinite(scores[best]):
-            raise FloatingPointError("the model's logits are not finite numbers")
-        token_id = best if self._sampling.temperature == 0 else self._draw(scores)
-        if self._penalised:
-            self._counts[token_id] = self._counts.get(token_id, 0) + 1
+        scores = self.scores(logits, mask)
+        token_id = self.best(scores) if self._sampling.temperature == 0 else self._draw(scores)
+        self.count(token_id)
+        return self.choice(token_id, logits)
+
+    def choice(self, token_id: int, logits: np.ndarray) -> Choice:
+        """A token that was decided upon, with the log-probabilities that were asked for."""
         if self._sampling.logprobs is None:
             return Choice(token_id=token_id)
         return _with_logprobs(token_id, logits, self._sampling.logprobs)
 
-    def _adjusted(self, logits: np.ndarray) -> np.ndarray:
+    def count(self, token_id: int) -> None:
+        """Take note of a token for the penalties."""
+        if self._penalised:
+            self._counts[token_id] = self._counts.get(token_id, 0) + 1
+        if self._seen is not None:
+            self._seen[token_id] = True
+
+    def best(self, scores: np.ndarray) -> int:
+        """The greedy token, the first of several. Raises: FloatingPointError."""
+        best = int(scores.argmax())  # NaN wins every argmax, so this one look finds it
+        if not np.isfinite(scores[best]):
+            raise FloatingPointError("the model's logits are not finite numbers")
+        return best
+
+    def scores(self, logits: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """Logits after penalties, bias and mask: (V,) float32."""
         sampling = self._sampling
-        if not sampling.logit_bias and not self._counts:
+        unchanged = not sampling.logit_bias and not self._counts and self._seen is None
+        if unchanged and mask is None:
             return logits
         scores = logits.copy()
+        if self._seen is not None:
+            seen = scores[self._seen]
+            penalty = np.float32(sampling.repetition_penalty)
+            scores[self._seen] = np.where(seen < 0, seen * penalty, seen / penalty)
         for token_id, bias in (sampling.logit_bias or {}).items():
             scores[token_id] += bias
         for token_id, count in self._counts.items():
             scores[token_id] -= count * sampling.frequency_penalty + sampling.presence_penalty
+        if mask is not None:
+            scores[~mask] = -np.inf
         return scores
 
     def _draw(self, scores: np.ndarray) -> int:
+        self.best(scores)
         cumulative = np.cumsum(probabilities(scores, self._sampling), dtype=np.float64)
         target = self._generator.random() * cumulative[-1]
         return int(np.searchsorted(cumulative, target, side="right"))
@@ -190,7 +226,22 @@ def probabilities(scores: np.ndarray, sampling: Sampling) -> np.ndarray:
         weights[weights < descending[last]] = 0
     if sampling.min_p:
         weights[weights < np.float32(sampling.min_p)] = 0  # the largest weight is 1
+    if sampling.typical_p < 1:
+        _keep_typical(weights, sampling.typical_p)
     return weights
+
+
+def _keep_typical(weights: np.ndarray, typical_p: float) -> None:
+    """Keep those whose surprise is nearest to the entropy, until they have `typical_p` together."""
+    kept = np.flatnonzero(weights)
+    shares = weights[kept].astype(np.float64)
+    shares /= shares.sum()
+    surprise = -np.log(shares)
+    distance = np.abs(surprise - (shares * surprise).sum())
+    nearest_first = np.argsort(distance, kind="stable")
+    last = int(np.searchsorted(np.cumsum(shares[nearest_first]), typical_p))
+    limit = distance[nearest_first[min(last, len(kept) - 1)]]
+    weights[kept[distance > limit]] = 0
 
 
 def _with_logprobs(token_id: int, logits: np.ndarray, count: int) -> Choice:

@@ -23,7 +23,7 @@ import numpy as np
 
 from lmworks.inference.base import FinishReason
 from lmworks.inference.sampling import Sampler
-from lmworks.inference.stopping import OutputText
+from lmworks.inference.stopping import OutputText, StreamDecoder
 from lmworks.inference.streams import Stream
 
 _MOST_CLIENTS = 1024  # whose counts are kept though they have no request
@@ -40,6 +40,10 @@ class Grammar(Protocol):
 
     def accept(self, token_id: int) -> None:
         """Move on by a token."""
+        ...
+
+    def stream_decoder(self) -> StreamDecoder:
+        """What turns the tokens into text as the grammar sees it."""
         ...
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 from lmworks.inference.base import Completion, Delta, FinishReason, Messages, Usage, collect
 from lmworks.inference.sampling import Sampling
+from lmworks.inference.settings import Settings
 from lmworks.inference.stopping import StopMatcher
+from lmworks.inference.tool_formats import PLAIN
+from lmworks.inference.tool_stream import ToolStream
 
 Answer = Callable[[Messages], str]
 
@@ -19,7 +22,8 @@ class ScriptedChat:
     """Gives `answers` in turn, from the first again after the last; or calls one to get them.
 
     A word with the blanks before it counts as a token, of the prompt and of the answer, so
-    `max_tokens` and `stop` mean what they mean elsewhere; the other settings are only checked.
+    `max_tokens` and `stop` mean what they mean elsewhere. Calls of tools are read in the answer
+    where the request has some; the other settings are only checked.
 
     Args:
         delay_s: seconds before each piece, for a stream that one can watch and stop.
@@ -38,13 +42,14 @@ class ScriptedChat:
         """See `ChatModel.complete`."""
         return collect(self.stream(messages, **sampling))
 
-    def stream(self, messages: Messages, **sampling: Any) -> ScriptedStream:
+    def stream(self, messages: Messages, **sampling: Any) -> ScriptedStream | ToolStream:
         """See `ChatModel.stream`."""
-        settings = Sampling.of(sampling)
+        request = Settings.of(sampling)
         with self._lock:
             answer = self._answer(messages) if self._answer else next(self._script or iter(()))
         prompt = " ".join(str(message.get("content", "")) for message in messages)
-        return ScriptedStream(answer, settings, len(_pieces(prompt)), self._delay_s)
+        stream = ScriptedStream(answer, request.sampling, len(_pieces(prompt)), self._delay_s)
+        return ToolStream(stream, request.tools, PLAIN) if request.tools else stream
 
     def count_tokens(self, messages: Messages) -> int:
         """The words of a conversation."""
@@ -54,7 +59,9 @@ class ScriptedChat:
         """The next answer, as in `complete`."""
         return collect(self.stream_text(prompt, **sampling))
 
-    def stream_text(self, prompt: str | Sequence[int], **sampling: Any) -> ScriptedStream:
+    def stream_text(
+        self, prompt: str | Sequence[int], **sampling: Any
+    ) -> ScriptedStream | ToolStream:
         """The next answer, piece by piece."""
         return self.stream([{"role": "user", "content": prompt}], **sampling)
 

@@ -10,11 +10,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from lmworks.inference.base import ChatModel, Completion, Delta
+from lmworks.inference.base import ChatModel, Completion, Delta, ToolCall, ToolCallDelta
 from lmworks.serving.bodies import read_json
 from lmworks.serving.generation import Opener
 from lmworks.serving.openai_answers import Answer, chat_logprobs
-from lmworks.serving.openai_types import GenerationRequest, Message, parse
+from lmworks.serving.openai_types import GenerationRequest, Json, Message, Text, parse
 from lmworks.serving.openapi import takes
 from lmworks.serving.service import Service
 
@@ -28,6 +28,9 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Json] | None = None
+    tool_choice: Text | Json | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -66,8 +69,11 @@ class ChatAnswer(Answer):
         return self._kind + ".chunk"
 
     def _whole_choice(self, completion: Completion) -> dict[str, Any]:
+        calls = [_call_object(call) for call in completion.tool_calls]
+        text = completion.text or (None if calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         return {
-            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "message": message | ({"tool_calls": calls} if calls else {}),
             "logprobs": chat_logprobs(completion.logprobs),
             "finish_reason": completion.finish_reason,
         }
@@ -75,8 +81,21 @@ class ChatAnswer(Answer):
     def _piece_choice(self, delta: Delta, first: bool) -> dict[str, Any]:
         content: dict[str, Any] = {"role": "assistant"} if first else {}
         if first or delta.text:
-            content["content"] = delta.text
+            content["content"] = delta.text or (None if delta.tool_calls else "")
+        if delta.tool_calls:
+            content["tool_calls"] = [
+                {"index": piece.index} | _call_object(piece) for piece in delta.tool_calls
+            ]
         return {"delta": content, "logprobs": chat_logprobs(delta.logprobs or None)}
+
+
+def _call_object(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
+    """A call, or a piece of one: only the first has an id and a name. `problem` is our own."""
+    function = {"name": call.name} if call.name else {}
+    found: dict[str, Any] = {"function": function | {"arguments": call.arguments}}
+    if call.id:
+        found |= {"id": call.id, "type": "function"}
+    return found | ({"problem": call.problem} if call.problem else {})
 
 
 def add_routes(app: FastAPI, service: Service) -> None:

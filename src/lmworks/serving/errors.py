@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from lmworks.core.errors import UserError, nearest
+from lmworks.inference.grammar_tokens import GrammarError
 from lmworks.inference.remote import RemoteError
 from lmworks.inference.sampling import InvalidParameter
 from lmworks.inference.streams import EngineClosed, GenerationError, PromptTooLong, QueueFull
@@ -94,6 +95,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error), param=error.param, code="invalid_value")
         case QueueFull():
             return ApiError(429, str(error), code="queue_full")
+        case GenerationError(__cause__=GrammarError()):  # a limit that the grammar ran into
+            return ApiError(400, str(error), code="grammar_failed")
         case GenerationError():
             _LOG.error("generation failed", exc_info=error)
             return ApiError(500, str(error), code="generation_failed")

@@ -6,6 +6,7 @@ not a number. Messages hold text only: an image or a sound in `content` is refus
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -18,8 +19,9 @@ from lmworks.serving.generation import Opener
 from lmworks.serving.openai_answers import Answer
 
 MAX_CHOICES = 32
-_SETTINGS = ("temperature", "top_p", "top_k", "min_p", "logit_bias", "seed", "stop")
-_PENALTIES = ("frequency_penalty", "presence_penalty")
+_SETTINGS = ("temperature", "top_p", "top_k", "min_p", "typical_p", "logit_bias", "seed", "stop")
+_PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty")
+_FORM = ("response_format", "tools", "tool_choice", "parallel_tool_calls")
 R = TypeVar("R", bound=pydantic.BaseModel)
 
 
@@ -29,6 +31,17 @@ def _valid_text(text: str) -> str:
 
 
 Text = Annotated[str, pydantic.AfterValidator(_valid_text)]
+
+
+def _valid_json(value: Any) -> Any:
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    return value
+
+
+Json = Annotated[dict[str, Any], pydantic.AfterValidator(_valid_json)]
 
 
 class Strict(BaseModel):
@@ -44,17 +57,51 @@ class TextPart(Strict):
     text: Text
 
 
+class CalledFunction(Strict):
+    """Name and arguments (JSON text) of a call."""
+
+    name: Text
+    arguments: Text
+
+
+class CalledTool(Strict):
+    """A call that the model made in an earlier turn."""
+
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(Strict):
     """One turn; `content` may come in parts, which are joined."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
+    name: Text | None = None
+    tool_calls: list[CalledTool] | None = None
+    tool_call_id: Text | None = None
 
-    def plain(self) -> dict[str, str]:
+    @pydantic.model_validator(mode="after")
+    def _whole(self) -> Message:
+        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+            raise ValueError("needs a content")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only the assistant has tool_calls")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise ValueError("needs the tool_call_id of the call that it answers")
+        return self
+
+    def plain(self) -> dict[str, Any]:
         """As templates know it: `developer` is the newer word for `system`."""
         parts = self.content
-        text = parts if isinstance(parts, str) else "".join(part.text for part in parts)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if isinstance(parts, list):
+            parts = "".join(part.text for part in parts)
+        role = "system" if self.role == "developer" else self.role
+        message: dict[str, Any] = {"role": role, "content": parts}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        beside = {"name": self.name, "tool_call_id": self.tool_call_id}
+        return message | {key: value for key, value in beside.items() if value is not None}
 
 
 # Bounds as there. Nothing here reads it but the responses that are kept.
@@ -83,11 +130,14 @@ class GenerationRequest(Strict):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
     stop: Text | list[Text] | None = None
+    response_format: Json | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
@@ -157,7 +207,8 @@ class GenerationRequest(Strict):
 
     def sampling(self, choice: int = 0) -> dict[str, Any]:
         """The settings given, for `ChatModel`. Further choices of a seeded request differ."""
-        given = {name: getattr(self, name) for name in (*_SETTINGS, *_PENALTIES)}
+        names = (*_SETTINGS, *_PENALTIES, *_FORM)
+        given = {name: getattr(self, name, None) for name in names}
         given |= {"max_tokens": self.token_limit, "logprobs": self.top_logprobs_wanted}
         if self.num_drawn > (self.n or 1) and given["logprobs"] is None:
             given["logprobs"] = 0  # the best are told by them
@@ -197,7 +248,8 @@ def _clearest(errors: Sequence[Any]) -> Any:
 
 
 # Names that pydantic adds for the members of a union are not the client's.
-_FIELDS = {"role", "content", "type", "text", "include_usage"}
+_FIELDS = {"role", "content", "type", "text", "include_usage", "tool_calls", "function", "name"}
+_FIELDS |= {"arguments", "id", "tool_call_id"}
 
 
 def _param(loc: Sequence[int | str]) -> str:
