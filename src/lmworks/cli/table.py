@@ -188,6 +188,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lmworks.cli.explain_positions:command",
         "How models are told where a token stands, in pictures.",
     ),
+    "gateway serve": (
+        "lmworks.cli.gateway:serve",
+        "One OpenAI-compatible door to many back ends: keys, limits, fallbacks.",
+    ),
+    "gateway init": ("lmworks.cli.gateway:init", "Write a commented config to begin with."),
+    "gateway check": ("lmworks.cli.gateway:check", "Check a config without starting anything."),
+    "gateway keys": ("lmworks.cli.gateway_keys:command", "Make, list, rotate and revoke keys."),
+    "gateway usage": ("lmworks.cli.gateway_reports:usage", "What was used, by key, model or day."),
+    "gateway log": ("lmworks.cli.gateway_reports:log", "The newest requests."),
+    "gateway audit": (
+        "lmworks.cli.gateway_reports:audit",
+        "What admins did, and whether that log is whole.",
+    ),
     "compress quantize": (
         "stage:lmworks.compression.quantize:quantize",
         "Make weights smaller; write a GGUF file.",
@@ -205,6 +218,7 @@ GROUPS: dict[str, str] = {
     "eval": "Measure models.",
     "model": "Change a trained model, or compare two.",
     "explain": "Look into what a model does.",
+    "gateway": "One door to many back ends.",
     "compress": "Make models smaller.",
 }
 STAGE = "stage:"
