@@ -112,3 +112,10 @@ def test_the_url_is_one_that_a_browser_can_open():
     assert page_url("::", 1) == "http://[::1]:1"
     assert page_url("::1", 1) == "http://[::1]:1"
     assert page_url("localhost", 1) == "http://localhost:1"
+
+
+def test_answers_are_not_held_back_by_nagle():
+    """asyncio sets TCP_NODELAY on what a listener accepts only if its protocol is named."""
+    listener = bind("127.0.0.1", 0)
+    assert listener.proto == socket.IPPROTO_TCP
+    listener.close()

@@ -148,7 +148,9 @@ def bind(host: str, port: int) -> socket.socket:
         raise UserError(f"port {port} does not exist: choose one from 1 to 65535 with --port")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # The protocol is named since asyncio turns Nagle's algorithm off only where it is: without,
+        # the second write of an answer waits up to 40 ms for the client's delayed acknowledgement.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         if not hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # elsewhere it would share a port in use
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except (socket.gaierror, UnicodeError) as error:

@@ -157,7 +157,8 @@ async def _chunk(
 
 async def _send(writer: asyncio.StreamWriter, value: Any, status: int = 200) -> bool:
     body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
-    head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     await writer.drain()
     return True

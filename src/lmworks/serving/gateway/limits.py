@@ -2,8 +2,8 @@
 
 Two kinds of rule, both in whole numbers so that nothing drifts:
 
-- a **window** (a day or a month, UTC) has a limit and a counter that begins at 0;
-- a **bucket** (token bucket) holds at most `capacity` and fills by `per_s`; a request takes from it.
+- a **window** (a day or a month in UTC) has a limit and a counter that begins at 0;
+- a **bucket** (token bucket) holds at most `capacity` and fills by `per_s`; a request takes of it.
 
 A request reserves what it may cost at most before it is sent on, all rules at once or none; when
 it is over, what it really cost takes the place of the reservation. So the limit on requests is

@@ -43,7 +43,7 @@ def _any(text: str) -> bool:
 _PATTERNS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
     (
         "PRIVATE_KEY",
-        r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[A-Za-z0-9+/=\s:,-]{0,20000}?"
+        r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[A-Za-z0-9+/=\s:,]{0,20000}"
         r"-----END [A-Z ]{0,30}PRIVATE KEY-----",
         _any,
     ),

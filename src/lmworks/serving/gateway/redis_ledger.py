@@ -155,7 +155,7 @@ class RedisLedger:
             socket_connect_timeout=_WAIT_S,
             decode_responses=True,
         )
-        self._redis = redis.asyncio.Redis(connection_pool=pool)
+        self._redis = redis.asyncio.Redis.from_pool(pool)
         self._error: type[Exception] = redis.RedisError
         self._store = store
         self._gateway = secrets.token_hex(6)

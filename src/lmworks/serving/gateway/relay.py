@@ -7,11 +7,15 @@ or an error stands is parsed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 DONE = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 16 << 20
+_PIECE = re.compile(
+    rb'"(?:content|text|arguments|reasoning|reasoning_content|refusal|delta)": ?"[^"]'
+)
 
 
 class Tokens(NamedTuple):
@@ -97,6 +101,11 @@ def _count(values: Mapping[str, Any], *names: str) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return value
     return 0
+
+
+def is_piece(event: bytes) -> bool:
+    """Whether an event carries a piece of an answer, which mostly is one token."""
+    return _PIECE.search(event) is not None
 
 
 def begins_answer(event: bytes) -> bool:
