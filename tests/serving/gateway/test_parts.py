@@ -120,7 +120,10 @@ def test_redaction_is_stable(text):
     assert redact(redact(text)) == redact(text)
 
 
-@pytest.mark.parametrize("part", ["a", "1", "1 ", "a.", "@", "a@", "-", "+1", "password:", "A1", "-----BEGIN PRIVATE KEY-----"])
+@pytest.mark.parametrize(
+    "part",
+    ["a", "1", "1 ", "a.", "@", "a@", "-", "+1", "password:", "A1", "-----BEGIN PRIVATE KEY-----"],
+)
 def test_no_text_makes_redaction_slow(part):
     started = time.perf_counter()
     redact(part * 50_000)

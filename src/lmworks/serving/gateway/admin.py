@@ -20,7 +20,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 
 from lmworks.core.errors import UserError
-from lmworks.serving.app import read_json
+from lmworks.serving.bodies import read_json
 from lmworks.serving.errors import ApiError
 from lmworks.serving.gateway.door import Door
 from lmworks.serving.gateway.keys import Key

@@ -39,6 +39,7 @@ class BackendConfig:
     answer_s: float = option(300.0, help="seconds to wait for an answer that is not streamed")
     idle_s: float = option(60.0, help="seconds to wait between two pieces of a stream")
     max_parallel: int = option(0, help="requests at the same time; 0: any number")
+    tell_client: bool = option(False, help="send the key's id as X-Client, for fairness there")
     redact: bool = option(False, help="take secrets and personal data out of what is sent there")
 
 

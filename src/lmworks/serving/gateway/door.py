@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from lmworks.core.errors import MissingExtra
-from lmworks.serving.app import read_json
+from lmworks.serving.bodies import read_json
 from lmworks.serving.errors import CLIENT_LEFT, ApiError, as_api_error, model_not_found
 from lmworks.serving.gateway import cache as caching
 from lmworks.serving.gateway.account import Account, text_of
@@ -195,6 +195,7 @@ class Door:
         self.metrics.overhead_s.observe(time.monotonic() - account.started_s)
         call = Call(
             path=path,
+            client=key.id,
             model=name,
             body=asked,
             stream=stream,

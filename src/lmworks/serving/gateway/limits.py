@@ -151,9 +151,9 @@ class Refused(ApiError):
         super().__init__(429, message, code=code)
         self.retry_after_s = retry_after_s
 
-    def response(self) -> Any:
+    def response(self, path: str = "") -> Any:
         """With `Retry-After` in whole seconds, rounded up."""
-        answer = super().response()
+        answer = super().response(path)
         answer.headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
         return answer
 

@@ -38,12 +38,14 @@ class Call:
 
     Attributes:
         path: below `/v1`, with the slash.
+        client: the key's id.
         body: without `model`.
         redact: applied to the body for back ends that want it.
         check: called with a whole answer; raises ValueError for one that another try may mend.
     """
 
     path: str
+    client: str
     model: str
     body: Mapping[str, Any]
     stream: bool
@@ -200,7 +202,8 @@ class Router:
             data = json.dumps(asked, ensure_ascii=False).encode()
             async with asyncio.timeout(None if call.stream else config.answer_s):
                 wait_s = config.first_byte_s if call.stream else config.answer_s
-                response = await backend.upstream.post(path, data, wait_s)
+                client = call.client if config.tell_client else ""
+                response = await backend.upstream.post(path, data, wait_s, client)
                 answer = Answer(backend, route, model, response)
                 if response.status != 200:
                     raise await refused(backend.name, response)

@@ -97,13 +97,15 @@ class Upstream:
         ]
         self._pool = _pool(url.scheme, url.hostname or "")
 
-    async def post(self, path: str, body: bytes, wait_s: float) -> Response:
+    async def post(self, path: str, body: bytes, wait_s: float, client: str = "") -> Response:
         """Send a JSON body. Raises: UpstreamFailure when no head of an answer comes."""
         headers = [
             *self._headers,
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
+        if client:
+            headers.append((b"x-client", client.encode()))
         return await self._send("POST", path, headers, body, wait_s)
 
     async def get(self, path: str, wait_s: float) -> Response:
