@@ -16,6 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -121,6 +122,7 @@ class Scheduler:
         self.active: list[Request] = []  # holders of a slot
         self._free_slots = list(range(num_slots))
         self._served: dict[str, float] = {}  # tokens by client
+        self._present: Counter[str] = Counter()  # requests by client
         self._arrivals = itertools.count()
 
     @property
@@ -141,12 +143,13 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request."""
         request.arrival = next(self._arrivals)
-        here = {other.client for other in (*self.waiting, *self.active)}
+        here = self._present
         if request.client not in here:
             least = min((self._served[client] for client in here), default=0.0)
             if len(self._served) > _MOST_CLIENTS or not here:
                 self._served = {client: self._served[client] for client in here}
             self._served[request.client] = max(self._served.get(request.client, 0.0), least)
+        here[request.client] += 1
         self.waiting.append(request)
 
     def charge(self, request: Request, num_tokens: int) -> None:
@@ -195,3 +198,8 @@ class Scheduler:
             request.slot = -1
         elif request in self.waiting:
             self.waiting.remove(request)
+        else:
+            return
+        self._present[request.client] -= 1
+        if not self._present[request.client]:
+            del self._present[request.client]
