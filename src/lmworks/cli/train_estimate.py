@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lmworks.cli.stage_command import build_config, config_options
-from lmworks.core.errors import UserError
+from lmworks.core.quantities import parse_bytes
 from lmworks.training.pretrain import PretrainConfig
 
 if TYPE_CHECKING:
     from lmworks.training.estimating import Forecast
-
-_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-
-
-def _bytes(text: str) -> int:
-    """`8GB`, `800 MB` or a number of bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip().lower())
-    if not match or not float(match[1]):
-        raise UserError(f"--memory {text!r}: write it as 8GB or 800MB")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _run(
@@ -38,7 +27,7 @@ def _run(
     from lmworks.training.estimating import forecast
     from lmworks.training.memory_advice import usable_memory
 
-    limit = _bytes(memory) if memory else usable_memory()
+    limit = parse_bytes(memory, "--memory") if memory else usable_memory()
     config = build_config(PretrainConfig, recipe, {"corpus": "-", "tokenizer": "-", **{
         name: value for name, value in given.items() if value is not None
     }}, sets)  # fmt: skip

@@ -88,3 +88,15 @@ class PeakMemory:
         self._done.set()
         self._thread.join()
         self.bytes = max(self.bytes, resident_bytes())
+
+
+def give_back_memory() -> None:
+    """Hand memory that was freed back to the system, as far as the C library knows how to."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+        if trim is not None:
+            trim(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,21 +70,28 @@ class GGUFWeights:
         rows = tensor.data.reshape(len(order), -1)
         return dataclasses.replace(tensor, data=rows[order.numpy()].reshape(tensor.data.shape))
 
+    def packable(self, model: Model, bounds: list[Bound]) -> Iterator[tuple[str, Any, Bound]]:
+        """The modules of `model` whose matrices are quantised: path, module, and its tensor."""
+        from lmworks.models.packed import PACKED_TYPES
+
+        by_name = {bound.own[0]: bound for bound in bounds if bound.rule.plain}
+        for path, module in list(model.named_modules()):
+            bound = by_name.get(f"{path}.weight")
+            if type(module) not in (nn.Linear, nn.Embedding) or bound is None:
+                continue
+            if self.tensors[bound.foreign[0]].type in PACKED_TYPES:
+                yield path, module, bound
+
     def pack(self, model: Model, bounds: list[Bound]) -> None:
         """Replace the modules of `model` whose matrices are quantised by packed ones.
 
         Raises: UserError for scales that are NaN or infinite.
         """
-        from lmworks.models.packed import PACKED_TYPES, PackedEmbedding, PackedLinear
+        from lmworks.models.packed import PackedEmbedding, PackedLinear
 
-        by_name = {bound.own[0]: bound for bound in bounds if bound.rule.plain}
         kinds: dict[type, Any] = {nn.Linear: PackedLinear, nn.Embedding: PackedEmbedding}
-        for path, module in list(model.named_modules()):
-            kind, bound = kinds.get(type(module)), by_name.get(f"{path}.weight")
-            if kind is None or bound is None:
-                continue
-            if self.tensors[bound.foreign[0]].type not in PACKED_TYPES:
-                continue
+        for path, module, bound in self.packable(model, bounds):
+            kind = kinds[type(module)]
             tensor = self._rows(bound)
             bias = getattr(module, "bias", None)
             packed = kind(tensor) if bias is None else kind(tensor, bias)

@@ -77,11 +77,9 @@ def load_model(
 
 def _load_with_adapter(folder: Path, packed: bool, quantize: str, base: str) -> Any:
     """See `load_model`."""
-    from lmworks.models.adapters.files import base_reference, load_adapter
+    from lmworks.models.adapters.files import load_adapter
 
-    reference = base_reference(folder, base)
-    if reference != base:
-        reference = _as_reference(reference, folder)
+    reference = adapter_base(folder, base)
     model = load_model(reference, packed=packed, quantize=quantize)
     if not isinstance(model, Model):
         raise UserError(f"{reference} holds two towers that meet: no adapter fits that")
@@ -89,6 +87,17 @@ def _load_with_adapter(folder: Path, packed: bool, quantize: str, base: str) -> 
     if adapter.config.mergeable and not packed and not quantize:
         adapter.merge()
     return model.eval()
+
+
+def adapter_base(folder: Path, base: str = "") -> str:
+    """The reference of the model under the adapter in `folder`; `base` takes its place.
+
+    Raises: UserError if there is none, or it leads nowhere, saying how to name it.
+    """
+    from lmworks.models.adapters.files import base_reference
+
+    reference = base_reference(folder, base)
+    return reference if reference == base else _as_reference(reference, folder)
 
 
 def _as_reference(name: str, folder: Path) -> str:

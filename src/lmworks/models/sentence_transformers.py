@@ -7,6 +7,7 @@ would be others.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,52 @@ def sentence_head(folder: Path) -> EmbeddingHeadConfig | None:
             "Transformer, Pooling, Normalize; without the file the model alone is loaded"
         )
     return EmbeddingHeadConfig(pooling=_pooling(folder, steps[1]), normalize=len(kinds) == 3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SentenceSettings:
+    """How the folder wants texts to be read.
+
+    Attributes:
+        max_length: tokens of a text, or None where the folder names no limit.
+        lower: in lower case.
+        prompts: what goes before a text, by name.
+        default_prompt: the name of the prompt that texts get unless told otherwise, or "".
+    """
+
+    max_length: int | None = None
+    lower: bool = False
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt: str = ""
+
+
+def sentence_settings(folder: Path) -> SentenceSettings:
+    """What the folder's two files of settings say; nothing, where there are none.
+
+    Raises: UserError for settings that are of another kind than they should be.
+    """
+    values: dict[str, Any] = {}
+    for name in ("sentence_bert_config.json", "config_sentence_transformers.json"):
+        if (where := folder / name).is_file():
+            found = read_json(where, "settings of sentence-transformers")
+            if not isinstance(found, Mapping):
+                raise UserError(f"{where} must be an object")
+            values |= found
+    length, prompts = values.get("max_seq_length"), values.get("prompts") or {}
+    default = values.get("default_prompt_name") or ""
+    if length is not None and (not isinstance(length, int) or length < 1):
+        raise UserError(f"{folder}: max_seq_length must be a number of tokens, not {length!r}")
+    texts = isinstance(prompts, Mapping) and all(isinstance(p, str) for p in prompts.values())
+    if not texts or not isinstance(default, str):
+        raise UserError(f"{folder}: prompts must be texts by name")
+    if default and default not in prompts:
+        raise UserError(f"{folder}: the default prompt {default!r} is not among the prompts")
+    return SentenceSettings(
+        max_length=length,
+        lower=values.get("do_lower_case") is True,
+        prompts=prompts,
+        default_prompt=default,
+    )
 
 
 def _kind(step: Any) -> str:

@@ -20,6 +20,8 @@ APIS: tuple[str, ...] = (
     "lmworks.serving.responses:add_routes",
     "lmworks.serving.messages:add_routes",
     "lmworks.serving.websocket:add_routes",
+    "lmworks.serving.embeddings:add_routes",
+    "lmworks.serving.rerank:add_routes",
     "lmworks.serving.streams:add_routes",
     "lmworks.serving.models:add_routes",
     "lmworks.serving.health:add_routes",

@@ -8,7 +8,9 @@
 | `POST /v1/messages`, `/v1/messages/count_tokens` | `messages.py` |
 | `/v1/stream`, a WebSocket | `websocket.py` |
 | `GET`, `DELETE /v1/streams/ID` | `streams.py` |
-| `GET /v1/models`, `/v1/models/NAME` | `models.py` |
+| `POST /v1/embeddings` | `embeddings.py` |
+| `POST /v1/rerank` | `rerank.py` |
+| `GET /v1/models`, `/v1/models/NAME`, `POST /v1/models/load`, `/unload` | `models.py` |
 | `GET /health`, `/ready`, `/metrics` | `health.py` |
 | `GET /` | `page.py` |
 | `GET /openapi.json` | `openapi.py` |

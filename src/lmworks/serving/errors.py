@@ -21,6 +21,7 @@ from lmworks.inference.grammar_tokens import GrammarError
 from lmworks.inference.remote import RemoteError
 from lmworks.inference.sampling import InvalidParameter
 from lmworks.inference.streams import EngineClosed, GenerationError, PromptTooLong, QueueFull
+from lmworks.serving.memory_units import DoesNotFit, LoadFailed, NoRoom
 
 _LOG = logging.getLogger("lmworks.serving")
 CLIENT_LEFT = 499  # the status that access logs have used for this since nginx
@@ -104,6 +105,13 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(503, str(error), code="shutting_down")
         case RemoteError():
             return ApiError(502, str(error), code="upstream_error")
+        case DoesNotFit():
+            return ApiError(507, str(error), param="model", code="model_too_large")
+        case NoRoom():
+            return ApiError(503, str(error), param="model", code="no_memory_now")
+        case LoadFailed():
+            _LOG.error("loading failed", exc_info=error)
+            return ApiError(500, str(error), param="model", code="model_load_failed")
         case UserError():
             return ApiError(400, str(error))
         case ClientDisconnect():  # in the middle of its own request; nobody reads this

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lmworks.core.errors import UserError
@@ -98,6 +98,19 @@ def read_adapter_config(folder: Path) -> Mapping[str, Any]:
     return values
 
 
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The adapter's tensors and their shapes, without reading them.
+
+    Raises: UserError for a folder that holds none, or a damaged file.
+    """
+    path = _tensor_file(folder)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
 def base_reference(folder: Path, base: str = "") -> str:
     """The reference of the model that an adapter is for.
 
@@ -124,18 +137,25 @@ def _config_type(values: Mapping[str, Any], path: Path) -> type[AdapterConfig]:
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / TENSORS
-    if not path.is_file():
-        if (pickle := folder / "adapter_model.bin").is_file():
-            raise UserError(
-                f"{pickle} is a pickle, which can run code when it is read: convert it to "
-                "safetensors where you trust it, and load that"
-            )
-        raise UserError(f"{folder} holds no {TENSORS}")
+    path = _tensor_file(folder)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged or cut short ({error}): fetch or make it again"
-        ) from error
+        raise _damaged(path, error) from error
     return {name.removeprefix(_PREFIX): tensor.float() for name, tensor in tensors.items()}
+
+
+def _tensor_file(folder: Path) -> Path:
+    path = folder / TENSORS
+    if path.is_file():
+        return path
+    if (pickle := folder / "adapter_model.bin").is_file():
+        raise UserError(
+            f"{pickle} is a pickle, which can run code when it is read: convert it to "
+            "safetensors where you trust it, and load that"
+        )
+    raise UserError(f"{folder} holds no {TENSORS}")
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged or cut short ({error}): fetch or make it again")
