@@ -127,7 +127,6 @@ class Engine:
         self._scheduler = Scheduler(max_batch)
         self._wake = threading.Condition()
         self._closed = False
-        self.model_adapters = adapters
         self._steps = Steps(
             model,
             tokenizer,
@@ -159,6 +158,15 @@ class Engine:
     def cache_bytes(self) -> int:
         """The size of the cache with every slot full."""
         return self._cache.num_bytes
+
+    @property
+    def model_adapters(self) -> Adapters | None:
+        """The adapters that requests may ask for by name; None: there are none."""
+        return self._steps.adapters
+
+    @model_adapters.setter
+    def model_adapters(self, adapters: Adapters | None) -> None:
+        self._steps.adapters = adapters
 
     @property
     def proposer(self) -> Proposer | None:

@@ -11,7 +11,7 @@ from lmworks.core.errors import UserError
 from lmworks.inference.base import Completion, Delta, Messages, Usage, collect
 from lmworks.inference.grammar_tokens import GrammarCompiler
 from lmworks.inference.sampling import MAX_STOPS, InvalidParameter
-from lmworks.inference.settings import Settings
+from lmworks.inference.settings import REQUEST_SETTINGS, Settings
 from lmworks.inference.streams import Stream
 from lmworks.inference.tool_formats import format_of
 from lmworks.inference.tool_grammar import tool_grammar
@@ -32,6 +32,8 @@ class LocalChat:
     `Role: content` and a blank line, and the answer follows `Assistant:` and ends where the model
     writes a new line with `User:`.
     """
+
+    request_options = REQUEST_SETTINGS  # beside those of the answer: what the engine takes
 
     def __init__(self, engine: Engine, name: str = "local") -> None:
         self.engine, self.name = engine, name

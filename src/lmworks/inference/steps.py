@@ -38,8 +38,12 @@ class Adapters(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def active(self, name: str) -> contextlib.AbstractContextManager[Any]:
-        """Meanwhile the model computes with the adapter; "" is the model itself."""
+    def groups(self, names: Sequence[str]) -> Sequence[Sequence[int]]:
+        """Which rows, by the names of their adapters, can be one forward each."""
+        ...
+
+    def active(self, names: Sequence[str]) -> contextlib.AbstractContextManager[Any]:
+        """The model to call with rows of these adapters, one group; "" is the model itself."""
         ...
 
 
@@ -243,9 +247,8 @@ class Steps:
 
     def decode(self) -> None:
         """A step for all requests that run."""
-        adapters = sorted({request.adapter for request in self.scheduler.decoding})
-        for adapter in adapters:
-            requests = [r for r in self.scheduler.decoding if r.adapter == adapter]
+        for group in self._groups():
+            requests = [r for r in group if r.slot >= 0]  # others may have had to leave for one
             proposals = self._proposals(requests)
             num_new = 1 + max(map(len, proposals.values()), default=0)
             requests = self._with_pages(requests, num_new)
@@ -261,6 +264,14 @@ class Steps:
             self.statistics.batch_size.observe(len(requests))
             for request, scores in zip(requests, logits, strict=True):
                 self._sample(request, scores, proposals.get(request, ()))
+
+    def _groups(self) -> list[list[Request]]:
+        """The requests that run, by what can be one forward."""
+        running = list(self.scheduler.decoding)
+        if self.adapters is None or not any(request.adapter for request in running):
+            return [running] if running else []
+        rows = self.adapters.groups([request.adapter for request in running])
+        return [[running[row] for row in group] for group in rows]
 
     def _proposals(self, requests: list[Request]) -> dict[Request, tuple[int, ...]]:
         """Token ids that may come next, for as many rows as can be taken back."""
@@ -290,8 +301,8 @@ class Steps:
         try:
             view = self.cache.view([request.slot for request in requests])
             input_ids = torch.tensor(ids, dtype=torch.long, device=self.cache.device)
-            with self._adapted(requests[0].adapter):
-                logits = self.model(input_ids, cache=view, last_only=not all_positions)
+            with self._adapted([request.adapter for request in requests]) as model:
+                logits = model(input_ids, cache=view, last_only=not all_positions)
             array: np.ndarray = logits[..., : self.vocab_size].float().cpu().numpy()
             return array
         except Exception as error:  # whatever a model raises must not take the engine along
@@ -299,8 +310,10 @@ class Steps:
                 self.fail(request, error)
             return None
 
-    def _adapted(self, name: str) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self.adapters is None else self.adapters.active(name)
+    def _adapted(self, names: Sequence[str]) -> contextlib.AbstractContextManager[Any]:
+        if self.adapters is None:
+            return contextlib.nullcontext(self.model)
+        return self.adapters.active(names)
 
     # --- tokens ---
 

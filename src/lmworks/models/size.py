@@ -18,6 +18,7 @@ from lmworks.models.config import ModelConfig
 from lmworks.models.gguf_weights import GGUFWeights
 from lmworks.models.load import adapter_base, open_weights
 from lmworks.models.model import Model
+from lmworks.models.pages import PAGE
 from lmworks.models.skeleton import skeleton
 from lmworks.models.weights import bind_weights
 
@@ -46,7 +47,9 @@ class ModelSize:
         total = 0
         for layer in self.config.layers:
             kept = layer.kept(self.config)
-            positions = min(kept.window or max_positions, max_positions)
+            whole = -(-max_positions // PAGE) * PAGE
+            is_ring = kept.window is not None and kept.window < max_positions
+            positions = kept.window if is_ring and kept.window else whole
             total += positions * sum(heads * size for heads, size in kept.per_position.values())
             total += sum(math.prod(shape) for shape in kept.fixed.values())
         return 4 * num_slots * total

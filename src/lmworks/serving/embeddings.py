@@ -17,6 +17,7 @@ from lmworks.serving.bodies import read_json
 from lmworks.serving.encoders import Work, encoded, lent_embedder
 from lmworks.serving.errors import CLIENT_LEFT, ApiError
 from lmworks.serving.openai_types import Strict, Text, parse
+from lmworks.serving.openapi import takes
 from lmworks.serving.service import Service
 
 MAX_INPUTS = 2048  # as there
@@ -88,7 +89,7 @@ def _encoded(request: EmbeddingsRequest, vector: np.ndarray) -> Any:
 def add_routes(app: FastAPI, service: Service) -> None:
     """See `apis`."""
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", **takes(app, EmbeddingsRequest))
     async def embeddings(http: Request) -> Response:
         request = parse(EmbeddingsRequest, await read_json(http, service.max_body_bytes))
         found = await encoded(

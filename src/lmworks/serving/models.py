@@ -19,6 +19,7 @@ from lmworks.serving.encoders import in_thread
 from lmworks.serving.errors import ApiError, model_not_found
 from lmworks.serving.model_pool import ModelPool
 from lmworks.serving.openai_types import Strict, Text, parse
+from lmworks.serving.openapi import takes
 from lmworks.serving.service import Service
 
 
@@ -68,19 +69,19 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": [entry(each) for each in service.models.describe()]}
 
-    @app.post("/v1/models/load")
+    @app.post("/v1/models/load", **takes(app, ModelRequest))
     async def load_model(http: Request) -> Response:
         request = parse(ModelRequest, await read_json(http, service.max_body_bytes))
         described = await change(request.model, lambda pool: pool.load(request.model))
         return JSONResponse(entry(described))
 
-    @app.post("/v1/models/unload")
+    @app.post("/v1/models/unload", **takes(app, ModelRequest))
     async def unload_model(http: Request) -> Response:
         request = parse(ModelRequest, await read_json(http, service.max_body_bytes))
         described = await change(request.model, lambda pool: pool.unload(request.model))
         return JSONResponse(entry(described))
 
-    @app.post("/v1/load_lora_adapter")
+    @app.post("/v1/load_lora_adapter", **takes(app, LoadAdapterRequest))
     async def load_adapter(http: Request) -> Response:
         request = parse(LoadAdapterRequest, await read_json(http, service.max_body_bytes))
         base = request.base_model_name or ""
@@ -90,7 +91,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         )
         return JSONResponse(entry(described))
 
-    @app.post("/v1/unload_lora_adapter")
+    @app.post("/v1/unload_lora_adapter", **takes(app, UnloadAdapterRequest))
     async def unload_adapter(http: Request) -> Response:
         request = parse(UnloadAdapterRequest, await read_json(http, service.max_body_bytes))
         name = request.lora_name

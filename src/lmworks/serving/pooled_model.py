@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmworks.core.errors import UserError
 from lmworks.inference.base import ChatModel, Completion, Delta, Messages, collect
 from lmworks.serving.loaded_models import LoadedModel
 from lmworks.serving.memory_units import Lease
@@ -37,10 +38,8 @@ class PooledModel:
 
     def stream(self, messages: Messages, **settings: Any) -> PooledStream:
         """See `ChatModel.stream`."""
-        system = self._entry.settings.system
-        if system and not any(message.get("role") == "system" for message in messages):
-            messages = [{"role": "system", "content": system}, *messages]
-        return self._open(lambda chat, merged: chat.stream(messages, **merged), settings)
+        whole = self._with_system(messages)
+        return self._open(lambda chat, merged: chat.stream(whole, **merged), settings)
 
     def complete_text(self, prompt: str | Sequence[int], **settings: Any) -> Completion:
         """See `ChatModel.complete_text`."""
@@ -49,6 +48,16 @@ class PooledModel:
     def stream_text(self, prompt: str | Sequence[int], **settings: Any) -> PooledStream:
         """See `ChatModel.stream_text`."""
         return self._open(lambda chat, merged: chat.stream_text(prompt, **merged), settings)
+
+    def count_tokens(self, messages: Messages, **settings: Any) -> int:
+        """The length of the prompt that a conversation becomes. Raises: UserError where only the
+        other side could tell."""
+        with self._pool.acquire(self.name) as lease:
+            count = getattr(_loaded(lease).chat, "count_tokens", None)
+            if count is None:
+                raise UserError(f"the tokens of {self.name!r} can't be counted: it is not local")
+            found: int = count(self._with_system(messages), **settings)
+            return found
 
     @contextlib.contextmanager
     def embedder(self) -> Iterator[Embedder]:
@@ -61,6 +70,12 @@ class PooledModel:
         """What scores texts, for as long as it lasts."""
         with self._pool.acquire(self.name) as lease:
             yield _loaded(lease).reranker(self._entry.key)
+
+    def _with_system(self, messages: Messages) -> Messages:
+        system = self._entry.settings.system
+        if not system or any(message.get("role") == "system" for message in messages):
+            return messages
+        return [{"role": "system", "content": system}, *messages]
 
     def _open(
         self, opened: Callable[[ChatModel, dict[str, Any]], Iterator[Delta]], settings: Any
@@ -111,6 +126,11 @@ class PooledStream(Iterator[Delta]):
         if delta.finish_reason is not None and delta.usage is not None:
             self.close()  # who reads the last sees an idle model
         return delta
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt, where it is known before the end; else 0."""
+        return int(getattr(self._stream, "prompt_tokens", 0))
 
     def cancel(self) -> None:
         """End the generation, from any thread."""

@@ -19,6 +19,7 @@ from lmworks.serving.bodies import read_json
 from lmworks.serving.encoders import Work, encoded, lent_reranker
 from lmworks.serving.errors import CLIENT_LEFT, ApiError
 from lmworks.serving.openai_types import Strict, Text, parse
+from lmworks.serving.openapi import takes
 from lmworks.serving.service import Service
 
 MAX_DOCUMENTS = 1000
@@ -95,5 +96,5 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse(_answer(request, scores, method, tokens))
 
     # Cohere's client asks at /v2 since its newer one; Jina's at /v1.
-    app.post("/v1/rerank")(rank)
+    app.post("/v1/rerank", **takes(app, RerankRequest))(rank)
     app.post("/v2/rerank", include_in_schema=False)(rank)

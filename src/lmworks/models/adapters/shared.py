@@ -59,6 +59,9 @@ class SharedAdapters:
         """The adapters that are loaded."""
         return list(self._adapters)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._adapters
+
     def check(self, name: str) -> None:
         """Raises: UserError with the nearest name for an adapter that is not loaded."""
         if name and name not in self._adapters:
