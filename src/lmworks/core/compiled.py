@@ -43,13 +43,23 @@ def kernel(module: str, name: str) -> Kernel:
         return _kernel(module, name)
 
 
+def address(module: str, name: str) -> int:
+    """Where a kernel lies in memory, for another one to call it."""
+    with _LOCK:
+        return _address(module, name)
+
+
 @functools.cache
 def _kernel(module: str, name: str) -> Kernel:
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(_address(module, name))
+
+
+@functools.cache
+def _address(module: str, name: str) -> int:
     path = _object_file(module, name)
     if not path.is_file():
         _build(module)
-    address = _load(path.read_bytes(), _symbol(module, name))
-    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)
+    return _load(path.read_bytes(), _symbol(module, name))
 
 
 def _symbol(module: str, name: str) -> str:
@@ -92,7 +102,20 @@ def _version(module: str) -> str:
 @functools.cache
 def _processor() -> str:
     llvm = _llvm()
-    return f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    plain = os.environ.get("LMWORKS_PLAIN_KERNELS", "")
+    return f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()} {plain}"
+
+
+def has(*features: str) -> bool:
+    """Whether this processor has all of LLVM's `features`, for kernels that are written for them.
+
+    With LMWORKS_PLAIN_KERNELS=1 in the environment it has none, so that a machine can test what
+    kernels do on another.
+    """
+    if os.environ.get("LMWORKS_PLAIN_KERNELS", "0") not in ("", "0"):
+        return False
+    found = _llvm().get_host_cpu_features()
+    return all(found.get(feature, False) for feature in features)
 
 
 def _object_file(module: str, name: str) -> Path:

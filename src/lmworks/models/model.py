@@ -25,6 +25,7 @@ from lmworks.models.base import build_block
 from lmworks.models.config import AttentionConfig, BlockConfig, LMHeadConfig, ModelConfig
 from lmworks.models.context import Context, Encoded
 from lmworks.models.documents import Documents
+from lmworks.models.fused_step import fused_states
 from lmworks.models.heads import HeadTransform, PooledHead, build_head
 from lmworks.models.initialization import INIT_STD, init_linear, residual_std
 from lmworks.models.layer import Layer
@@ -97,6 +98,10 @@ class Model(nn.Module):
         Returns: (B, T, V), or (B, 1, V) with `last_only`, float32; or what the head makes of it.
         Raises: UserError for an id outside the vocabulary or a row that outgrows the cache.
         """
+        if cache is not None and not inputs:
+            fused = fused_states(self, input_ids, cache, logits=True, last_only=last_only)
+            if fused is not None:
+                return self._capped(cast(torch.Tensor, fused[1]))
         hidden = self.hidden_states(input_ids, cache, **inputs)
         if isinstance(self.head, PooledHead):
             pooled: torch.Tensor = self.head(hidden, inputs.get("attention_mask"), input_ids)
@@ -155,6 +160,10 @@ class Model(nn.Module):
             apart = context.apart is not None and context.padding is None
             context = self._with_bias(context, order if apart else places)
             return self._run(self._embed(rows, places, token_type_ids), context)
+        if record is None and attention_mask is None and token_type_ids is None:
+            fused = fused_states(self, input_ids, cache)
+            if fused is not None:
+                return fused[0]
         step = cache.begin(*input_ids.shape[:2])
         with torch.no_grad():
             x = self._embed(self._rows(input_ids), step.positions, token_type_ids)
@@ -295,9 +304,11 @@ class Model(nn.Module):
             logits = F.linear(hidden, cast(torch.Tensor, self.embed_tokens.weight), bias)
         else:
             logits = self.lm_head(hidden)
-        if head.softcap is not None:
-            logits = torch.tanh(logits / head.softcap) * head.softcap
-        return logits
+        return self._capped(logits)
+
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+        softcap = cast(LMHeadConfig, self.config.head).softcap
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     def auxiliary_loss(self) -> torch.Tensor | None:
         """The sum of what blocks add to the loss in training (routers), or None."""

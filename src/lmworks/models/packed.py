@@ -1,9 +1,9 @@
 """Quantised matrices that a linear layer computes with as they are, without unpacking the whole.
 
-At loading, the blocks of a GGUF tensor are taken apart into codes (int8, or two 4-bit ones to the
-byte), float32 steps for each 16 or 32 of them and, in some types, float32 shifts, and four rows are
-laid side by side. The weights are exactly those that `dequantize` gives; only the order of the sums
-differs.
+At loading, the blocks of a GGUF tensor are taken apart into codes (8 bits, or two 4-bit ones to the
+byte), float32 steps for each 16 or 32 of them and, in some types, float32 shifts, and sixteen rows
+are laid side by side (see `packed_slots`). The weights are exactly those that `dequantize` gives;
+`packed_vectors` says how a product rounds.
 
 A few activations go through the kernel, which reads 0.6 to 1.3 bytes per weight instead of 4. Many
 (a long prompt, a training batch) are cheaper through PyTorch's matrix product with a slice of rows
@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -23,29 +23,41 @@ import numpy as np
 import torch
 from torch import nn
 
+from lmworks.core import compiled
 from lmworks.core.block_parts import FORMATS
 from lmworks.core.errors import UserError
-from lmworks.core.ggml_types import BLOCK, TYPES
+from lmworks.core.ggml_types import TYPES
 from lmworks.core.machine import usable_cores
+from lmworks.models import packed_slots as slots
+from lmworks.models.packed_slots import BLOCK, TILE
 
 if TYPE_CHECKING:
     from lmworks.core.gguf import GGUFTensor
 
 PACKED_TYPES = tuple(FORMATS)
-TILE = 4  # rows that the kernel takes together
+_KERNELS = "lmworks.models.packed_kernels"
 _KERNEL_ROWS = 256  # of activations; beyond that the matrix product wins
 _SLICE_WEIGHTS = 1 << 20  # dequantised at a time, 4 MB
 _SPLIT_PRODUCTS = 1 << 24  # of weights and activations: enough work to hand to a second thread
 _SPLIT_WEIGHTS = 1 << 16  # to dequantise: the same
 _UNPACKED_AT_ONCE = 1 << 20  # weights taken apart at loading
+_KINDS = {  # by (4 bits, with offsets, two scales to a block)
+    (True, True, False): slots.NIBBLES,
+    (True, True, True): slots.NIBBLES_HALVES,
+    (True, False, False): slots.CENTRED,
+    (True, False, True): slots.CENTRED_HALVES,
+    (False, False, False): slots.BYTES,
+    (False, False, True): slots.BYTES_HALVES,
+    (False, True, False): slots.BYTES_OFFSETS,
+}
 
 
 class PackedMatrix:
     """(rows, columns) as codes, scales and offsets: value = scale * code + offset, in groups.
 
     Attributes:
-        codes: (tiles, blocks, TILE, 32) int8, or two to the byte (tiles, blocks, TILE, 16) uint8.
-        scales, offsets: (tiles, blocks, TILE, groups) float32, of the 1 or 2 groups of 32 numbers;
+        codes: (tiles, blocks, words, TILE, 4) uint8, as `packed_slots` says.
+        scales, offsets: (tiles, blocks, groups, TILE) float32, of the 1 or 2 groups of 32 numbers;
             offsets are None for types that have none.
     Raises: UserError for a block type that is not in PACKED_TYPES.
     """
@@ -57,32 +69,31 @@ class PackedMatrix:
         self.shape = (rows, columns)
         form = FORMATS[tensor.type]
         nibbles = form.high - form.low <= 15
-        # Codes below zero are stored from -8 up, as the kernel knows by the lack of offsets.
-        lowest = 0 if form.shifted else -8
+        self._middle = 128 if not nibbles else 0 if form.shifted else 8
+        self._kind = _KINDS[nibbles, form.shifted, form.group < BLOCK]
         tiles, blocks = -(-rows // TILE), columns // BLOCK
         self.codes: np.ndarray = np.zeros(
-            (tiles, blocks, TILE, BLOCK // 2 if nibbles else BLOCK),
-            dtype=np.uint8 if nibbles else np.int8,
+            (tiles, blocks, 4 if nibbles else 8, TILE, 4), dtype=np.uint8
         )
-        self.scales = np.zeros((tiles, blocks, TILE, BLOCK // form.group), dtype=np.float32)
+        self.scales = np.zeros((tiles, blocks, BLOCK // form.group, TILE), dtype=np.float32)
         self.offsets = np.zeros_like(self.scales) if form.shifted else None
         raw = np.asarray(tensor.data).reshape(rows, -1)
         step = TILE * max(1, _UNPACKED_AT_ONCE // (TILE * columns))
         for first in range(0, rows, step):
             some = raw[first : first + step]
             parts = form.split(some.reshape(-1, TYPES[tensor.type].num_bytes))
-            codes = parts.codes.reshape(len(some), blocks, BLOCK)
+            codes = parts.codes.astype(np.uint8) + np.uint8(self._middle)
+            words = codes.reshape(len(some), blocks, -1, 4)
             if nibbles:
-                halves = (codes - np.int8(lowest)).view(np.uint8)
-                codes = halves[..., : BLOCK // 2] | halves[..., BLOCK // 2 :] << np.uint8(4)
-            _lay_down(self.codes, codes, first)
-            per_group = columns // form.group
+                words = words[:, :, 0::2] | words[:, :, 1::2] << np.uint8(4)
+            _lay_down(self.codes, words, first)
+            groups = (len(some), blocks, BLOCK // form.group)
             steps = np.broadcast_to(parts.steps(), (len(parts.d), _groups(parts, form.group)))
-            _lay_down(self.scales, steps.reshape(len(some), per_group), first)
+            _lay_down(self.scales, steps.reshape(groups), first)
             shifts = parts.shifts()
             if self.offsets is not None and shifts is not None:
                 shifts = np.broadcast_to(shifts, steps.shape)
-                _lay_down(self.offsets, shifts.reshape(len(some), per_group), first)
+                _lay_down(self.offsets, shifts.reshape(groups), first)
 
     @property
     def num_bytes(self) -> int:
@@ -90,9 +101,24 @@ class PackedMatrix:
         parts = (self.codes, self.scales, self.offsets)
         return sum(part.nbytes for part in parts if part is not None)
 
+    def description(self, bias: int = 0) -> list[int]:
+        """What kernels are told of it (see `packed_slots`), with the address of a bias or 0."""
+        addresses = [part.ctypes.data for part in (self.codes, self.scales)]
+        offsets = 0 if self.offsets is None else self.offsets.ctypes.data
+        return [self._kind, *self.shape, *addresses, offsets, bias, 0]
+
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """float32 values of some rows, (len(ids), columns)."""
-        return self._values((ids // TILE, slice(None), ids % TILE)).reshape(-1, self.shape[1])
+        tiles, lanes = ids // TILE, ids % TILE
+        words = self.codes[tiles, :, :, lanes]  # (N, blocks, words, 4)
+        if words.shape[2] == 4:
+            words = np.stack([words & 15, words >> 4], axis=3)
+        codes = words.reshape(*words.shape[:2], BLOCK).astype(np.float32) - self._middle
+        each = BLOCK // self.scales.shape[2]
+        values: np.ndarray = codes * np.repeat(self.scales[tiles, :, :, lanes], each, axis=-1)
+        if self.offsets is not None:
+            values += np.repeat(self.offsets[tiles, :, :, lanes], each, axis=-1)
+        return values.reshape(-1, self.shape[1])
 
     def dequantized(self) -> np.ndarray:
         """float32 values of all rows, (rows, columns)."""
@@ -102,24 +128,11 @@ class PackedMatrix:
 
     def _dequantize(self, out: np.ndarray, first: int) -> None:
         """Values of as many rows as `out` (N, columns) has, from the tile `first` on."""
-        tiles = -(-len(out) // TILE)
+        a = self._arguments()
+        a[slots.OUT], a[slots.OUT_ROW], a[slots.OUT_ROWS] = out.ctypes.data, out.shape[1], len(out)
+        a[slots.SKIPPED] = first
         parts = _threads() if out.size >= _SPLIT_WEIGHTS else 1
-        _in_threads(self._values_of_tiles, parts, tiles, out, first)
-
-    def _values_of_tiles(self, out: np.ndarray, first: int, start: int, stop: int) -> None:
-        _kernels().tile_values(self.codes, self.scales, self.offsets, out, first, start, stop)
-
-    def _values(self, index: Any) -> np.ndarray:
-        """Codes, scales and offsets at `index` put together: (..., 32)."""
-        codes = self.codes[index]
-        if codes.dtype == np.uint8:
-            codes = np.concatenate([codes & 15, codes >> 4], axis=-1).view(np.int8)
-            codes -= np.int8(8 if self.offsets is None else 0)
-        each = BLOCK // self.scales.shape[-1]
-        values: np.ndarray = codes * np.repeat(self.scales[index], each, axis=-1)
-        if self.offsets is not None:
-            values += np.repeat(self.offsets[index], each, axis=-1)
-        return values
+        _in_threads("values", parts, -(-len(out) // TILE), a)
 
     def product(self, x: np.ndarray) -> np.ndarray:
         """x (N, columns) float32 -> (N, rows) float32. Raises: TypeError for another precision."""
@@ -127,15 +140,26 @@ class PackedMatrix:
             raise TypeError(f"a packed matrix takes float32 activations, not {x.dtype}")
         if len(x) > _KERNEL_ROWS:
             return self._matrix_product(x)
+        count, columns = x.shape
         num_tiles = len(self.codes)
-        out = np.empty((len(x), num_tiles * TILE), dtype=np.float32)
-        work = self.shape[0] * self.shape[1] * len(x)
+        out = np.empty((count, num_tiles * TILE), dtype=np.float32)
+        records = np.empty(count * columns // BLOCK * slots.RECORD_BYTES, dtype=np.uint8)
+        steps = np.empty(count, dtype=np.float32)
+        a = self._arguments()
+        a[slots.RECORDS], a[slots.STEP_SIZES] = records.ctypes.data, steps.ctypes.data
+        a[slots.X], a[slots.X_ROW], a[slots.COUNT] = x.ctypes.data, 4 * columns, count
+        a[slots.OUT], a[slots.OUT_ROW], a[slots.WIDTH] = out.ctypes.data, out.shape[1], columns
+        work = self.shape[0] * columns * count
         parts = _threads() if work >= _SPLIT_PRODUCTS else 1
-        _in_threads(self._dots, parts, num_tiles, x, out)
+        _in_threads("records", parts if count > parts else 1, count, a)
+        _in_threads("product", parts, num_tiles, a)
         return out[:, : self.shape[0]]
 
-    def _dots(self, x: np.ndarray, out: np.ndarray, start: int, stop: int) -> None:
-        _kernels().tile_dots(self.codes, self.scales, self.offsets, x, out, start, stop)
+    def _arguments(self) -> np.ndarray:
+        self._described = np.array(self.description(), dtype=np.int64)
+        a = np.zeros(slots.ARGUMENTS, dtype=np.int64)
+        a[slots.MATRIX] = self._described.ctypes.data
+        return a
 
     def _matrix_product(self, x: np.ndarray) -> np.ndarray:
         x_t, out = torch.from_numpy(x), torch.empty(len(x), self.shape[0])
@@ -245,22 +269,15 @@ def _groups(parts: Any, group: int) -> int:
 
 
 def _lay_down(target: np.ndarray, rows: np.ndarray, first: int) -> None:
-    """Put (N, blocks or blocks * groups, ...) of the rows from `first` on into the tiles."""
-    _, blocks, _, width = target.shape
-    by_row = rows.reshape(len(rows), blocks, width)
+    """Put (N, blocks, ...) of the rows from `first` on into the lanes of the tiles."""
+    lane = target.ndim - 1 if rows.ndim == 3 else 3
+    by_lane = np.moveaxis(target, lane, 1)  # (tiles, TILE, blocks, ...)
     whole = len(rows) // TILE * TILE
     at = first // TILE
-    tiled = by_row[:whole].reshape(-1, TILE, blocks, width)
-    target[at : at + len(tiled)] = tiled.transpose(0, 2, 1, 3)
+    tiled = rows[:whole].reshape(-1, TILE, *rows.shape[1:])
+    by_lane[at : at + len(tiled)] = tiled
     if rest := len(rows) - whole:  # the last tile is filled with zeros
-        target[at + len(tiled), :, :rest] = by_row[whole:].transpose(1, 0, 2)
-
-
-@functools.cache
-def _kernels() -> Any:
-    from lmworks.models import _packed_numba
-
-    return _packed_numba
+        by_lane[at + len(tiled), :rest] = rows[whole:]
 
 
 _LOCAL = threading.local()
@@ -274,11 +291,20 @@ def _buffer(size: int) -> torch.Tensor:
     return held
 
 
-def _in_threads(work: Callable[..., None], parts: int, count: int, *arguments: Any) -> None:
-    """work(*arguments, start, stop) for `parts` parts of range(count), at the same time."""
+def _in_threads(name: str, parts: int, count: int, arguments: np.ndarray) -> None:
+    """The kernel `name` for `parts` parts of range(count), at the same time."""
+    run = compiled.kernel(_KERNELS, name)
     ends = [count * i // parts for i in range(parts + 1)]
-    waiting = [_pool().submit(work, *arguments, ends[i], ends[i + 1]) for i in range(1, parts)]
-    work(*arguments, 0, ends[1])
+    calls = []
+    for i in range(parts):
+        a = arguments if i == 0 else arguments.copy()
+        a[slots.FIRST], a[slots.LAST] = ends[i], ends[i + 1]
+        calls.append(a)
+    scratch = np.empty((parts, slots.MOST_AT_ONCE * TILE), dtype=np.float32)
+    for a, own in zip(calls, scratch):
+        a[slots.SCRATCH] = own.ctypes.data
+    waiting = [_pool().submit(run, a.ctypes.data) for a in calls[1:]]
+    run(calls[0].ctypes.data)
     for part in waiting:
         part.result()
 

@@ -1,0 +1,304 @@
+"""What a fused step needs to know of a model: addresses and settings, and what it can't do."""
+
+from __future__ import annotations
+
+import operator
+import struct
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lmworks.models import fused_slots as f
+from lmworks.models import packed_slots as p
+from lmworks.models.attention import Attention
+from lmworks.models.config import (
+    AttentionConfig,
+    LayerConfig,
+    LMHeadConfig,
+    MLPConfig,
+    SlidingWindow,
+)
+from lmworks.models.feed_forward import MLP
+from lmworks.models.layer import Layer
+from lmworks.models.norms import LayerNorm, RMSNorm
+from lmworks.models.packed import PackedLinear
+from lmworks.models.positions import Rotary, shared_rotary
+
+if TYPE_CHECKING:
+    from lmworks.models.cache import CacheView
+    from lmworks.models.cache_step import CacheStep
+    from lmworks.models.model import Model
+
+_ACTIVATIONS = {
+    "silu": f.SILU, "gelu": f.GELU, "gelu_tanh": f.GELU_TANH, "gelu_quick": f.GELU_QUICK,
+    "relu": f.RELU, "relu_squared": f.RELU_SQUARED, "tanh": f.TANH,
+}  # fmt: skip
+_PLACEMENTS = ("pre", "sandwich", "output")
+
+
+class NotFused(Exception):
+    """A reason why."""
+
+
+class Plan:
+    """Of one model; `reason` says why not, and all else is empty then."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.num_layers = self.num_weights = 0
+        self.widest = 1  # columns of records
+        self.widths: dict[int, int] = {}  # of the buffers
+        self.layers = self.end_norm = self.head = np.zeros(0, dtype=np.int64)
+        self.rotaries: list[Rotary | None] = []
+        self.heads: list[int] = []  # of each layer: query heads to a key head
+        self.has_head, self.logit_scale = False, 1.0
+        # What the plan stands on: entries of modules' tables, parameters and where they lie, and
+        # the tables of hooks, which have to be empty.
+        self._entries: list[tuple[dict[str, Any], str]] = []
+        self._parts: list[Any] = []
+        self._parameters: list[torch.Tensor] = []
+        self._addresses: list[int] = []
+        self._hooks: list[Any] = []
+        self._places: tuple[Any, list[Any], np.ndarray] = (lambda: None, [], np.zeros(0))
+
+    def watch(self, module: nn.Module) -> None:
+        """Remember what a module consists of."""
+        for name, table in ((n, t) for t in (module._modules, module._parameters) for n in t):
+            self._entries.append((table, name))
+            self._parts.append(table[name])
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                self._parameters.append(parameter)
+                self._addresses.append(parameter.data_ptr())
+        self._hooks += [module._forward_hooks, module._forward_pre_hooks]
+        for child in module._modules.values():
+            if child is not None:
+                self.watch(child)
+
+    @property
+    def hooked(self) -> bool:
+        """Whether anybody wants to see what a module gets or gives."""
+        return any(self._hooks)
+
+    def holds(self) -> bool:
+        """Whether the model is still what the plan was made of."""
+        parts = [table.get(name) for table, name in self._entries]
+        return (
+            all(map(operator.is_, parts, self._parts))
+            and [parameter.data_ptr() for parameter in self._parameters] == self._addresses
+            and self.hooked == (self.reason == _HOOKED)
+        )
+
+    def fits(self, view: CacheView, num_new: int) -> bool:
+        """Whether this step can be fused: rings are not written over what the step needs."""
+        rings = [ring for ring in view.cache.rings if ring is not None]
+        if not rings or view.cache.device.type != "cpu":
+            return view.cache.device.type == "cpu"
+        if any(ring % f.PAGE for ring in rings):
+            return False
+        return num_new == 1 or max(view.lengths) + num_new <= min(rings)
+
+    def scores(self, total: int) -> int:
+        """float32 numbers that a thread needs to attend to so many positions."""
+        padded = total + 2 * f.PAGE
+        return max(self.heads) * (padded + p.TILE)
+
+    def places(self, step: CacheStep) -> np.ndarray:
+        """Where keys, values and rotary tables lie, (layers, PLACES_SLOTS) int64."""
+        cache = step.view.cache
+        tables = [
+            None if rotary is None else rotary.tables(step.total, torch.device("cpu"))
+            for rotary in self.rotaries
+        ]
+        known, held_tables, places = self._places
+        if known() is cache and all(map(operator.is_, _first(tables), held_tables)):
+            return places
+        places = np.zeros((self.num_layers, f.PLACES_SLOTS), dtype=np.int64)
+        for place, held, ring, pair in zip(places, cache.growing, cache.rings, tables):
+            place[f.KEYS_AT], place[f.VALUES_AT] = (held[n].data_ptr() for n in ("keys", "values"))
+            place[f.RING] = ring or 0
+            if pair is not None:
+                place[f.COSINES_AT], place[f.SINES_AT] = (table.data_ptr() for table in pair)
+        self._places = (weakref.ref(cache), _first(tables), places)
+        return places
+
+
+def _first(tables: list[Any]) -> list[Any]:
+    return [pair and pair[0] for pair in tables]
+
+
+def make_plan(model: Model) -> Plan:
+    """The plan of a model as it is now."""
+    plan = Plan()
+    plan.watch(model)
+    try:
+        if plan.hooked:
+            raise NotFused(_HOOKED)
+        _Maker(plan, model).make()
+    except NotFused as reason:
+        plan.reason = str(reason)
+    return plan
+
+
+class _Maker:
+    """Reads a model into a plan."""
+
+    def __init__(self, plan: Plan, model: Model) -> None:
+        self.plan, self.model = plan, model
+
+    def make(self) -> None:
+        """Raises: NotFused."""
+        model, config, plan = self.model, self.model.config, self.plan
+        need(config.encoder is None, "it has an encoder")
+        need(model.relative_bias is None, "its attention has a bias of distances")
+        need(model.embed_inputs is None, "it does not read token ids")
+        need(config.hidden_size % p.TILE == 0, f"hidden size {config.hidden_size}")
+        plan.num_layers = len(model.layers)
+        plan.widths = {f.NORMED: config.hidden_size, f.UPDATE: config.hidden_size}
+        layers = [self.layer(*pair) for pair in zip(model.layers, config.layers)]
+        plan.layers = np.array(layers, dtype=np.int64)
+        plan.end_norm = np.array(self.norm(model.norm, config.hidden_size), dtype=np.int64)
+        head, transform = config.head, model.head
+        plain = isinstance(head, LMHeadConfig) and transform is None and model.lm_head is not None
+        tied = isinstance(head, LMHeadConfig) and transform is None and model.lm_head is None
+        plan.has_head = plain or tied
+        plan.logit_scale = head.scale if isinstance(head, LMHeadConfig) else 1.0
+        if plain:
+            plan.head = np.array(self.matrix(model.lm_head), dtype=np.int64)
+        elif tied:
+            plan.head = np.array(self.floats(model.embed_tokens.weight, None), dtype=np.int64)
+
+    def layer(self, layer: nn.Module, config: LayerConfig) -> list[int]:
+        """The numbers of one layer. Raises: NotFused."""
+        mixer, mlp = getattr(layer, "mixer", None), getattr(layer, "feed_forward", None)
+        need(type(layer) is Layer, f"a {_name(layer)}")
+        need(type(mixer) is Attention, f"a {_name(mixer)} as its mixer")
+        need(type(mlp) is MLP, f"a {_name(mlp)} feed-forward" if mlp else "no feed-forward")
+        need(not hasattr(layer, "cross_attention"), "cross attention")
+        need(layer.placement in _PLACEMENTS, f"norms placed {layer.placement!r}")
+        assert isinstance(layer, Layer) and isinstance(mixer, Attention) and isinstance(mlp, MLP)
+        hidden = self.model.config.hidden_size
+        numbers = self.settings(mixer.config, mixer, mlp)
+        assert isinstance(config.feed_forward, MLPConfig)
+        numbers[f.ACTIVATION] = _ACTIVATIONS[config.feed_forward.activation]
+        before = layer.placement in ("pre", "sandwich")
+        for name in ("mixer", "feed_forward"):
+            own = getattr(layer, f"{name}_norm")
+            after = getattr(layer, f"{name}_output_norm", None)
+            numbers += self.norm(own if before else None, hidden)
+            numbers += self.norm(after if before else own, hidden)
+            if name == "mixer":
+                for norm in (mixer.q_norm, mixer.k_norm):
+                    numbers += self.norm(norm, mixer.config.head_dim)
+        matrices = (
+            mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj,
+            mlp.gate_proj, mlp.up_proj, mlp.down_proj,
+        )  # fmt: skip
+        for matrix in matrices:
+            numbers += self.matrix(matrix)
+        assert len(numbers) == f.LAYER_SLOTS
+        return numbers
+
+    def settings(self, config: AttentionConfig, mixer: Attention, mlp: MLP) -> list[int]:
+        """The first sixteen numbers of a layer."""
+        need(config.causal, "attention that is not causal")
+        need(not config.alibi, "attention with ALiBi")
+        need(mixer.prefix is None, "a prefix of an adapter")
+        pattern = config.pattern
+        need(pattern is None or isinstance(pattern, SlidingWindow), "attention in a pattern")
+        need(config.head_dim in f.HEAD_DIMS, f"heads of {config.head_dim}")
+        whole = config.qk_norm is not None and config.qk_norm_over != "head"
+        need(not whole, "a norm over all heads")
+        rotary_dim = 0
+        rotary = None
+        if config.rope is not None:
+            need(not config.rope.depends_on_length, "rotary angles that depend on the length")
+            rotary_dim = config.rope.rotary_dim(config.head_dim)
+            rotary = shared_rotary(config.rope, rotary_dim)
+        self.plan.rotaries.append(rotary)
+        inner = mlp.up_proj.out_features
+        need(inner % p.TILE == 0, f"intermediate size {inner}")
+        wide = config.num_attention_heads * config.head_dim
+        narrow = config.num_key_value_heads * config.head_dim
+        for slot, width in (
+            (f.QUERIES, wide), (f.GATHERED, wide), (f.KEYS, narrow), (f.VALUES, narrow),
+            (f.GATES, inner), (f.INNER, inner),
+        ):  # fmt: skip
+            self.plan.widths[slot] = max(width, self.plan.widths.get(slot, 0))
+        group = config.num_attention_heads // config.num_key_value_heads
+        self.plan.heads.append(group)
+        window = pattern.window if isinstance(pattern, SlidingWindow) else 0
+        numbers = [
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim, rotary_dim,
+            window, _bits(config.scale or config.head_dim**-0.5), _bits(config.softcap or 0.0),
+            0, inner,
+        ]  # fmt: skip
+        return numbers + [0] * (f.MIXER_NORM - len(numbers))
+
+    def norm(self, norm: nn.Module | None, size: int) -> list[int]:
+        """The eight numbers of a norm. Raises: NotFused."""
+        if norm is None:
+            return [f.NO_NORM] + [0] * (f.NORM_SLOTS - 1)
+        need(type(norm) in (RMSNorm, LayerNorm), f"a {_name(norm)}")
+        assert isinstance(norm, RMSNorm | LayerNorm)
+        weight, bias = norm.weight, getattr(norm, "bias", None)
+        need(weight.shape == (size,), f"a norm over {tuple(weight.shape)}")
+        kind = f.RMS if isinstance(norm, RMSNorm) else f.LAYER
+        offset = int(isinstance(norm, RMSNorm) and norm.unit_offset)
+        addresses = [_address(weight), 0 if bias is None else _address(bias)]
+        return [kind, *addresses, _bits(norm.eps), offset, 0, 0, 0]
+
+    def matrix(self, module: nn.Module | None) -> list[int]:
+        """The eight numbers of a matrix. Raises: NotFused."""
+        if module is None:
+            return [p.NONE] + [0] * (p.MATRIX_SLOTS - 1)
+        if type(module) is nn.Linear:
+            return self.floats(module.weight, module.bias)
+        need(type(module) is PackedLinear, f"a {_name(module)}")
+        assert isinstance(module, PackedLinear)
+        matrix = module.matrix
+        self.plan.widest = max(self.plan.widest, matrix.shape[1])
+        self.plan.num_weights += matrix.shape[0] * matrix.shape[1]
+        return matrix.description(self.bias(module.bias, matrix.shape[0]))
+
+    def floats(self, weight: torch.Tensor, bias: torch.Tensor | None) -> list[int]:
+        """Of a float32 matrix."""
+        rows, columns = weight.shape
+        need(columns % p.TILE == 0 and rows >= 4, f"a matrix of {rows} x {columns}")
+        self.plan.num_weights += rows * columns
+        bias_at = self.bias(bias, rows)
+        return [p.FLOAT, rows, columns, _address(weight), 0, 0, bias_at, 0]
+
+    def bias(self, bias: torch.Tensor | None, rows: int) -> int:
+        """Where a bias lies; 0 for none."""
+        if bias is None:
+            return 0
+        need(rows % p.TILE == 0, f"a bias of {rows}")
+        return _address(bias)
+
+
+def need(given: bool, otherwise: str) -> None:
+    """Raises: NotFused unless a condition is given."""
+    if not given:
+        raise NotFused(otherwise)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    need(tensor.device.type == "cpu", f"weights on {tensor.device.type}")
+    need(tensor.dtype == torch.float32, f"weights of {tensor.dtype}")
+    need(type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_contiguous(), "weights apart")
+    return tensor.data_ptr()
+
+
+def _bits(number: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", number))[0])
+
+
+def _name(module: Any) -> str:
+    return type(module).__name__
+
+
+_HOOKED = "a hook stands on a module"
