@@ -97,6 +97,10 @@ def ask(name: str, kind: str, folder: Path, out: Path) -> dict[str, list[float]]
         **setup.CASES[name][2],
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if kind == "smollm2":
+        # Its own padding also ends answers, and transformers takes a row's last token that is not
+        # padding for its end: a reward would be read one token too early.
+        tokenizer.pad_token = "<|endoftext|>"
     if as_text and name not in setup.AS_TEXT:
         # Their newer trainers leave the first token to the tokenizer, the older ones put it there.
         for row in rows:
@@ -110,6 +114,8 @@ def ask(name: str, kind: str, folder: Path, out: Path) -> dict[str, list[float]]
     else:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.config.pad_token_id = tokenizer.pad_token_id
+    # Its row would get no gradient where padding is a token with a meaning, as SmolLM2's is.
+    model.get_input_embeddings().padding_idx = None
     trainer = Recording(
         model=model,
         args=arguments,

@@ -45,8 +45,12 @@ def record(kind: str) -> dict[str, Any]:
 
     theirs = AutoTokenizer.from_pretrained(folder / "model")
     theirs.chat_template = setup.TAGGED
+    learner = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    # SmolLM2 pads with <|im_end|>, which ends every answer: transformers' embedding gives the row
+    # of the padding no gradient, wherever it stands. Here it learns as any other.
+    learner.get_input_embeddings().padding_idx = None
     trainer = Recording(
-        model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32),
+        model=learner,
         processing_class=theirs,
         train_dataset=Dataset.from_list([{"messages": row} for row in setup.rows(kind)]),
         args=SFTConfig(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.training import preference_setup as setup
@@ -105,5 +106,7 @@ def test_fifty_steps_of_smollm2_are_those_of_trl(name: str, tmp_path: Path) -> N
         pytest.skip(f"not recorded: python tools/make_preference_oracles.py smollm2 {name}")
     model, tokenizer = load_language_model("smollm2-135m"), load_tokenizer("smollm2-135m")
     losses, norms = run(name, model, tokenizer, "smollm2", setup.NUM_STEPS, tmp_path, stored=True)
-    assert losses == pytest.approx(oracle["loss"], abs=1e-5)
-    assert norms == pytest.approx(oracle["grad_norm"], abs=1e-3)
+    apart = np.abs(np.array(losses) - oracle["loss"]).max()
+    norms_apart = np.abs(np.array(norms) / oracle["grad_norm"] - 1).max()
+    print(f"{name}: losses {apart:.1e} apart, gradient norms {norms_apart:.1e} of their size")
+    assert apart <= 1e-5 and norms_apart <= 1e-3

@@ -6,14 +6,19 @@ the same template without them.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.training import sft_setup as setup
 
+from lmworks.models.load import load_language_model
 from lmworks.models.model import Model
+from lmworks.tokenizers.load import load_tokenizer
+from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.training.batches import Batch
 from lmworks.training.callbacks.base import Callback
 from lmworks.training.conversations import Conversations
@@ -89,6 +94,22 @@ def test_fifty_steps_are_those_of_trl(plain: History) -> None:
     assert plain.loss == pytest.approx(oracle["loss"], abs=1e-5)
     assert plain.grad_norm == pytest.approx(oracle["grad_norm"], abs=1e-3)
     assert plain.loss[-1] < plain.loss[0] - 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.timeout(3600)
+def test_fifty_steps_of_smollm2_are_those_of_trl(tmp_path: Path) -> None:
+    model, tokenizer = load_language_model("smollm2-135m"), load_tokenizer("smollm2-135m")
+    assert isinstance(tokenizer, PipelineTokenizer)
+    vocabulary = dataclasses.replace(tokenizer.vocabulary, chat_template=setup.UNTAGGED)
+    rows = data("smollm2", PipelineTokenizer(vocabulary))
+    history = train(model, in_order(rows, "smollm2"), tmp_path, "smollm2")
+    oracle = setup.oracle("smollm2")
+    apart = np.abs(np.array(history.loss) - oracle["loss"]).max()
+    norms_apart = np.abs(np.array(history.grad_norm) / oracle["grad_norm"] - 1).max()
+    print(f"losses {apart:.1e} apart, gradient norms {norms_apart:.1e} of their size")
+    assert apart <= 1e-5 and norms_apart <= 1e-3
 
 
 def test_rows_one_at_a_time_are_the_same(plain: History, tokenizer: Any, tmp_path: Path) -> None:
