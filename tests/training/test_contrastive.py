@@ -18,7 +18,7 @@ from lmworks.tokenizers.load import load_tokenizer
 from lmworks.training.embed import EmbedConfig, embed, embedding_model, ranks_of
 from lmworks.training.embedding_rows import Triples, as_triple
 from lmworks.training.objectives.base import build_objective
-from lmworks.training.preferences import BadRow
+from lmworks.training.preferences.rows import BadRow
 
 
 def triples(count: int = 6, *, negatives: int = 1) -> list[Any]:

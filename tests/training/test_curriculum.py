@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from lmworks.core.config import from_mapping
 from lmworks.core.errors import UserError
 from lmworks.data.documents import Document
-from lmworks.training.curriculum import (
+from lmworks.training.curriculum.base import (
     OrderedWindows,
     Windows,
     paced,
     with_curriculum,
 )
-from lmworks.training.curriculum_config import MixtureConfig, PacingConfig
-from lmworks.training.difficulty import perplexity, prose_quality, quality
-from lmworks.training.mixture import parts_of, weights_over_time
-from lmworks.training.orders import GrowingPool, Mixture
+from lmworks.training.curriculum.config import MixtureConfig, PacingConfig
+from lmworks.training.curriculum.difficulty import perplexity, prose_quality, quality
+from lmworks.training.curriculum.mixture import parts_of, weights_over_time
+from lmworks.training.curriculum.orders import GrowingPool, Mixture
 from lmworks.training.pretrain import PretrainConfig
 from lmworks.training.tokens import PackedWindows
 

@@ -21,7 +21,7 @@ from lmworks.training.distill import DistillConfig, distill, layer_pairs
 from lmworks.training.distillation_rows import TokenRows
 from lmworks.training.objectives.base import build_objective
 from lmworks.training.objectives.distillation import Student, diverge, with_rest
-from lmworks.training.preference_batches import EncodedAnswer
+from lmworks.training.preferences.batches import EncodedAnswer
 from lmworks.training.strategy import Compute, OneProcess
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "js")

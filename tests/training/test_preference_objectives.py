@@ -13,11 +13,11 @@ from lmworks.core.errors import UserError
 from lmworks.training.objectives.base import build_objective
 from lmworks.training.objectives.orpo import _log1mexp
 from lmworks.training.objectives.sequence_logprobs import label_logprobs, token_logprobs
-from lmworks.training.preference_batches import Fit, JudgedAnswers, Pairs
-from lmworks.training.preferences import as_judged, as_pair
-from lmworks.training.reference import Referenced, choose, frozen_copy, store_reference
+from lmworks.training.preferences.batches import Fit, JudgedAnswers, Pairs
+from lmworks.training.preferences.reference import Referenced, choose, frozen_copy, store_reference
+from lmworks.training.preferences.reward_batches import RewardPairs
+from lmworks.training.preferences.rows import as_judged, as_pair
 from lmworks.training.reward import reward_model
-from lmworks.training.reward_batches import RewardPairs
 from lmworks.training.strategy import Compute, OneProcess
 
 

@@ -15,11 +15,11 @@ from lmworks.models.load import load_language_model
 from lmworks.models.model import Model
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.training.objectives.base import build_objective
-from lmworks.training.preference_batches import Fit, JudgedAnswers, Pairs
-from lmworks.training.preferences import as_judged, as_pair
-from lmworks.training.reference import Referenced, frozen_copy, store_reference
+from lmworks.training.preferences.batches import Fit, JudgedAnswers, Pairs
+from lmworks.training.preferences.reference import Referenced, frozen_copy, store_reference
+from lmworks.training.preferences.reward_batches import RewardPairs
+from lmworks.training.preferences.rows import as_judged, as_pair
 from lmworks.training.reward import reward_model
-from lmworks.training.reward_batches import RewardPairs
 
 ORACLES = Path(__file__).with_name("oracles")
 

@@ -12,14 +12,14 @@ from tests.training import preference_setup as setup
 
 from lmworks.core.errors import UserError
 from lmworks.training.batches import IGNORED
-from lmworks.training.preference_batches import (
+from lmworks.training.preferences.batches import (
     Fit,
     JudgedAnswers,
     Pairs,
     encode_answer,
     encode_pair,
 )
-from lmworks.training.preferences import (
+from lmworks.training.preferences.rows import (
     BadRow,
     as_chat,
     as_judged,

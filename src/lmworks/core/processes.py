@@ -33,6 +33,11 @@ def several() -> bool:
     return _number("WORLD_SIZE", 1) > 1 and "RANK" in os.environ
 
 
+def count() -> int:
+    """How many processes work together; 1 without a launcher."""
+    return _number("WORLD_SIZE", 1) if several() else 1
+
+
 def is_main() -> bool:
     """Whether this process writes files and speaks."""
     return rank() == 0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lmworks.evaluation.preference_figures import Judgement
-    from lmworks.training.preferences import Pair
+    from lmworks.training.preferences.rows import Pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def eval_preferences(config: EvalPreferencesConfig, run: Run) -> dict[str, Any]:
 
 
 def _pairs(config: EvalPreferencesConfig, place: Path) -> tuple[list[Pair], int]:
-    from lmworks.training.preferences import BadRow, as_chat, as_pair, read_rows
+    from lmworks.training.preferences.rows import BadRow, as_chat, as_pair, read_rows
 
     path = place / "heldout.jsonl" if place.is_dir() else place
     pairs, bad = [], 0
@@ -105,8 +105,8 @@ def _judge(config: EvalPreferencesConfig, run: Run, name: str, pairs: list[Pair]
     from lmworks.models.config import LMHeadConfig
     from lmworks.models.load import load_language_model, load_single_model
     from lmworks.tokenizers.load import load_tokenizer
-    from lmworks.training.preference_batches import Fit, Pairs
-    from lmworks.training.reward_batches import RewardPairs
+    from lmworks.training.preferences.batches import Fit, Pairs
+    from lmworks.training.preferences.reward_batches import RewardPairs
 
     place = run.inputs[f"models.{name}"]
     model, tokenizer = load_single_model(place), load_tokenizer(place)

@@ -9,14 +9,12 @@ Source: Gururangan et al. 2020, arXiv 2004.10964, section 3 (domain-adaptive pre
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from pathlib import Path
 from typing import Any
 
 from lmworks.core.config import COSMETIC, REFERENCE, option
-from lmworks.core.files import write_json
 from lmworks.core.stages import Run, stage
+from lmworks.training.fitting import fit_stage, steps_of
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.retention.config import RetentionConfig
 from lmworks.training.trainer_config import LoopConfig
@@ -60,7 +58,7 @@ class AdaptConfig:
     threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
 
 
-@stage("adapt", makes="model")
+@stage("adapt", makes="model", many_processes=True)
 def adapt(config: AdaptConfig, run: Run) -> dict[str, Any]:
     """Train on the field's text; see AdaptConfig."""
     from lmworks.models.load import load_language_model
@@ -68,14 +66,14 @@ def adapt(config: AdaptConfig, run: Run) -> dict[str, Any]:
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.callbacks.same_data import SameData, fingerprint
     from lmworks.training.callbacks.samples import watch_text
-    from lmworks.training.pretrain import cached_stream, summary
-    from lmworks.training.retention.hold import hold
+    from lmworks.training.pretrain import cached_stream
+    from lmworks.training.retention.hold import check_plan, hold
     from lmworks.training.sft import context_length
     from lmworks.training.threads import set_threads
     from lmworks.training.tokens import PackedWindows, leading_windows
-    from lmworks.training.trainer import Trainer
 
-    threads = set_threads(config.threads)
+    check_plan(config.loop.parallel, config.retention)
+    set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_language_model(run.inputs["model"])
     length = context_length(config.context_length, model)
@@ -98,34 +96,27 @@ def adapt(config: AdaptConfig, run: Run) -> dict[str, Any]:
         seed=config.seed,
         work=run.work,
     )
-    steps = math.ceil(config.epochs * windows.batches_per_epoch / (1 - held.share))
-    num_steps = config.num_steps or max(1, steps)
     looked_at = leading_windows(heldout, context_length=length, count=_HELDOUT_WINDOWS)
     watched = watch_text(tokenizer, looked_at, config.loop)
-    started = time.monotonic()
-    history = Trainer(
+    fitted = fit_stage(
         model,
         held.objective,
         held.batches,
-        config.loop,
-        num_steps=num_steps,
-        heldout=looked_at,
+        config,
         work=run.work,
-        seed=config.seed,
-        checkpoint_every_s=config.checkpoint_every_s,
+        label="learning the field",
+        num_steps=steps_of(config, windows.batches_per_epoch, elsewhere=held.share),
+        heldout=looked_at,
         callbacks=[
             SameData({"the corpus": fingerprint(tokens)}),
             *held.callbacks,
             *watched["callbacks"],
         ],
         show=watched["show"],
-    ).fit("learning the field")
-    seconds = time.monotonic() - started
-    metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
-    metrics |= {"corpus_tokens": len(tokens)} | held.figures()
+    )
+    metrics = fitted.metrics | {"corpus_tokens": len(tokens)} | held.figures()
     save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
-    looks = held.forgetting.looks if held.forgetting else []
-    write_json(run.folder / "history.json", dataclasses.asdict(history) | {"general": looks})
+    fitted.write(run.folder, general=held.looks)
     return metrics
 
 

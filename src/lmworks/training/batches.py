@@ -74,15 +74,30 @@ class Batch(Rows):
         return int((self.labels != IGNORED).sum())
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts(Rows):
+    """Ids (B, T) and a mask (B, T), 1 where a token is."""
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+    @property
+    def num_targets(self) -> int:
+        """Texts."""
+        return self.num_rows
+
+
 def token_shape(batch: Rows) -> tuple[int, int]:
     """(tokens that go through the model, the longest row); zeros where none are named input_ids."""
     count = longest = 0
     for field in dataclasses.fields(batch):  # type: ignore[arg-type]
         value = getattr(batch, field.name)
-        if isinstance(value, Rows):
-            inner, length = token_shape(value)
-            count, longest = count + inner, max(longest, length)
-        elif field.name == "input_ids":
+        inside = value.values() if isinstance(value, Mapping) else (value,)
+        for rows in inside:
+            if isinstance(rows, Rows):
+                inner, length = token_shape(rows)
+                count, longest = count + inner, max(longest, length)
+        if field.name == "input_ids":
             count, longest = count + value.numel(), max(longest, value.shape[-1])
     return count, longest
 

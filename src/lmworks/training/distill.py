@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lmworks.core import processes
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
-from lmworks.core.files import write_json
+from lmworks.core.files import write_text
 from lmworks.core.stages import Run, stage
+from lmworks.training.fitting import figures_on, fit_stage, fixed_batches, steps_of
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.trainer_config import LoopConfig
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lmworks.tokenizers.base import Tokenizer
     from lmworks.training.distillation_rows import TokenRows
     from lmworks.training.objectives.distillation import Distillation
-    from lmworks.training.preference_batches import EncodedAnswer
+    from lmworks.training.preferences.batches import EncodedAnswer
 
 _USUAL = LoopConfig(
     warmup_steps=20,
@@ -66,19 +66,17 @@ class DistillConfig:
     threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
 
 
-@stage("distill", makes="model")
+@stage("distill", makes="model", many_processes=True)
 def distill(config: DistillConfig, run: Run) -> dict[str, Any]:
     """Distil; see DistillConfig."""
     from lmworks.models.load import load_language_model
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.objectives.distillation import Student
-    from lmworks.training.pretrain import summary
     from lmworks.training.threads import set_threads
-    from lmworks.training.trainer import Trainer
 
     _check(config)
-    threads = set_threads(config.threads)
+    set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["teacher"])
     student = _student(config, run, tokenizer)
     teacher = load_language_model(run.inputs["teacher"]).requires_grad_(False)
@@ -93,26 +91,24 @@ def distill(config: DistillConfig, run: Run) -> dict[str, Any]:
     if config.kind == "features":
         trained = Student(student, teacher, layer_pairs(student, teacher))
         trained.to(next(student.parameters()).device)
-    num_steps = config.num_steps or max(1, math.ceil(config.epochs * train.order.batches_per_epoch))
-    fixed = [heldout.collate(rows) for rows in heldout.order.epoch(0)] if len(heldout) else []
-    started = time.monotonic()
-    history = Trainer(
+    fixed = fixed_batches(heldout)
+    fitted = fit_stage(
         trained,
         objective,
         train,
-        config.loop,
-        num_steps=num_steps,
-        heldout=fixed,
+        config,
         work=run.work,
-        seed=config.seed,
-        checkpoint_every_s=config.checkpoint_every_s,
-    ).fit("distilling")
-    seconds = time.monotonic() - started
-    metrics = summary(history, student, num_steps=num_steps, seconds=seconds, threads=threads)
-    metrics |= {"num_rows": len(train), "num_too_long": train.num_too_long}
-    metrics |= {f"heldout_{name}": value for name, value in _figures(trained, objective, fixed)}
+        label="distilling",
+        num_steps=steps_of(config, train.order.batches_per_epoch),
+        heldout=fixed,
+        counted=student,
+    )
+    metrics = fitted.metrics | {"num_rows": len(train), "num_too_long": train.num_too_long}
+    after = figures_on(trained, objective, fixed)
+    after.pop("loss", None)
+    metrics |= {f"heldout_{name}": value for name, value in after.items()}
     save_model(student, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
-    write_json(run.folder / "history.json", dataclasses.asdict(history))
+    fitted.write(run.folder)
     return metrics
 
 
@@ -134,8 +130,8 @@ def _student(config: DistillConfig, run: Run, tokenizer: Tokenizer) -> Model:
     """The model that learns. Raises: UserError for another tokenizer than the teacher's."""
     from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.preferences.reference import check_same_tokenizer
     from lmworks.training.pretrain import PretrainConfig, new_model
-    from lmworks.training.reference import check_same_tokenizer
 
     if config.student:
         check_same_tokenizer(
@@ -200,7 +196,7 @@ def _question_rows(
 ) -> list[EncodedAnswer]:
     """Conversations; of kind sequence, those to train on with the teacher's answers."""
     from lmworks.training.conversations import read_conversations
-    from lmworks.training.distillation_rows import conversation_rows, teacher_answers, unanswered
+    from lmworks.training.distillation_rows import conversation_rows, unanswered
 
     path = run.inputs["questions"] / f"{name}.jsonl"
     if not path.is_file():
@@ -209,21 +205,31 @@ def _question_rows(
         raise UserError(f"{path} is missing: give a dataset made by `lmworks data questions`")
     rows = unanswered(read_conversations(path))
     if config.kind == "sequence" and name == "train":
-        from lmworks.inference.engine import Engine
-        from lmworks.inference.local import LocalChat
+        rows = _answered(config, run, tokenizer, teacher, rows)
+    return conversation_rows(rows, tokenizer)
 
+
+def _answered(
+    config: DistillConfig, run: Run, tokenizer: Tokenizer, teacher: Model, rows: list[Any]
+) -> list[dict[str, Any]]:
+    """The teacher's answers; the main process asks for them, the others read them."""
+    from lmworks.inference.engine import Engine
+    from lmworks.inference.local import LocalChat
+    from lmworks.training.distillation_rows import kept_answers, teacher_answers
+
+    path = run.work / "teacher_answers.jsonl"
+    with processes.main_first():
+        if not processes.is_main():
+            return kept_answers(path)
         chat = LocalChat(Engine(teacher, tokenizer), "teacher")
         try:
-            rows = teacher_answers(
-                chat,
-                rows,
-                run.folder / "teacher_answers.jsonl",
-                max_tokens=config.max_tokens,
-                seed=config.seed,
+            found = teacher_answers(
+                chat, rows, path, max_tokens=config.max_tokens, seed=config.seed
             )
         finally:
             chat.close()
-    return conversation_rows(rows, tokenizer)
+    write_text(run.folder / path.name, path.read_text(encoding="utf-8"))
+    return found
 
 
 def _objective(config: DistillConfig, teacher: Model) -> Distillation:
@@ -244,16 +250,6 @@ def layer_pairs(student: Model, teacher: Model) -> list[tuple[int, int]]:
     """Each layer of the student with the one at the same share of the teacher's depth."""
     count, deep = student.config.num_hidden_layers, teacher.config.num_hidden_layers
     return [(i, max(0, round((i + 1) * deep / count) - 1)) for i in range(count)]
-
-
-def _figures(model: Any, objective: Any, fixed: list[Any]) -> list[tuple[str, float]]:
-    """The objective's metrics on held-out rows."""
-    from lmworks.training.strategy import Compute, OneProcess
-
-    if not fixed:
-        return []
-    model.eval()
-    return [*OneProcess().evaluate(model, objective, fixed, Compute()).metrics.items()]
 
 
 def _card(config: DistillConfig, metrics: dict[str, Any]) -> str:

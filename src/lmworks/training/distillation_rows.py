@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmworks.core import processes
 from lmworks.core.errors import UserError
 from lmworks.core.files import atomic_save
 from lmworks.core.progress import track
 from lmworks.training.batches import IGNORED, Batch
-from lmworks.training.preference_batches import EncodedAnswer, collate
+from lmworks.training.preferences.batches import EncodedAnswer, collate
 from lmworks.training.row_order import RowOrder
 
 if TYPE_CHECKING:
@@ -87,10 +88,11 @@ class TokenRows:
         Log-probabilities are those at the temperature. Raises: UserError when the disk is full.
         """
         ids_path, logprobs_path = path.with_suffix(".ids.npy"), path.with_suffix(".logprobs.npy")
-        if not logprobs_path.is_file():
-            ids, logprobs = self._ask(teacher, count, temperature)
-            for place, table in ((ids_path, ids), (logprobs_path, logprobs)):
-                atomic_save(place, lambda part, table=table: _save(part, table))  # type: ignore[misc]
+        with processes.main_first():
+            if not logprobs_path.is_file():
+                ids, logprobs = self._ask(teacher, count, temperature)
+                for place, table in ((ids_path, ids), (logprobs_path, logprobs)):
+                    atomic_save(place, lambda part, table=table: _save(part, table))  # type: ignore[misc]
         self._top = (np.load(ids_path, mmap_mode="r"), np.load(logprobs_path, mmap_mode="r"))
 
     def _ask(self, teacher: Any, count: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -192,6 +194,11 @@ def teacher_answers(
             file.flush()
             bar.advance(len(part))
     return [row for row in done if row["messages"][-1]["content"].strip()]
+
+
+def kept_answers(path: Path) -> list[dict[str, Any]]:
+    """What `teacher_answers` left in `path` when it had them all."""
+    return [row for row in _whole_lines(path) if row["messages"][-1]["content"].strip()]
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

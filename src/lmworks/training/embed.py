@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from lmworks.core import progress
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
-from lmworks.core.files import write_json
 from lmworks.core.stages import Run, stage
+from lmworks.training.fitting import fit_stage, fixed_batches, steps_of
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
-    from lmworks.training.embedding_rows import EmbeddingBatch, Triples
+    from lmworks.training.embedding_rows import Triples
     from lmworks.training.objectives.base import Objective
 
 _CAREFUL = LoopConfig(
@@ -65,20 +63,18 @@ class EmbedConfig:
     threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
 
 
-@stage("embed", makes="model")
+@stage("embed", makes="model", many_processes=True)
 def embed(config: EmbedConfig, run: Run) -> dict[str, Any]:
     """Train an encoder; see EmbedConfig."""
     from lmworks.models.load import load_single_model
     from lmworks.models.sentence_transformers import save_sentence_model
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.embedding_rows import Triples, as_triple
-    from lmworks.training.pretrain import summary
     from lmworks.training.row_files import read_split
     from lmworks.training.threads import set_threads
-    from lmworks.training.trainer import Trainer
 
     objective, loop = _objective(config)
-    threads = set_threads(config.threads)
+    set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
     model = embedding_model(load_single_model(run.inputs["model"]), config.pooling)
     split = read_split(
@@ -95,23 +91,20 @@ def embed(config: EmbedConfig, run: Run) -> dict[str, Any]:
     )
     if data.num_cut:
         progress.say(f"  {data.num_cut} texts are cut at {length} tokens")
-    num_steps = config.num_steps or max(1, math.ceil(config.epochs * data.order.batches_per_epoch))
     before = retrieval(model, heldout)
-    started = time.monotonic()
-    history = Trainer(
+    fitted = fit_stage(
         model,
         objective,
         data,
-        loop,
-        num_steps=num_steps,
-        heldout=_fixed(heldout),
+        config,
         work=run.work,
-        seed=config.seed,
-        checkpoint_every_s=config.checkpoint_every_s,
-    ).fit("encoder")
-    seconds = time.monotonic() - started
-    metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
-    metrics |= {
+        label="encoder",
+        num_steps=steps_of(config, data.order.batches_per_epoch),
+        # A batch of a single row says nothing.
+        heldout=[batch for batch in fixed_batches(heldout) if batch.num_rows > 1],
+        loop=loop,
+    )
+    metrics = fitted.metrics | {
         "num_rows": len(data),
         "num_heldout": len(heldout),
         "num_bad": split.num_bad,
@@ -126,7 +119,7 @@ def embed(config: EmbedConfig, run: Run) -> dict[str, Any]:
     save_sentence_model(
         model, run.folder, tokenizer=tokenizer, max_length=length, card=_card(config, metrics)
     )
-    write_json(run.folder / "history.json", dataclasses.asdict(history))
+    fitted.write(run.folder)
     return metrics
 
 
@@ -171,14 +164,6 @@ def embedding_model(model: Model, pooling: str) -> Model:
             return model
         pooling = "mean"
     return with_head(model, EmbeddingHeadConfig(pooling=poolings[pooling], normalize=True))
-
-
-def _fixed(heldout: Triples) -> list[EmbeddingBatch]:
-    """Held-out rows in fixed batches; one of a single row says nothing."""
-    if not len(heldout):
-        return []
-    batches = [rows for rows in heldout.order.epoch(0) if len(rows) > 1]
-    return [heldout.collate(rows) for rows in batches]
 
 
 def retrieval(model: Model, heldout: Triples, size: int = 0) -> dict[str, float]:

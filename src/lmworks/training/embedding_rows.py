@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmworks.training.batches import Rows
-from lmworks.training.preferences import BadRow
-from lmworks.training.reward_batches import padded
+from lmworks.training.batches import Rows, Texts
+from lmworks.training.preferences.reward_batches import padded
+from lmworks.training.preferences.rows import BadRow
 from lmworks.training.row_order import RowOrder
 
 if TYPE_CHECKING:
@@ -35,19 +35,6 @@ class Triple:
     negatives: tuple[str, ...]
     where: str
     group: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Texts(Rows):
-    """Ids (B, T) and a mask (B, T), 1 where a token is."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-
-    @property
-    def num_targets(self) -> int:
-        """Texts."""
-        return self.num_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,8 +165,7 @@ class Triples:
     def texts(self, texts: Sequence[str]) -> Texts:
         """Texts side by side, padded."""
         padding = self._tokenizer.pad_token_id or 0
-        ids, mask = padded([self._encode(text) for text in texts], padding)
-        return Texts(input_ids=ids, attention_mask=mask)
+        return padded([self._encode(text) for text in texts], padding)
 
     def _choices(self, row: Triple) -> tuple[str, ...]:
         return (row.positive, *row.negatives[: self.num_negatives])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lmworks.models.config.patterns import Sizes
     from lmworks.tokenizers.tokenizer import PipelineTokenizer
     from lmworks.training.batches import Rows
-    from lmworks.training.curriculum import Windows
+    from lmworks.training.curriculum.base import Windows
     from lmworks.training.objectives.text import Architecture, TextObjective, TokenFacts
     from lmworks.training.pretrain import PretrainConfig
 
@@ -231,13 +231,11 @@ def build_model(config: PretrainConfig, vocab_size: int) -> Any:
 
 def heldout_metrics(model: Any, learning: Learning, heldout: Sequence[Rows]) -> dict[str, float]:
     """What the objective measures beside its loss, on held-out text: accuracies."""
-    from lmworks.training.strategy import Compute, OneProcess
+    from lmworks.training.fitting import figures_on
 
-    if not heldout:
-        return {}
-    model.eval()
-    figures = OneProcess().evaluate(model, learning.objective, heldout, Compute())
-    return {f"heldout_{name}": round(value, 6) for name, value in figures.metrics.items()}
+    figures = figures_on(model, learning.objective, heldout)
+    figures.pop("loss", None)
+    return {f"heldout_{name}": round(value, 6) for name, value in figures.items()}
 
 
 def save(model: Any, folder: Path, learning: Learning, card: str) -> None:

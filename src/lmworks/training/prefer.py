@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmworks.core import progress
 from lmworks.core.config import COSMETIC, REFERENCE, option
-from lmworks.core.files import write_json
 from lmworks.core.stages import Run, stage
 from lmworks.models.adapters.base import AdapterConfig
 from lmworks.training.adapted import ADAPTER_HELP, BASE_TYPE_HELP, BaseType
+from lmworks.training.fitting import figures_on, fit_stage, fixed_batches, steps_of
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.trainer_config import LoopConfig
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
     from lmworks.training.objectives.base import Objective
-    from lmworks.training.preference_batches import JudgedAnswers, Pairs
+    from lmworks.training.preferences.batches import JudgedAnswers, Pairs
 
 _CAREFUL = LoopConfig(
     warmup_steps=20,
@@ -85,41 +83,36 @@ class PreferConfig:
     threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
 
 
-@stage("prefer", makes="model")
+@stage("prefer", makes="model", many_processes=True)
 def prefer(config: PreferConfig, run: Run) -> dict[str, Any]:
     """Train on preferences; see PreferConfig."""
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.adapted import adapter_figures, load_to_train, save_trained
-    from lmworks.training.pretrain import summary
     from lmworks.training.threads import set_threads
-    from lmworks.training.trainer import Trainer
 
     objective, loop = _objective(config)
-    threads = set_threads(config.threads)
+    set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_to_train(run.inputs["model"], config.adapter, config.base_type, config.seed)
     data, heldout, num_bad = _data(config, run.inputs["preferences"], tokenizer, model)
-    num_steps = config.num_steps or max(1, math.ceil(config.epochs * data.order.batches_per_epoch))
+    num_steps = steps_of(config, data.order.batches_per_epoch)
     batches: Callable[[int], Any] = data
     if config.objective in _NEED_REFERENCE:
         batches = _with_reference(config, run, tokenizer, model, data, heldout, num_steps)
-    fixed = _fixed(heldout)
-    before = _figures(model, objective, fixed)
-    started = time.monotonic()
-    history = Trainer(
+    fixed = fixed_batches(heldout)
+    before = figures_on(model, objective, fixed)
+    fitted = fit_stage(
         model,
         objective,
         batches,
-        loop,
+        config,
+        work=run.work,
+        label=f"preferences ({config.objective})",
         num_steps=num_steps,
         heldout=fixed,
-        work=run.work,
-        seed=config.seed,
-        checkpoint_every_s=config.checkpoint_every_s,
-    ).fit(f"preferences ({config.objective})")
-    seconds = time.monotonic() - started
-    metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
-    metrics |= {
+        loop=loop,
+    )
+    metrics = fitted.metrics | {
         "num_rows": len(data),
         "num_heldout": len(heldout),
         "num_bad": num_bad,
@@ -127,12 +120,12 @@ def prefer(config: PreferConfig, run: Run) -> dict[str, Any]:
         "num_cut": data.fit.num_cut,
     }
     metrics |= {f"heldout_{name}_before": figure for name, figure in before.items()}
-    after = _figures(model, objective, fixed)
+    after = figures_on(model, objective, fixed)
     metrics |= {f"heldout_{name}": figure for name, figure in after.items()}
     metrics |= adapter_figures(model)
     card = _card(config, metrics)
     save_trained(model, run.folder, base=config.model, tokenizer=tokenizer, card=card)
-    write_json(run.folder / "history.json", dataclasses.asdict(history))
+    fitted.write(run.folder)
     return metrics
 
 
@@ -154,8 +147,8 @@ def _data(
     config: PreferConfig, place: Path, tokenizer: Tokenizer, model: Model
 ) -> tuple[Pairs | JudgedAnswers, Pairs | JudgedAnswers, int]:
     """Rows to train on, rows held out, and the number of those that could not be used."""
-    from lmworks.training.preference_batches import Fit, JudgedAnswers, Pairs, tell_fit
-    from lmworks.training.preferences import as_chat, as_judged, as_pair, check_both_labels
+    from lmworks.training.preferences.batches import Fit, JudgedAnswers, Pairs, tell_fit
+    from lmworks.training.preferences.rows import as_chat, as_judged, as_pair, check_both_labels
     from lmworks.training.row_files import read_split
 
     def make(where: str, row: Mapping[str, Any]) -> list[Any]:
@@ -198,7 +191,12 @@ def _with_reference(
 ) -> Callable[[int], Any]:
     """The batches with the reference in them; that of the held-out rows is stored."""
     from lmworks.models.adapters.base import adapter_of
-    from lmworks.training.reference import Referenced, choose, frozen_copy, store_reference
+    from lmworks.training.preferences.reference import (
+        Referenced,
+        choose,
+        frozen_copy,
+        store_reference,
+    )
 
     adapter = adapter_of(model)
     own = not config.reference
@@ -233,7 +231,7 @@ _KEPT = {
 def _reference(run: Run, tokenizer: Tokenizer) -> Model:
     from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
-    from lmworks.training.reference import check_same_tokenizer
+    from lmworks.training.preferences.reference import check_same_tokenizer
 
     place = run.inputs["reference"]
     check_same_tokenizer(
@@ -243,22 +241,6 @@ def _reference(run: Run, tokenizer: Tokenizer) -> Model:
         what="its figures would be those of other tokens; take one of the same tokenizer",
     )
     return load_language_model(place)
-
-
-def _fixed(heldout: Pairs | JudgedAnswers) -> list[Any]:
-    """All held-out rows, in fixed batches."""
-    return [heldout.collate(rows) for rows in heldout.order.epoch(0)] if len(heldout) else []
-
-
-def _figures(model: Model, objective: Objective, heldout: list[Any]) -> dict[str, float]:
-    """The objective's metrics on held-out rows."""
-    from lmworks.training.strategy import Compute, OneProcess
-
-    if not heldout:
-        return {}
-    model.eval()
-    found = OneProcess().evaluate(model, objective, heldout, Compute())
-    return {"loss": found.loss} | found.metrics
 
 
 def _card(config: PreferConfig, metrics: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ is learnt is an objective; which kind of model learns it follows from that (`tra
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from lmworks.core import processes
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
-from lmworks.core.files import write_json
 from lmworks.core.stages import Run, stage
-from lmworks.training.curriculum_config import Curriculum, MixtureConfig, PacingConfig
+from lmworks.training.curriculum.config import Curriculum, MixtureConfig, PacingConfig
+from lmworks.training.fitting import fit_stage
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from lmworks.models.config.patterns import Sizes
     from lmworks.tokenizers.base import Tokenizer
     from lmworks.training.batches import Rows
-    from lmworks.training.curriculum import Windows
+    from lmworks.training.curriculum.base import Windows
     from lmworks.training.history import History
     from lmworks.training.objectives.base import Objective
 
@@ -147,10 +146,11 @@ def new_model(config: PretrainConfig, vocab_size: int) -> Any:
 def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     """Train from scratch; see PretrainConfig."""
     from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.callbacks.samples import watch_text
     from lmworks.training.learning import heldout_metrics, prepare, save
     from lmworks.training.threads import set_threads
 
-    threads = set_threads(config.threads)
+    set_threads(config.threads)
     learning = prepare(config, load_tokenizer(run.inputs["tokenizer"]))
     tokenizer = learning.tokenizer
     model = new_model(config, tokenizer.vocab_size)
@@ -158,26 +158,24 @@ def pretrain(config: PretrainConfig, run: Run) -> dict[str, Any]:
     heldout = cached_stream(run.inputs["corpus"] / "heldout.jsonl", tokenizer, run.work)
     batches = learning.batches(windows, config.seed)
     looked = learning.heldout(heldout, context_length=config.context_length, count=_HELDOUT_WINDOWS)
-    started = time.monotonic()
-    history = fit(
+    fitted = fit_stage(
         model,
+        learning.objective,
         batches,
-        looked,
         config,
-        objective=learning.objective,
-        num_steps=num_steps,
         work=run.work,
         label="pre-training",
-        tokenizer=tokenizer,
+        num_steps=num_steps,
+        heldout=looked,
+        **watch_text(tokenizer, looked, config.loop),
     )
-    seconds = time.monotonic() - started
-    metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
+    metrics = fitted.metrics
     read = num_steps * config.batch_size * config.context_length
     metrics["epochs"] = round(read / len(tokens), 3)
     metrics["corpus_tokens"] = len(tokens)
     metrics |= heldout_metrics(model, learning, looked)
     save(model, run.folder, learning, _card(config, learning.architecture, metrics))
-    write_json(run.folder / "history.json", dataclasses.asdict(history))
+    fitted.write(run.folder)
     return metrics
 
 
@@ -190,7 +188,7 @@ def text_of(
         work: keeps what the curriculum makes, if not in the run's own; tokens are the run's.
     """
     from lmworks.data.documents import read_documents
-    from lmworks.training.curriculum import with_curriculum
+    from lmworks.training.curriculum.base import with_curriculum
     from lmworks.training.tokens import PackedWindows
 
     path = run.inputs["corpus"] / "train.jsonl"
@@ -238,25 +236,23 @@ def fit(
     from lmworks.training.callbacks.samples import watch_text
     from lmworks.training.objectives.causal import causal
     from lmworks.training.tokens import leading_windows
-    from lmworks.training.trainer import Trainer
 
     windows: Any = heldout
     if not isinstance(heldout, Sequence):
         windows = leading_windows(
             heldout, context_length=config.context_length, count=_HELDOUT_WINDOWS
         )
-    return Trainer(
+    return fit_stage(
         model,
         objective or causal,
         batches,
-        config.loop,
+        config,
+        work=work,
+        label=label,
         num_steps=num_steps,
         heldout=windows,
-        work=work,
-        seed=config.seed,
-        checkpoint_every_s=config.checkpoint_every_s,
         **(watch_text(tokenizer, windows, config.loop) if tokenizer else {}),
-    ).fit(label)
+    ).history
 
 
 def cached_stream(path: Path, tokenizer: Tokenizer, work: Path) -> np.ndarray:
@@ -277,26 +273,6 @@ def cached_stream(path: Path, tokenizer: Tokenizer, work: Path) -> np.ndarray:
                 np.save(file, tokens)
     stream: np.ndarray = np.load(cache, mmap_mode="r", allow_pickle=False)
     return stream
-
-
-def summary(
-    history: History, model: Any, *, num_steps: int, seconds: float, threads: int
-) -> dict[str, Any]:
-    """The figures of a training that its manifest keeps. Losses in nats per target token; see
-    `speed` for where the time went."""
-    from lmworks.training.speed import speed
-
-    recent = history.loss[-max(1, len(history.loss) // 20) :]
-    return {
-        "num_parameters": sum(p.numel() for p in model.parameters()),
-        "num_steps": num_steps,
-        "num_targets": history.num_targets,
-        "train_loss": sum(recent) / len(recent),
-        "heldout_loss": history.heldout_loss[-1] if history.heldout_loss else None,
-        "targets_per_s": round(history.num_targets / max(seconds, 1e-9), 1),
-        "threads": threads,
-        **speed(history, model),
-    }
 
 
 def _card(config: PretrainConfig, architecture: str, metrics: dict[str, Any]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,13 +11,14 @@ from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json, write_json
 from lmworks.core.stages import Run, stage
+from lmworks.training.fitting import fit_stage, fixed_batches, steps_of
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.trainer_config import LoopConfig
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
-    from lmworks.training.reward_batches import RewardPairs
+    from lmworks.training.preferences.reward_batches import RewardPairs
 
 _CAREFUL = LoopConfig(
     warmup_steps=20,
@@ -66,18 +65,16 @@ class RewardConfig:
     threads: int = option(0, role=COSMETIC, help="CPU threads; 0 takes all usable cores")
 
 
-@stage("reward", makes="model")
+@stage("reward", makes="model", many_processes=True)
 def reward(config: RewardConfig, run: Run) -> dict[str, Any]:
     """Train a reward model; see RewardConfig."""
     from lmworks.models.load import load_single_model
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
     from lmworks.training.objectives.base import build_objective
-    from lmworks.training.pretrain import summary
     from lmworks.training.threads import set_threads
-    from lmworks.training.trainer import Trainer
 
-    threads = set_threads(config.threads)
+    set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
     model = reward_model(
         load_single_model(run.inputs["model"]), len(config.heads) or 1, seed=config.seed
@@ -85,23 +82,18 @@ def reward(config: RewardConfig, run: Run) -> dict[str, Any]:
     data, heldout, num_bad = _data(config, run.inputs["preferences"], tokenizer, model)
     data.check_heads()
     objective = build_objective("reward", {"centring": config.centring})
-    fixed = [heldout.collate(rows) for rows in heldout.order.epoch(0)] if len(heldout) else []
-    num_steps = config.num_steps or max(1, math.ceil(config.epochs * data.order.batches_per_epoch))
-    started = time.monotonic()
-    history = Trainer(
+    fixed = fixed_batches(heldout)
+    fitted = fit_stage(
         model,
         objective,
         data,
-        config.loop,
-        num_steps=num_steps,
-        heldout=fixed,
+        config,
         work=run.work,
-        seed=config.seed,
-        checkpoint_every_s=config.checkpoint_every_s,
-    ).fit("reward model")
-    seconds = time.monotonic() - started
-    metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
-    metrics |= {
+        label="reward model",
+        num_steps=steps_of(config, data.order.batches_per_epoch),
+        heldout=fixed,
+    )
+    metrics = fitted.metrics | {
         "num_pairs": len(data),
         "num_heldout": len(heldout),
         "num_bad": num_bad,
@@ -112,7 +104,7 @@ def reward(config: RewardConfig, run: Run) -> dict[str, Any]:
     metrics |= _accuracies(model, heldout, fixed)
     save_model(model, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
     _name_heads(run.folder, config.heads or ["reward"])
-    write_json(run.folder / "history.json", dataclasses.asdict(history))
+    fitted.write(run.folder)
     return metrics
 
 
@@ -146,9 +138,9 @@ def reward_model(model: Model, num_heads: int, *, seed: int) -> Model:
 def _data(
     config: RewardConfig, place: Path, tokenizer: Tokenizer, model: Model
 ) -> tuple[RewardPairs, RewardPairs, int]:
-    from lmworks.training.preference_batches import Fit, tell_fit
-    from lmworks.training.preferences import Pair, as_chat, as_pair
-    from lmworks.training.reward_batches import RewardPairs
+    from lmworks.training.preferences.batches import Fit, tell_fit
+    from lmworks.training.preferences.reward_batches import RewardPairs
+    from lmworks.training.preferences.rows import Pair, as_chat, as_pair
     from lmworks.training.row_files import read_split
 
     fields = [*config.heads, *(["margin"] if config.margin and not config.heads else [])]

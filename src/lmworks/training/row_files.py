@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from lmworks.core import progress
 from lmworks.core.errors import UserError
 from lmworks.data.documents import stable_share
-from lmworks.training.preferences import BadRow, read_rows
+from lmworks.training.preferences.rows import BadRow, read_rows
 
 
 class Grouped(Protocol):

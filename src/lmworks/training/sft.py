@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmworks.core import progress
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
-from lmworks.core.files import write_json
 from lmworks.core.stages import Run, stage
 from lmworks.models.adapters.base import AdapterConfig
 from lmworks.training.adapted import ADAPTER_HELP, BASE_TYPE_HELP, BaseType
+from lmworks.training.fitting import fit_stage, steps_of
 from lmworks.training.mask_config import MaskConfig
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.retention.config import RetentionConfig
@@ -96,17 +95,11 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     from lmworks.training.adapted import adapter_figures, load_to_train, save_trained
     from lmworks.training.callbacks.same_data import SameData
     from lmworks.training.callbacks.samples import text_of
-    from lmworks.training.pretrain import summary
-    from lmworks.training.retention.hold import hold
+    from lmworks.training.retention.hold import check_plan, hold
     from lmworks.training.threads import set_threads
-    from lmworks.training.trainer import Trainer
 
-    if config.loop.parallel.cuts and config.retention in ("ewc", "l2", "interpolate"):
-        raise UserError(
-            f"--retention {config.retention} looks at all weights in each process, and "
-            f"{config.loop.parallel} cuts the model: take replay or kl, or a plan of data alone"
-        )
-    threads = set_threads(config.threads)
+    check_plan(config.loop.parallel, config.retention)
+    set_threads(config.threads)
     tokenizer = load_tokenizer(run.inputs["model"])
     model = load_to_train(run.inputs["model"], config.adapter, config.base_type, config.seed)
     length = context_length(config.context_length, model)
@@ -126,28 +119,23 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
         seed=config.seed,
         work=run.work,
     )
-    steps = math.ceil(config.epochs * conversations.batches_per_epoch / (1 - held.share))
-    num_steps = config.num_steps or max(1, steps)
-    started = time.monotonic()
-    history = Trainer(
+    fitted = fit_stage(
         model,
         held.objective,
         held.batches,
-        config.loop,
-        num_steps=num_steps,
-        heldout=_heldout(heldout, tokenizer, length, config),
+        config,
         work=run.work,
-        seed=config.seed,
-        checkpoint_every_s=config.checkpoint_every_s,
+        label="instruction tuning",
+        num_steps=steps_of(config, conversations.batches_per_epoch, elsewhere=held.share),
+        heldout=_heldout(heldout, tokenizer, length, config),
         callbacks=[
             SameData({"the conversations": conversations.fingerprint()}),
             *held.callbacks,
             *_samples(heldout or train, tokenizer, config.loop),
         ],
         show=text_of(tokenizer),
-    ).fit("instruction tuning")
-    seconds = time.monotonic() - started
-    metrics = summary(history, model, num_steps=num_steps, seconds=seconds, threads=threads)
+    )
+    metrics = fitted.metrics
     counts = dataclasses.asdict(conversations.counts)
     metrics |= {name: count for name, count in counts.items() if count} | held.figures()
     if metrics["heldout_loss"] is not None:
@@ -155,8 +143,7 @@ def sft(config: SFTConfig, run: Run) -> dict[str, Any]:
     metrics |= adapter_figures(model)
     card = _card(config, metrics)
     save_trained(model, run.folder, base=config.model, tokenizer=tokenizer, card=card)
-    looks = held.forgetting.looks if held.forgetting else []
-    write_json(run.folder / "history.json", dataclasses.asdict(history) | {"general": looks})
+    fitted.write(run.folder, general=held.looks)
     return metrics
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lmworks.core import processes
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -38,7 +40,8 @@ def speed(history: History, model: nn.Module) -> dict[str, Any]:
         from lmworks.training.machine_speed import matrix_product_limit
 
         device = next(model.parameters()).device
-        limit = matrix_product_limit(device, getattr(torch, history.precision))
+        # The rate is that of all processes together, each of which has such a device.
+        limit = matrix_product_limit(device, getattr(torch, history.precision)) * processes.count()
         figures |= {"mfu": round(flops * rate / limit, 4), "gemm_gflops": round(limit / 1e9, 1)}
     return {**figures, "time": shares}
 

@@ -10,7 +10,6 @@ from lmworks.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from lmworks.tokenizers.base import Tokenizer
-    from lmworks.training.batches import Batch
     from lmworks.training.trainer import Trainer
     from lmworks.training.trainer_config import LoopConfig
 
@@ -18,7 +17,7 @@ _SHOWN = 160  # characters of a sample in the log
 _PROMPTS, _PROMPT_TOKENS = 2, 16
 
 
-def watch_text(tokenizer: Tokenizer, heldout: Sequence[Batch], loop: LoopConfig) -> dict[str, Any]:
+def watch_text(tokenizer: Tokenizer, heldout: Sequence[Any], loop: LoopConfig) -> dict[str, Any]:
     """What a `Trainer` over text is given beside: guilty rows shown as text, samples if asked for.
 
     Samples continue the beginnings of the first held-out rows.

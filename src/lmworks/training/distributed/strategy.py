@@ -25,7 +25,7 @@ from lmworks.training.distributed.pieces import Layout, Piece
 from lmworks.training.distributed.pipeline import Pipeline, cut_layers
 from lmworks.training.distributed.plan import ParallelConfig, check_model
 from lmworks.training.distributed.reduce import GradientSum
-from lmworks.training.distributed.rows import my_rows, part_size, weighted_parts
+from lmworks.training.distributed.rows import bounds, my_rows, part_size, weighted_parts
 from lmworks.training.distributed.shard import (
     entered_once,
     let_go,
@@ -34,7 +34,9 @@ from lmworks.training.distributed.shard import (
     shard_states,
     sharded_pieces,
 )
+from lmworks.training.distributed.shared_rows import spread_over
 from lmworks.training.distributed.tensor import cut_matrices, sum_partial
+from lmworks.training.objectives.in_parts import rows_shared
 from lmworks.training.optimizers.base import OptimizerConfig, build_optimizer
 from lmworks.training.strategy import Compute, Figures, forward, load_trained_state, trained_state
 
@@ -138,21 +140,17 @@ class Distributed:
     def gradients(
         self, model: nn.Module, objective: Objective, batch: Rows, compute: Compute
     ) -> Figures:
-        """See `Strategy`. Raises: UserError for rows that can't be split, or an objective that
-        needs them together."""
-        if getattr(objective, "whole_batch", False) and (
-            self.plan.row_groups > 1 or self._pipeline
-        ):
-            raise UserError(
-                "this objective compares all rows of a step with each other: split the model "
-                "(tensor), not the rows"
-            )
+        """See `Strategy`. Raises: UserError for rows that a pipeline can't split, or an objective
+        that needs them together in one."""
         total = batch.num_targets
         if not total:
             raise UserError("a batch has no target at all: nothing could be learned from it")
+        if getattr(objective, "whole_batch", False):
+            return self._gradients_of_whole(model, objective, batch, compute)
         mine = my_rows(batch, self.plan, self.grid.row_group)
-        size = part_size(mine, self.plan, compute.micro_batch_size)
-        parts = weighted_parts(mine, batch, size, total)
+        most = bounds(batch.num_rows, self.plan.row_groups, 0)[1]
+        size = part_size(most, self.plan, compute.micro_batch_size)
+        parts = weighted_parts(mine, batch, size, total, most)
         if self._pipeline is not None:
             weighted = [(part, weight * compute.scale) for part, weight, _ in parts]
             losses = self._pipeline.run(objective, weighted, compute, backward=True)
@@ -161,6 +159,23 @@ class Distributed:
         self._reduce(compute.scale)
         found = list(zip((targets for *_, targets in parts), losses))
         return self._figures(found, total)
+
+    def _gradients_of_whole(
+        self, model: nn.Module, objective: Objective, batch: Rows, compute: Compute
+    ) -> Figures:
+        """Every process makes its rows, and the loss out of everybody's."""
+        if self._pipeline is not None:
+            raise UserError(
+                "this objective compares all rows of a step with each other, and a pipeline has "
+                "them one after the other: take parallel.data, shard or tensor"
+            )
+        total = batch.num_targets
+        speaks = self.grid.row_group == 0
+        with rows_shared(spread_over(self.grid.rows)):
+            parts = [(batch, 1.0, total if speaks else 0)]
+            losses = self._accumulate(model, objective, parts, compute)
+        self._reduce(compute.scale)
+        return self._figures([(parts[0][2], losses[0])], total)
 
     def _accumulate(
         self,
@@ -253,11 +268,12 @@ class Distributed:
         """See `Strategy`. Batches that can't be split are computed by all and counted once."""
         found: list[tuple[int, Loss]] = []
         total = 0
+        whole = getattr(objective, "whole_batch", False)
         objective = entered_once(objective) if self._shards else objective
         with torch.no_grad():
             for batch in batches:
                 total += batch.num_targets
-                splits = batch.num_rows % self.plan.row_groups == 0
+                splits = not whole and batch.num_rows % self.plan.row_groups == 0
                 counts = splits or self.grid.row_group == 0
                 mine = my_rows(batch, self.plan, self.grid.row_group) if splits else batch
                 size = compute.micro_batch_size or mine.num_rows

@@ -10,7 +10,8 @@ Source: Gao et al. 2021, arXiv 2101.06983, section 3 (the vectors first, then ea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,8 +22,35 @@ from lmworks.training.batches import Rows
 _LOGIT_CELLS = 16_000_000  # logits held at once, 64 MB
 
 
+# (function, batch) -> the function of all rows, of which other processes compute some.
+Share = Callable[[Callable[[Any], torch.Tensor], Rows], torch.Tensor]
+_share: Share | None = None
+
+
+@contextlib.contextmanager
+def rows_shared(share: Share) -> Iterator[None]:
+    """Meanwhile `in_parts` leaves some of the rows to other processes."""
+    global _share
+    before, _share = _share, share
+    try:
+        yield
+    finally:
+        _share = before
+
+
+def are_rows_shared() -> bool:
+    """Whether other processes compute some of the rows that `in_parts` is asked for."""
+    return _share is not None
+
+
 def in_parts(function: Callable[[Any], torch.Tensor], batch: Rows, size: int) -> torch.Tensor:
     """`function(batch)`, whose first dimension is the rows, `size` rows at a time; 0 for all."""
+    if _share is not None:
+        return _share(lambda rows: _in_parts(function, rows, size), batch)
+    return _in_parts(function, batch, size)
+
+
+def _in_parts(function: Callable[[Any], torch.Tensor], batch: Rows, size: int) -> torch.Tensor:
     count = batch.num_rows
     if not 0 < size < count:
         return function(batch)

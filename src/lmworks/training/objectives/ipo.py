@@ -15,7 +15,7 @@ from lmworks.training.objectives.preference_parts import (
 from lmworks.training.objectives.sequence_logprobs import pair_logprobs
 
 if TYPE_CHECKING:
-    from lmworks.training.preference_batches import PreferenceBatch
+    from lmworks.training.preferences.batches import PreferenceBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ import torch
 from lmworks.core.config import option
 from lmworks.core.errors import UserError
 from lmworks.training.objectives.base import Loss
-from lmworks.training.objectives.in_parts import in_parts
+from lmworks.training.objectives.in_parts import are_rows_shared, in_parts
 from lmworks.training.objectives.preference_parts import check_positive
 from lmworks.training.objectives.sequence_logprobs import sequence_logprobs
 
 if TYPE_CHECKING:
-    from lmworks.training.preference_batches import JudgedBatch
+    from lmworks.training.preferences.batches import JudgedBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,12 @@ class KTO:
     def __call__(self, model: Any, batch: JudgedBatch) -> Loss:
         """Mean over answers; needs `batch.reference`."""
         if batch.reference.keys() < {"answers", "mismatched"}:
-            raise ValueError("KTO needs a reference: see training.reference")
+            raise ValueError("KTO needs a reference: see training.preferences.reference")
 
-        if self.rows_at_once and model.auxiliary_loss() is not None:
+        if (self.rows_at_once or are_rows_shared()) and model.auxiliary_loss() is not None:
             raise UserError(
                 "kto: the routers of a model with experts need their batch whole: "
-                "--set loop.micro_batch_size=0"
+                "--set loop.micro_batch_size=0, in one process"
             )
 
         def score(part: Any) -> torch.Tensor:

@@ -11,7 +11,7 @@ from lmworks.core.errors import UserError
 
 if TYPE_CHECKING:
     from lmworks.training.objectives.sequence_logprobs import PairLogprobs
-    from lmworks.training.preference_batches import PreferenceBatch
+    from lmworks.training.preferences.batches import PreferenceBatch
 
 
 def log_ratios(policy: PairLogprobs, batch: PreferenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,7 +20,7 @@ def log_ratios(policy: PairLogprobs, batch: PreferenceBatch) -> tuple[torch.Tens
     Raises: ValueError for a batch without the reference's log-probabilities.
     """
     if batch.reference.keys() < {"chosen", "rejected"}:
-        raise ValueError("this objective needs a reference: see training.reference")
+        raise ValueError("this objective needs a reference: see training.preferences.reference")
     return policy.chosen - batch.reference["chosen"], policy.rejected - batch.reference["rejected"]
 
 

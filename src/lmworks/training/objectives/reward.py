@@ -17,7 +17,7 @@ from lmworks.core.errors import UserError
 from lmworks.training.objectives.base import Loss
 
 if TYPE_CHECKING:
-    from lmworks.training.reward_batches import RewardBatch
+    from lmworks.training.preferences.reward_batches import RewardBatch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,10 +61,11 @@ class BradleyTerry:
 
 def rewards(model: Any, batch: RewardBatch) -> torch.Tensor:
     """(2B, heads): of the chosen rows, then of the rejected ones, in one forward."""
-    width = max(batch.chosen.shape[1], batch.rejected.shape[1])
+    both = (batch.chosen, batch.rejected)
+    width = max(texts.input_ids.shape[1] for texts in both)
     ids, mask = (
         torch.cat([F.pad(x, (0, width - x.shape[1])) for x in two])
-        for two in ((batch.chosen, batch.rejected), (batch.chosen_mask, batch.rejected_mask))
+        for two in ([t.input_ids for t in both], [t.attention_mask for t in both])
     )
     return reward_of(model, ids, mask)
 

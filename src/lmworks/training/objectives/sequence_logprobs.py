@@ -16,7 +16,7 @@ from lmworks.training.batches import IGNORED, Batch
 from lmworks.training.objectives.in_parts import in_slices
 
 if TYPE_CHECKING:
-    from lmworks.training.preference_batches import PreferenceBatch
+    from lmworks.training.preferences.batches import PreferenceBatch
 
 
 def token_logprobs(model: Any, batch: Batch) -> torch.Tensor:

@@ -78,6 +78,20 @@ class Retention:
         return None
 
 
+class FromStart(Retention):
+    """A method that knows where the weights began."""
+
+    def __init__(
+        self,
+        model: Model,
+        general: Callable[[int], Batch],
+        config: RetentionConfig,
+        share: float,
+    ) -> None:
+        super().__init__(model, general, config, share)
+        self._start = copied(model)
+
+
 def build_retention(
     name: str,
     model: Model,

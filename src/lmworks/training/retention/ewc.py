@@ -18,14 +18,14 @@ import torch
 from lmworks.core.errors import UserError
 from lmworks.core.progress import track
 from lmworks.training.batches import Batch
-from lmworks.training.retention.base import Retention, copied, trained_parameters
+from lmworks.training.retention.base import FromStart, trained_parameters
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
     from lmworks.training.retention.config import RetentionConfig
 
 
-class EWC(Retention):
+class EWC(FromStart):
     """Adds strength / 2 times the squared distance to the start, weighted by the Fisher."""
 
     def __init__(
@@ -36,7 +36,6 @@ class EWC(Retention):
         share: float,
     ) -> None:
         super().__init__(model, general, config, share)
-        self._start = copied(model)
         self.fisher = fisher_diagonal(model, general, config.fisher_windows)
 
     def penalty(self, model: Model) -> torch.Tensor:

@@ -18,6 +18,7 @@ from lmworks.training.retention.config import RetentionConfig, parse_budget
 if TYPE_CHECKING:
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
+    from lmworks.training.distributed.plan import ParallelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,11 @@ class Held:
     def callbacks(self) -> list[Forgetting]:
         return [self.forgetting] if self.forgetting else []
 
+    @property
+    def looks(self) -> list[Any]:
+        """(step, loss) of general text, each time it was looked at."""
+        return self.forgetting.looks if self.forgetting else []
+
     def figures(self) -> dict[str, Any]:
         """What the manifest keeps of it."""
         watch = self.forgetting
@@ -43,6 +49,15 @@ class Held:
             "general_loss": watch.looks[-1][1],
             "forgotten": round(watch.forgotten, 5),
         }
+
+
+def check_plan(plan: ParallelConfig, method: str) -> None:
+    """Raises: UserError for a method that needs all weights under a plan that cuts them."""
+    if plan.cuts and method in ("ewc", "l2", "interpolate"):
+        raise UserError(
+            f"--retention {method} looks at all weights in each process, and {plan} cuts the "
+            "model: take replay or kl, or a plan of data alone"
+        )
 
 
 def hold(

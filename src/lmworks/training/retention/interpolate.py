@@ -14,28 +14,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lmworks.training.batches import Batch
-from lmworks.training.retention.base import Retention, copied, trained_parameters
+from lmworks.training.retention.base import FromStart, copied, trained_parameters
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
-    from lmworks.training.retention.config import RetentionConfig
 
 _HALVINGS = 6
 
 
-class Interpolate(Retention):
+class Interpolate(FromStart):
     """Settles between the start and the tuned weights."""
-
-    def __init__(
-        self,
-        model: Model,
-        general: Callable[[int], Batch],
-        config: RetentionConfig,
-        share: float,
-    ) -> None:
-        super().__init__(model, general, config, share)
-        self._start = copied(model)
 
     def settle(self, model: Model, measure: Callable[[], float], limit: float | None) -> str | None:
         """See `Retention.settle`."""

@@ -5,31 +5,18 @@ Source: Li, Grandvalet & Davoine 2018, arXiv 1802.01483, eq. 2 (L2-SP).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
-from lmworks.training.batches import Batch
-from lmworks.training.retention.base import Retention, copied, trained_parameters
+from lmworks.training.retention.base import FromStart, trained_parameters
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
-    from lmworks.training.retention.config import RetentionConfig
 
 
-class L2ToInit(Retention):
+class L2ToInit(FromStart):
     """Adds strength / 2 times the squared distance to the start."""
-
-    def __init__(
-        self,
-        model: Model,
-        general: Callable[[int], Batch],
-        config: RetentionConfig,
-        share: float,
-    ) -> None:
-        super().__init__(model, general, config, share)
-        self._start = copied(model)
 
     def penalty(self, model: Model) -> torch.Tensor:
         """See `Retention.penalty`."""

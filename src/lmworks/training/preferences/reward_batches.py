@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmworks.core.errors import UserError
-from lmworks.training.batches import Rows
-from lmworks.training.preference_batches import Fit, encode_pair, nothing_fits
+from lmworks.training.batches import Rows, Texts
+from lmworks.training.preferences.batches import Fit, encode_pair, nothing_fits
 from lmworks.training.row_order import RowOrder
 
 if TYPE_CHECKING:
     import torch
 
     from lmworks.tokenizers.base import Tokenizer
-    from lmworks.training.preferences import Pair
+    from lmworks.training.preferences.rows import Pair
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,16 +25,14 @@ class RewardBatch(Rows):
     """Pairs of texts; targets are pairs times the regards that they were judged in.
 
     Attributes:
-        chosen, rejected: (B, T) ids; the masks are 1 where a token is.
+        chosen, rejected: B texts each.
         better: (B, heads), 1 where the chosen text is better, -1 where the other is, 0 where the
             pair was not judged.
         margin: (B, heads) by how much.
     """
 
-    chosen: torch.Tensor
-    rejected: torch.Tensor
-    chosen_mask: torch.Tensor
-    rejected_mask: torch.Tensor
+    chosen: Texts
+    rejected: Texts
     better: torch.Tensor
     margin: torch.Tensor
 
@@ -106,21 +104,20 @@ class RewardPairs:
         """The rows of these numbers."""
         import torch
 
-        chosen, chosen_mask = padded([self._ids[i][0] for i in rows], self._padding)
-        rejected, rejected_mask = padded([self._ids[i][1] for i in rows], self._padding)
+        chosen, rejected = (
+            padded([self._ids[i][which] for i in rows], self._padding) for which in (0, 1)
+        )
         picked = np.asarray(rows)
         return RewardBatch(
             chosen=chosen,
             rejected=rejected,
-            chosen_mask=chosen_mask,
-            rejected_mask=rejected_mask,
             better=torch.from_numpy(self.better[picked]),
             margin=torch.from_numpy(self.margin[picked]),
         )
 
 
-def padded(rows: Sequence[np.ndarray], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (B, T) padded on the right, and a mask (B, T), 1 where a token is."""
+def padded(rows: Sequence[np.ndarray], padding: int) -> Texts:
+    """Rows side by side, padded on the right."""
     import torch
 
     width = max(len(row) for row in rows)
@@ -128,7 +125,7 @@ def padded(rows: Sequence[np.ndarray], padding: int) -> tuple[torch.Tensor, torc
     mask = np.zeros((len(rows), width), dtype=np.int64)
     for index, row in enumerate(rows):
         ids[index, : len(row)], mask[index, : len(row)] = row, 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    return Texts(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))
 
 
 def _judgements(

@@ -25,15 +25,15 @@ import numpy as np
 
 from lmworks.core import processes
 from lmworks.core.errors import UserError
-from lmworks.training.mixture import parts_of, weights_over_time
-from lmworks.training.orders import GrowingPool, Mixture, Order
+from lmworks.training.curriculum.mixture import parts_of, weights_over_time
+from lmworks.training.curriculum.orders import GrowingPool, Mixture, Order
 from lmworks.training.tokens import PackedWindows, document_separator, next_tokens
 
 if TYPE_CHECKING:
     from lmworks.data.documents import Document
     from lmworks.tokenizers.base import Tokenizer
     from lmworks.training.batches import Batch
-    from lmworks.training.curriculum_config import PacingConfig
+    from lmworks.training.curriculum.config import PacingConfig
     from lmworks.training.pretrain import PretrainConfig
 
 _SHORTEST = 8  # tokens of the shortest row
@@ -235,7 +235,7 @@ def _sorted(
     tokenizer: Tokenizer,
     reference: Path | None,
 ) -> list[int]:
-    from lmworks.training.difficulty import perplexity, quality
+    from lmworks.training.curriculum.difficulty import perplexity, quality
 
     if config.curriculum == "quality":
         scores = quality(documents, reference)

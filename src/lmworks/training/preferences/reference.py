@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lmworks.core import processes
 from lmworks.core.errors import UserError
 from lmworks.core.files import atomic_save
 from lmworks.core.progress import track
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from lmworks.tokenizers.base import Tokenizer
-    from lmworks.training.preference_batches import JudgedAnswers, Pairs
+    from lmworks.training.preferences.batches import JudgedAnswers, Pairs
 
 Keep = Literal["auto", "stored", "frozen", "base"]
 
@@ -66,12 +67,22 @@ def store_reference(model: Any, data: Pairs | JudgedAnswers, path: Path) -> None
 
     Raises: UserError when the disk is full.
     """
+    with processes.main_first():
+        if not _kept_reference(data, path):
+            _score_all(model, data, path)
+
+
+def _kept_reference(data: Pairs | JudgedAnswers, path: Path) -> bool:
+    """Whether `path` holds the figures of these rows, which `data` has then."""
+    if not path.is_file():
+        return False
+    with np.load(path, allow_pickle=False) as kept:
+        data.reference = {name: kept[name] for name in kept.files}
+    return all(len(table) == len(data) for table in data.reference.values())
+
+
+def _score_all(model: Any, data: Pairs | JudgedAnswers, path: Path) -> None:
     count = len(data)
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
-            data.reference = {name: kept[name] for name in kept.files}
-        if all(len(table) == count for table in data.reference.values()):
-            return
     tables: dict[str, np.ndarray] = {}
     data.reference = {}
     with track("scoring the reference", total=count) as bar:

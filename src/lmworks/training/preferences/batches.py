@@ -19,13 +19,13 @@ from lmworks.core import progress
 from lmworks.core.errors import UserError
 from lmworks.training.batches import IGNORED, Batch, Rows
 from lmworks.training.conversations import encode_answers
-from lmworks.training.preferences import Text
+from lmworks.training.preferences.rows import Text
 
 if TYPE_CHECKING:
     import torch
 
     from lmworks.tokenizers.base import Tokenizer
-    from lmworks.training.preferences import Judged, Pair
+    from lmworks.training.preferences.rows import Judged, Pair
 
 Truncation = Literal["drop", "keep_start", "keep_end"]
 # What the assistant says, up to the token that ends it; or all that stands behind the prompt.

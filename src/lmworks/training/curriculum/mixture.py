@@ -15,7 +15,7 @@ from lmworks.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from lmworks.data.documents import Document
-    from lmworks.training.curriculum_config import MixtureConfig
+    from lmworks.training.curriculum.config import MixtureConfig
 
 _REST = "*"
 _NAMED = 8  # sources that an error lists
