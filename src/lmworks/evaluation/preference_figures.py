@@ -51,8 +51,8 @@ def figures(one: Judgement, *, seed: int) -> dict[str, Any]:
     groups = np.asarray(one.groups)
     shorter, longer = one.longer < 0, one.longer > 0
     return {
-        "accuracy": _told(ratio_interval(right, ones, groups, seed=seed)),
-        "margin": _told(ratio_interval(one.difference, ones, groups, seed=seed)),
+        "accuracy": told(ratio_interval(right, ones, groups, seed=seed)),
+        "margin": told(ratio_interval(one.difference, ones, groups, seed=seed)),
         "calibration_error": calibration_error(one) if one.is_probability else None,
         "accuracy_where_the_better_is_longer": _of(right, groups, longer, seed),
         "accuracy_where_it_is_shorter": _of(right, groups, shorter, seed),
@@ -69,7 +69,7 @@ def compare(one: Judgement, other: Judgement, *, seed: int) -> dict[str, Any]:
         np.asarray(one.groups),
         seed=seed,
     )
-    return {"accuracy": _told(interval), "is_shown": interval.excludes_zero}
+    return {"accuracy": told(interval), "is_shown": interval.excludes_zero}
 
 
 def hits(difference: np.ndarray) -> np.ndarray:
@@ -121,10 +121,10 @@ def _of(
 ) -> list[float | None] | None:
     if not kind.any():
         return None
-    return _told(ratio_interval(right[kind], np.ones(kind.sum()), groups[kind], seed=seed))
+    return told(ratio_interval(right[kind], np.ones(kind.sum()), groups[kind], seed=seed))
 
 
-def _told(interval: Interval) -> list[float | None]:
+def told(interval: Interval) -> list[float | None]:
     """[estimate, low, high]; ends that are not known are None, since JSON has no infinity."""
     ends = (interval.low, interval.high) if interval.known else (None, None)
     return [interval.estimate, *ends]

@@ -2,18 +2,21 @@
 
 A reward model is asked for its number; a language model for the answer's likelihood per token, or,
 with a reference, for the log-ratio that DPO takes for a reward. Beside the accuracy the report says
-whether a model knows how sure it may be, and how much of it is the answer's length.
+whether a model knows how sure it may be, and how much of it is the answer's length. With a judge or
+a rule the models answer the prompts themselves, and the report says how often each beats the first
+(`win_rate`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
-from lmworks.core.files import write_json
+from lmworks.core.files import atomic_open, write_json
 from lmworks.core.stages import Run, stage
 
 if TYPE_CHECKING:
@@ -33,11 +36,20 @@ class EvalPreferencesConfig:
         lmworks eval preferences --preferences runs/pairs --models '{judge: runs/judge}'
         lmworks eval preferences --preferences runs/pairs --models '{dpo: runs/dpo}' \\
             --reference runs/chat
+        lmworks eval preferences --preferences runs/pairs --judge runs/judge \\
+            --models '{chat: runs/chat, dpo: runs/dpo}'
+        lmworks eval preferences --preferences runs/pairs --rule shorter \\
+            --models '{chat: runs/chat, dpo: runs/dpo}'
     """
 
     models: dict[str, str] = option(role=REFERENCE, help="by name; the first is compared with")
     preferences: str = option(role=REFERENCE, help="folder (heldout.jsonl), or a .jsonl file")
     reference: str = option("", role=REFERENCE, help="score log-ratios to this model")
+    judge: str = option("", role=REFERENCE, help="reward model that judges answers written anew")
+    rule: str = option(
+        "", help="or a rule that does: shorter, longer, chosen, regex:PATTERN, not:PATTERN"
+    )
+    max_tokens: int = option(64, help="longest answer that is written to be judged")
     head: str = option("", help="the regard that counts, of a reward model with several")
     beta: float = option(0.1, help="what log-ratios are multiplied by to be a reward")
     as_chat: bool = option(False, help="read plain texts as a user's and an assistant's message")
@@ -55,6 +67,12 @@ def eval_preferences(config: EvalPreferencesConfig, run: Run) -> dict[str, Any]:
 
     if not config.models:
         raise UserError("name at least one model: --models '{name: reference}'")
+    if config.judge and config.rule:
+        raise UserError("either a --judge or a --rule says whose answer is better, not both")
+    if (config.judge or config.rule) and len(config.models) < 2:
+        raise UserError("a win rate is one model's over another: name two or more in --models")
+    if config.max_tokens < 1:
+        raise UserError(f"max_tokens = {config.max_tokens}: an answer takes at least one")
     set_threads(config.threads)
     pairs, num_bad = _pairs(config, run.inputs["preferences"])
     judged: dict[str, Judgement] = {}
@@ -67,13 +85,46 @@ def eval_preferences(config: EvalPreferencesConfig, run: Run) -> dict[str, Any]:
     gained = {name: compare(judged[name], judged[first], seed=config.seed) for name in others}
     counts = {"num_pairs": len(judged[first].kept), "num_bad": num_bad}
     report = counts | {"models": models, "compared": gained, "compared_with": first}
-    write_json(run.folder / "report.json", report)
+    rates = _won(config, run, pairs, first, others) if config.judge or config.rule else {}
+    write_json(run.folder / "report.json", report | rates)
     shown = ("accuracy", "calibration_error", "length_bias")
     metrics: dict[str, Any] = dict(counts)
     for figure in shown:
         metrics[figure] = {name: one[figure] for name, one in models.items()}
     metrics["accuracy_gained"] = {name: one["accuracy"] for name, one in gained.items()}
+    for figure in ("judged_by", "judge_agrees_with_the_pairs"):
+        metrics |= {figure: rates[figure]} if rates else {}
+    if rates:
+        metrics["win_rate"] = {name: one["win_rate"] for name, one in rates["won"].items()}
     return metrics
+
+
+def _won(
+    config: EvalPreferencesConfig, run: Run, pairs: list[Pair], first: str, others: list[str]
+) -> dict[str, Any]:
+    """How often the others' answers beat the first one's; the answers go into a file."""
+    from lmworks.evaluation.win_rate import agreement, reward_judge, rule_judge, win_rate, written
+
+    if config.judge:
+        judge = reward_judge(run.inputs["judge"], lambda place: _head(config, place))
+    else:
+        judge = rule_judge(config.rule)
+    said = {
+        name: written(run.inputs[f"models.{name}"], pairs, config.max_tokens)
+        for name in (first, *others)
+    }
+    with atomic_open(run.folder / "answers.jsonl", "w", encoding="utf-8", newline="\n") as file:
+        for index, pair in enumerate(pairs):
+            row = {"prompt": pair.prompt} | {name: texts[index] for name, texts in said.items()}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return {
+        "judged_by": judge.name,
+        "judge_agrees_with_the_pairs": agreement(judge, pairs, seed=config.seed),
+        "won": {
+            name: win_rate(judge, pairs, said[name], said[first], seed=config.seed)
+            for name in others
+        },
+    }
 
 
 def _pairs(config: EvalPreferencesConfig, place: Path) -> tuple[list[Pair], int]:

@@ -164,7 +164,7 @@ def teacher_answers(
 
     Source: Kim & Rush 2016, arXiv 1606.07947, section 3.2 (sequence-level distillation).
     """
-    from lmworks.inference.base import collect
+    from lmworks.inference.many import answers_to
 
     done = _whole_lines(path)
     with (
@@ -175,19 +175,10 @@ def teacher_answers(
         bar.advance(len(done))
         for first in range(len(done), len(conversations), _ASKED_AT_ONCE):
             part = conversations[first : first + _ASKED_AT_ONCE]
-            asked: list[Any] = []
-            for row in part:
-                try:
-                    asked.append(
-                        chat.stream(
-                            prompt_of(row), temperature=0.0, max_tokens=max_tokens, seed=seed
-                        )
-                    )
-                except UserError:  # a prompt that fills the teacher's context
-                    asked.append(None)
-            for row, stream in zip(part, asked):
-                text = collect(stream).text if stream is not None else ""
-                answer = {"role": "assistant", "content": text}
+            prompts = [prompt_of(row) for row in part]
+            said = answers_to(chat, prompts, temperature=0.0, max_tokens=max_tokens, seed=seed)
+            for row, text in zip(part, said):
+                answer = {"role": "assistant", "content": text or ""}
                 made = {"id": str(row.get("id", "row")), "messages": [*prompt_of(row), answer]}
                 file.write(json.dumps(made, ensure_ascii=False) + "\n")
                 done.append(made)

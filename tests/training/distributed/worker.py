@@ -22,9 +22,13 @@ from lmworks.core.config import from_mapping
 from lmworks.core.errors import UserError
 from lmworks.models.config.patterns import Sizes, decoder_config
 from lmworks.models.model import Model
-from lmworks.training.batches import IGNORED, Batch
+from lmworks.training.batches import IGNORED, Batch, Texts
 from lmworks.training.callbacks.base import Callback
+from lmworks.training.embed import embedding_model
+from lmworks.training.embedding_rows import EmbeddingBatch
+from lmworks.training.objectives.base import build_objective
 from lmworks.training.objectives.causal import causal
+from lmworks.training.preferences.batches import EncodedAnswer, judged_batch, pair_batch
 from lmworks.training.tokens import PackedWindows
 from lmworks.training.trainer import Trainer
 from lmworks.training.trainer_config import LoopConfig
@@ -70,6 +74,49 @@ def batches_of(spec: dict[str, Any]) -> Any:
     return answers if spec.get("answers", True) else windows
 
 
+def ids_of(random: np.random.Generator, rows: int) -> torch.Tensor:
+    """(rows, 9) ids that begin alike in a row and in the one that belongs to it."""
+    return torch.from_numpy(random.integers(1, VOCAB, (rows, 9)))
+
+
+def objective_of(spec: dict[str, Any], model: Model) -> tuple[Any, Any, Any]:
+    """(objective, model, batches) of objectives that are no plain loss on tokens."""
+    name = spec["objective"]
+    rows = spec.get("batch", 8)
+    if name == "in_batch":
+        model = embedding_model(model, "mean").double()
+
+    def batches(step: int) -> Any:
+        random = np.random.default_rng([7, step])
+        if name == "in_batch":
+            anchors = ids_of(random, rows)
+            mask = torch.ones_like(anchors)
+            kept = anchors.clone()
+            kept[:, ::3] = ids_of(random, rows)[:, ::3]
+            return EmbeddingBatch(
+                anchors=Texts(input_ids=anchors, attention_mask=mask),
+                positives=Texts(input_ids=kept, attention_mask=mask),
+                text_keys=torch.arange(rows)[:, None],
+            )
+        answers = [
+            EncodedAnswer(ids=ids[: 5 + row % 4].numpy(), counted=np.arange(5 + row % 4) >= 2)
+            for row, ids in enumerate(ids_of(random, rows))
+        ]
+        if name == "dpo":
+            both = pair_batch(answers, answers[::-1], 0)
+            return dataclasses.replace(
+                both, reference={n: torch.full((rows,), -9.0) for n in ("chosen", "rejected")}
+            )
+        liked = [row % 2 == 0 for row in range(rows)]
+        judged = judged_batch(answers, liked, 0, 16)
+        return dataclasses.replace(
+            judged, reference={n: torch.full((rows,), -9.0) for n in ("answers", "mismatched")}
+        )
+
+    settings = {"rows_at_once": spec.get("micro", 0)} if name != "dpo" else {}
+    return build_objective(name, settings), model, batches
+
+
 class Ending(Callback):
     """Stops, or dies, after a step."""
 
@@ -90,24 +137,26 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
         "eval_every": 5,
         "warmup_steps": 3,
         "optimizer": {"name": spec.get("optimizer", "adamw"), "max_grad_norm": 0.5},
-        "micro_batch_size": spec.get("micro", 0),
+        "micro_batch_size": 0 if "objective" in spec else spec.get("micro", 0),
         "parallel": spec.get("parallel", {}),
     }
     work = Path(spec["work"])
     work.mkdir(parents=True, exist_ok=True)
-    batches = batches_of(spec)
+    objective: Any = causal
+    batches, model = batches_of(spec), model_of(spec)
+    if "objective" in spec:
+        objective, model, batches = objective_of(spec, model)
     seen: list[int] = []
 
-    def noted(step: int) -> Batch:
-        batch: Batch = batches(step)
+    def noted(step: int) -> Any:
+        batch = batches(step)
         if step < 1000:
-            seen.append(int(batch.input_ids.sum()))
+            seen.append(int(batch.input_ids.sum()) if isinstance(batch, Batch) else step)
         return batch
 
-    model = model_of(spec)
     trainer = Trainer(
         model,
-        causal,
+        objective,
         noted,
         from_mapping(LoopConfig, loop),
         num_steps=spec["steps"],
