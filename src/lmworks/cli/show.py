@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
@@ -11,7 +12,9 @@ import click
 @click.argument("folders", nargs=-1, required=True, metavar="FOLDER...")
 @click.option("--json", "as_json", is_flag=True, help="The manifest as it is.")
 @click.option(
-    "--html", metavar="FILE", help="Of trainings: their curves and events, as a page of one file."
+    "--html",
+    metavar="FILE",
+    help="Of trainings: their curves and events, of a tuning what it timed, as a page of one file.",
 )
 def command(folders: tuple[str, ...], as_json: bool, html: str | None) -> None:
     """What made the artifact in FOLDER, from what, with which settings and figures.
@@ -23,15 +26,22 @@ def command(folders: tuple[str, ...], as_json: bool, html: str | None) -> None:
       lmworks show runs/base runs/wider --html curves.html
     """
     if html:
-        from pathlib import Path
-
-        from lmworks.evaluation.training_page import write_training_page
-
-        write_training_page(folders, Path(html))
+        _write_page(folders, Path(html))
         click.echo(html)
         return
     for folder in folders:
         _show(folder, as_json)
+
+
+def _write_page(folders: tuple[str, ...], out: Path) -> None:
+    from lmworks.core.stages import Artifact
+    from lmworks.evaluation.training_page import write_training_page
+    from lmworks.evaluation.tuning_page import write_tuning_page
+
+    if len(folders) == 1 and Artifact.load(folders[0]).kind == "tuning":
+        write_tuning_page(folders[0], out)
+    else:
+        write_training_page(folders, out)
 
 
 def _show(folder: str, as_json: bool) -> None:

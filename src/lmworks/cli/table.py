@@ -84,7 +84,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "How much memory a pre-training takes, and what to lower if it does not fit.",
     ),
     "train tune": (
-        "stage:lmworks.training.tune:tune",
+        "lmworks.cli.train_tune:command",
         "Find rows at a time, threads and the like with which a pre-training is fastest.",
     ),
     "train dry-run": (

@@ -44,6 +44,7 @@ class TuneConfig:
     Examples:
         lmworks train tune --depth 6 --batch-size 32 --vocab-size 4096
         lmworks train tune --tokenizer runs/tokenizer --depth 6 --batch-size 32 --memory-gb 2
+        lmworks train tune --depth 6 --batch-size 32 --html tuning.html
         lmworks train pretrain --corpus runs/corpus --tokenizer runs/tokenizer \\
             --recipe runs/tuning/recipe.yaml
     """
@@ -195,7 +196,12 @@ def tune(config: TuneConfig, run: Run) -> dict[str, Any]:
     search = Search(seconds_per_row=trial.seconds_per_row, fits=trial.fits)
     best = search.run(config.batch_size, threads, trial.precisions(), config.try_compile)
     rows = [
-        {**dataclasses.asdict(setting), "tokens_per_s": round(trial.rate(times), 1)}
+        {
+            **dataclasses.asdict(setting),
+            "tokens_per_s": round(trial.rate(times), 1),
+            "looks": [round(trial.rate([seconds]), 1) for seconds in times],
+            "estimated_memory_bytes": trial.estimate(setting).peak,
+        }
         for setting, times in search.times.items()
     ]
     loop = {k: v for k, v in dataclasses.asdict(best).items() if k != "threads"}
@@ -259,6 +265,7 @@ class _Trial:
         self._batch = Batch(input_ids=ids, labels=ids)
         self._limit = int(config.memory_gb * 1e9) or usable_memory()
         self._models: dict[bool, Any] = {}
+        self._estimates: dict[Setting, Any] = {}
 
     def precisions(self) -> list[str]:
         """Those that multiply faster than float32 here."""
@@ -273,7 +280,13 @@ class _Trial:
         return [n for n in _PRECISIONS if product_speed(device, getattr(torch, n)) > plain]
 
     def estimate(self, setting: Setting) -> Any:
-        """The memory that a training with this setting takes."""
+        """The memory that a training with this setting takes, whatever its threads."""
+        key = dataclasses.replace(setting, threads=1)
+        if key not in self._estimates:
+            self._estimates[key] = self._estimate(key)
+        return self._estimates[key]
+
+    def _estimate(self, setting: Setting) -> Any:
         from lmworks.models.skeleton import skeleton
         from lmworks.training.memory_estimate import estimate, process_baseline
         from lmworks.training.objectives.causal import causal
