@@ -3,8 +3,9 @@
     python bench/training_memory.py
 
 Twenty trainings: shapes, batches, optimizers, micro-batches, recomputed activations, mixtures of
-experts, recurrent layers. Each is run for two steps in a process of its own, whose largest
-resident size is what counts; another process estimates it from the config alone.
+experts, recurrent layers. Each is run for two steps in a process of its own, started as the command
+line starts a training, whose largest resident size is what counts; another process estimates it
+from the config alone. `--kept-chunks` starts them as Python does.
 """
 
 from __future__ import annotations
@@ -105,9 +106,12 @@ def estimated(given: dict[str, Any]) -> dict[str, Any]:
     return dataclasses.asdict(found)
 
 
-def alone(how: str, given: dict[str, Any]) -> Any:
+def alone(how: str, given: dict[str, Any], kept_chunks: bool) -> Any:
+    from lmworks.training.threads import without_kept_chunks
+
     command = [sys.executable, __file__, "--alone", how, "--training", json.dumps(given)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = None if kept_chunks else without_kept_chunks()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{given}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -119,6 +123,7 @@ def main() -> None:
     parser.add_argument("--training", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of trainings; all by default")
+    parser.add_argument("--kept-chunks", action="store_true", help="leave malloc as it is")
     options = parser.parse_args()
     if options.alone:
         given = json.loads(options.training)
@@ -127,7 +132,7 @@ def main() -> None:
     rows = []
     for given in [TRAININGS[i] for i in options.only or range(len(TRAININGS))]:
         given = {**given, "threads": options.threads}
-        truth, told = alone("measured", given), alone("estimated", given)
+        truth, told = (alone(how, given, options.kept_chunks) for how in ("measured", "estimated"))
         error = told["peak"] / truth - 1
         rows.append({"training": given, "measured": truth, "estimated": told, "error": error})
         print(
@@ -137,7 +142,8 @@ def main() -> None:
         )
     errors = [abs(row["error"]) for row in rows]
     print(f"error: median {statistics.median(errors):.1%}, largest {max(errors):.1%}")
-    keep("training_memory", rows=rows, largest_error=max(errors))
+    claim = "training_memory_kept_chunks" if options.kept_chunks else "training_memory"
+    keep(claim, trainings=rows, largest_error=max(errors))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def ask(name: str, kind: str, folder: Path, out: Path) -> dict[str, list[float]]
                 norms.append(logs["grad_norm"])
             super().log(logs, *args, **kwargs)
 
-    batch_size = setup.BATCH_SIZES[kind]
+    batch_size = setup.batch_size(name, kind)
     count = batch_size * 10
     make = setup.judged_rows if name == "kto" else setup.rows
     as_text = setup.is_text(name, kind)

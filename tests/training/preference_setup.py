@@ -23,7 +23,6 @@ NUM_STEPS, BATCH_SIZE = 50, 4
 LEARNING_RATES = {"tiny": 1e-3, "smollm2": 1e-2}
 # AdamW's two moments of 135 million weights would be a gigabyte more, for nothing.
 OPTIMIZERS = {"tiny": "adamw_torch", "smollm2": "sgd"}
-BATCH_SIZES = {"tiny": BATCH_SIZE, "smollm2": 2}
 # What our objective is told, and what their trainer is told.
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "dpo": ("dpo", {"beta": 0.1}, {"beta": 0.1}),
@@ -78,6 +77,13 @@ def rows(count: int, *, as_text: bool = False) -> list[dict[str, Any]]:
             }
         found.append(row)
     return found
+
+
+def batch_size(name: str, kind: str) -> int:
+    """Pairs of a step, or answers: of a large model one pair, which is two rows of its own."""
+    if kind == "tiny":
+        return BATCH_SIZE
+    return 2 if name == "kto" else 1
 
 
 def is_text(name: str, kind: str) -> bool:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from lmworks.cli.main import _start_for_training
 from lmworks.models.config.patterns import Sizes, decoder_config
 from lmworks.models.model import Model
 from lmworks.models.skeleton import skeleton
+from lmworks.training import memory_estimate, threads
 from lmworks.training.batches import IGNORED, Batch
 from lmworks.training.heap import Heap, peak_resident
 from lmworks.training.memory_estimate import estimate
 from lmworks.training.objectives.causal import causal
 from lmworks.training.optimizers.base import OptimizerConfig
-from lmworks.training.shape_tensors import MemoryRecord
+from lmworks.training.shape_tensors import MemoryRecord, shape_twin
 from lmworks.training.trainer import Trainer
 from lmworks.training.trainer_config import LoopConfig
 
@@ -103,7 +107,14 @@ def test_frozen_weights_have_neither_gradient_nor_state() -> None:
     assert frozen.live < whole.live
 
 
-def test_experts_are_taken_to_be_used_evenly() -> None:
+def test_tokens_are_spread_over_experts() -> None:
+    ids = shape_twin(torch.nn.Linear(64, 16)).weight.reshape(-1).long()
+    counts = torch.bincount(ids, minlength=8)
+    assert counts.sum() == 1024 and len(counts) == 8
+    assert 48 <= counts.min() < 100 < 150 < counts.max() <= 208
+
+
+def test_experts_are_taken_to_be_used() -> None:
     config = decoder_config("attention+moe", depth=2, vocab_size=300, sizes=Sizes(hidden_size=64))
     told = estimate(skeleton(config), causal, batch(), LoopConfig())
     assert told.live > 3 * told.parts["weights"]
@@ -123,9 +134,76 @@ def test_a_heap_uses_again_what_is_large_enough() -> None:
     heap.take(11, 1 << 20)
     grown = heap.peak
     heap.give_back(11)  # mapped apart, so given back
-    assert heap.resident == grown - (1 << 20)
+    assert heap.resident == grown - (1 << 20) - 4096  # its header took a page
 
 
 def test_a_hole_between_blocks_is_lost_for_larger_ones() -> None:
     sizes = [(0, 50_000), (1, 10_000), (0, -50_000), (2, 60_000)]
     assert peak_resident(sizes, 1 << 20) > 115_000
+
+
+def test_ends_that_a_thread_keeps_spoil_the_hole_beside_them() -> None:
+    """A block that is freed serves the next of its size, unless its ends were kept apart."""
+    steps = [(0, 100_000), (1, 3000), (0, -100_000), (2, 100_000), (3, 3000), (2, -100_000)]
+    steps += [(4, 100_000)]
+    plain = peak_resident(steps, 1 << 20)
+    assert plain < 110_000
+    assert peak_resident(steps, 1 << 20, cached=7) > plain + 90_000
+
+
+def test_small_blocks_beside_large_ones_are_counted() -> None:
+    steps = [(number, 5000) for number in range(10)]
+    more = peak_resident(steps, 1 << 20, beside=(1000, 1000)) - peak_resident(steps, 1 << 20)
+    assert 20_000 <= more <= 21_000
+
+
+def test_kernels_that_would_run_belong_to_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def told(module: str, name: str) -> int:
+        asked.append((module, name))
+        return 1000
+
+    monkeypatch.setattr(memory_estimate, "kernel_bytes", told)
+    for layers, least in (("attention", 0), ("mamba", 2)):
+        asked.clear()
+        config = decoder_config(layers, depth=1, vocab_size=300, sizes=Sizes(hidden_size=64))
+        found = estimate(skeleton(config), causal, batch(), LoopConfig(), baseline=5)
+        assert found.baseline == 5 + 1000 * len(asked) and len(asked) >= least
+    assert {module for module, _ in asked} >= {"lmworks.models.selective_scan_kernels"}
+
+
+def test_a_process_is_started_once_more_where_its_threads_keep_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "is_glibc", lambda: True)
+    monkeypatch.setenv(threads.TUNABLES, "glibc.malloc.arena_max=1")
+    environment = threads.without_kept_chunks()
+    assert environment is not None
+    assert environment[threads.TUNABLES] == "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0"
+    monkeypatch.setenv(threads.TUNABLES, environment[threads.TUNABLES])
+    assert threads.without_kept_chunks() is None and not threads.small_chunks_kept()
+    monkeypatch.setattr(threads, "is_glibc", lambda: False)
+    monkeypatch.delenv(threads.TUNABLES)
+    assert threads.without_kept_chunks() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["train", "sft"], True),
+        (["--quiet", "run", "legal"], True),
+        (["train", "sft", "--help"], False),
+        (["generate", "train"], False),
+        ([], False),
+    ],
+)
+def test_only_commands_that_train_start_anew(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: bool
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(threads, "without_kept_chunks", lambda: {"A": "B"})
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "lmworks.cli.main", *arguments])
+    monkeypatch.setattr(os, "execve", lambda path, words, environment: started.append(words))
+    _start_for_training(arguments)
+    assert started == ([[sys.executable, "-m", "lmworks.cli.main", *arguments]] if wanted else [])

@@ -43,7 +43,7 @@ def run(
     name: str, model: Model, tokenizer: Any, kind: str, steps: int, folder: Path, *, stored: bool
 ) -> tuple[list[float], list[float]]:
     """Our losses and gradient norms on the batches that TRL had: rows in their order."""
-    batch_size = setup.BATCH_SIZES[kind]
+    batch_size = setup.batch_size(name, kind)
     objective_name, settings, _ = setup.CASES[name]
     data = data_for(name, tokenizer, batch_size, kind)
     if name == "reward":

@@ -106,6 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     # OpenMP's threads spin while they wait, which starves them of each other's core as soon as
     # anything else runs: with one of two cores busy, training is 4 times faster with short spins.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if arguments is None:
+        _start_for_training(sys.argv[1:])
     try:
         status = cli.main(args=arguments, prog_name="lmworks", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
@@ -120,6 +122,24 @@ def main(arguments: list[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory: take a smaller model, batch or context", 2)
     return status if isinstance(status, int) else 0
+
+
+_TRAIN = ("train", "run", "quickstart")
+
+
+def _start_for_training(arguments: list[str]) -> None:
+    """Start this process once more in the environment that training wants, see `threads`.
+
+    It stays the same process, with the same number, files and terminal.
+    """
+    words = [word for word in arguments if not word.startswith("-")]
+    if not words or words[0] not in _TRAIN or {"-h", "--help"} & {*arguments}:
+        return
+    from lmworks.training.threads import without_kept_chunks
+
+    environment = without_kept_chunks()
+    if environment is not None:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def _click_message(error: click.ClickException) -> str:

@@ -26,15 +26,22 @@ _PARTS = 8  # of the channels of a sequence
 _SPLIT_WORK = 1 << 17  # numbers of state to compute, from which on a second thread pays
 
 
-_NOT_RUNNING: contextvars.ContextVar[bool] = contextvars.ContextVar("not_running", default=False)
+# What would have run, (module, kernel); None while kernels run.
+_NOT_RUNNING: contextvars.ContextVar[dict[tuple[str, str], None] | None] = contextvars.ContextVar(
+    "not_running", default=None
+)
 
 
 @contextlib.contextmanager
-def not_running() -> Iterator[None]:
-    """Meanwhile kernels do nothing, for tensors that have shapes and no memory."""
-    token = _NOT_RUNNING.set(True)
+def not_running() -> Iterator[dict[tuple[str, str], None]]:
+    """Meanwhile kernels do nothing, for tensors that have shapes and no memory.
+
+    Yields: a mapping whose keys will be (module, kernel) of those that would have run.
+    """
+    wanted: dict[tuple[str, str], None] = {}
+    token = _NOT_RUNNING.set(wanted)
     try:
-        yield
+        yield wanted
     finally:
         _NOT_RUNNING.reset(token)
 
@@ -70,7 +77,7 @@ def parts_of(num_blocks: int, work: int, most: int) -> list[tuple[int, int]]:
 
 def address(tensor: torch.Tensor | None, index: int = 0) -> int:
     """Where row `index` of the first dimension begins; 0 for no tensor."""
-    if tensor is None or _NOT_RUNNING.get():
+    if tensor is None or _NOT_RUNNING.get() is not None:
         return 0
     return tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
 
@@ -85,9 +92,12 @@ def arguments(values: Mapping[str, int]) -> np.ndarray:
 
 def run(module: str, name: str, calls: Sequence[np.ndarray]) -> None:
     """Run a kernel once for each array of arguments."""
-    if _NOT_RUNNING.get():
+    module = f"lmworks.models.{module}"
+    wanted = _NOT_RUNNING.get()
+    if wanted is not None:
+        wanted[module, name] = None
         return
-    kernel = compiled.kernel(f"lmworks.models.{module}", name)
+    kernel = compiled.kernel(module, name)
     starts = [call.ctypes.data for call in calls]
     if len(calls) == 1 or torch.get_num_threads() == 1:
         for start in starts:

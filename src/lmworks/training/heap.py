@@ -2,23 +2,24 @@
 
 Live bytes alone fall short by up to a fifth, since a freed block is often too small for the next
 request, or lies between two that are in use. Played are the rules that matter for tensors: the
-smallest free block that fits is cut, neighbours that are free become one, the heap grows at its
-end, and blocks over the threshold are mapped apart and given back at once.
+smallest free chunk that fits is cut, neighbours that are free become one, the heap grows at its
+end, an aligned block is cut out of a longer one whose ends are free again, and blocks over the
+threshold are mapped apart and given back at once. A thread's cache of small chunks is played as
+well, where the process has one: such an end in it is joined with nothing.
 
-Left out: blocks under 1 kB, which lie in caches of their own, and the arenas of other threads.
-Source: Lea, "A memory allocator" (2000), and the comments of glibc's malloc.c.
+Left out: the arenas of other threads. What small blocks lie in between is chance; a caller plays
+with several kinds of them (`beside`).
+Source: Lea, "A memory allocator" (2000), and the comments of glibc's malloc.c (2.36).
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _PAGE, _ALIGN = 4096, 64
-# An aligned block is cut out of one that is longer by the alignment and two headers, so a hole of
-# just the right size is passed over. What is left over is free again.
-_SPARE = 112
-_SMALL = 1024
+_HEADER, _STEP, _LEAST = 8, 16, 32  # of a chunk: before its bytes, granularity, smallest
+_CACHED = 1040  # the longest chunk that a thread keeps for itself
 
 
 class Heap:
@@ -26,16 +27,20 @@ class Heap:
 
     Args:
         map_threshold: blocks of at least so many bytes are mapped apart.
+        beside: bytes of small blocks that come and go with each block.
+        cached: how many chunks of each small size a thread keeps; 0 if it keeps none.
     Attributes:
         resident: bytes that the process holds now; peak: the most it held.
     """
 
-    def __init__(self, map_threshold: int) -> None:
-        self._threshold = map_threshold
-        self._used: dict[int, tuple[int, int]] = {}  # block -> (place, size); place -1: mapped
+    def __init__(self, map_threshold: int, *, beside: Sequence[int] = (), cached: int = 0) -> None:
+        self._threshold, self._beside, self._most_cached = map_threshold, beside, cached
+        # block -> its chunks (place, size); place -1: mapped
+        self._used: dict[int, list[tuple[int, int]]] = {}
         self._free: list[tuple[int, int]] = []  # (size, place), sorted
-        self._size_at: dict[int, int] = {}  # place of a free block -> its size
-        self._ends: dict[int, int] = {}  # end of a free block -> its place
+        self._size_at: dict[int, int] = {}  # place of a free chunk -> its size
+        self._ends: dict[int, int] = {}  # end of a free chunk -> its place
+        self._cache: dict[int, list[int]] = {}  # size -> places
         self._top = self._grown = self._mapped = 0
         self.peak = 0
 
@@ -45,38 +50,62 @@ class Heap:
 
     def take(self, block: int, num_bytes: int) -> None:
         """Allocate under a number of the caller's."""
-        if num_bytes < _SMALL:
-            return
+        chunks = [self._chunk(_chunk_size(small)) for small in self._beside]
         if num_bytes >= self._threshold:
-            size = -(-num_bytes // _PAGE) * _PAGE
-            self._used[block] = (-1, size)
+            size = -(-(num_bytes + _HEADER) // _PAGE) * _PAGE
             self._mapped += size
+            chunks.append((-1, size))
         else:
-            size = -(-num_bytes // _ALIGN) * _ALIGN
-            self._used[block] = (self._place(size + _SPARE), size)
-            self._merge(self._used[block][0] + size, _SPARE)
+            chunks.append(self._aligned(_chunk_size(num_bytes)))
+        self._used[block] = chunks
         self.peak = max(self.peak, self.resident)
 
-    def _place(self, size: int) -> int:
+    def give_back(self, block: int) -> None:
+        """Free; a block that is not known is passed over."""
+        for place, size in reversed(self._used.pop(block, [])):
+            if place < 0:
+                self._mapped -= size
+            else:
+                self._release(place, size)
+
+    def _aligned(self, size: int) -> tuple[int, int]:
+        """A chunk whose bytes begin at a multiple of the alignment."""
+        place, found = self._chunk(_chunk_size(size + _ALIGN + _LEAST))
+        before = -(place + 2 * _HEADER) % _ALIGN
+        if 0 < before < _LEAST:
+            before += _ALIGN
+        if before:
+            self._release(place, before)
+        place, found = place + before, found - before
+        if found - size >= _LEAST:
+            self._release(place + size, found - size)
+            found = size
+        return place, found
+
+    def _chunk(self, size: int) -> tuple[int, int]:
+        """(place, size) of the chunk that malloc gives for one of `size`."""
+        if self._most_cached and (kept := self._cache.get(size)):
+            return kept.pop(), size
         at = bisect.bisect_left(self._free, (size, -1))
         if at == len(self._free):
             place = self._top
             self._top += size
             self._grown = max(self._grown, self._top)
-            return place
+            return place, size
         found, place = self._free[at]
         self._unlist(place, found)
-        if found > size:
-            self._list(place + size, found - size)
-        return place
+        if found - size < _LEAST:
+            return place, found
+        self._list(place + size, found - size)
+        return place, size
 
-    def give_back(self, block: int) -> None:
-        """Free; a block that was too small to be played is passed over."""
-        place, size = self._used.pop(block, (0, 0))
-        if place < 0:
-            self._mapped -= size
-        elif size:
-            self._merge(place, size)
+    def _release(self, place: int, size: int) -> None:
+        if self._most_cached and size <= _CACHED:
+            kept = self._cache.setdefault(size, [])
+            if len(kept) < self._most_cached:
+                kept.append(place)
+                return
+        self._merge(place, size)
 
     def _merge(self, place: int, size: int) -> None:
         before = self._ends.get(place)
@@ -103,9 +132,23 @@ class Heap:
         del self._size_at[place], self._ends[place + size]
 
 
-def peak_resident(events: Iterable[tuple[int, int]], map_threshold: int) -> int:
-    """The most that is held while (block, bytes taken, or given back if negative) happen."""
-    heap = Heap(map_threshold)
+def _chunk_size(num_bytes: int) -> int:
+    return max(_LEAST, -(-(num_bytes + _HEADER) // _STEP) * _STEP)
+
+
+def peak_resident(
+    events: Iterable[tuple[int, int]],
+    map_threshold: int,
+    *,
+    beside: Sequence[int] = (),
+    cached: int = 0,
+) -> int:
+    """The most that is held while (block, bytes taken, or given back if negative) happen.
+
+    Args:
+        beside, cached: see `Heap`.
+    """
+    heap = Heap(map_threshold, beside=beside, cached=cached)
     for block, num_bytes in events:
         if num_bytes > 0:
             heap.take(block, num_bytes)

@@ -146,9 +146,11 @@ def _advice(trainer: Trainer, step: int, found: MemoryEstimate, limit: int) -> s
 
 def _estimate(trainer: Trainer, step: int, loop: LoopConfig) -> MemoryEstimate | None:
     """None where an operation can't be done with shapes alone."""
-    from lmworks.training.memory_estimate import estimate
+    from lmworks.training.memory_estimate import estimate, loaded_for_estimates
 
-    held = 0 if trainer.device.type == "cuda" else resident_bytes() - _held_by(trainer)
+    held = 0
+    if trainer.device.type != "cuda":
+        held = resident_bytes() - loaded_for_estimates() - _held_by(trainer)
     try:
         return estimate(
             trainer.model,

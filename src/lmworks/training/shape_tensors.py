@@ -4,7 +4,7 @@ A training step runs through the real modules, autograd and the real optimizer, 
 keeps for its backward is counted, and no formula can fall behind the code. What flows from weights
 is a `ShapeTensor`: on the CPU for all who ask, computed on the "meta" device. Ids, labels and masks
 stay real, so that code may look at their values. Of a ShapeTensor a single number is always one,
-and tokens are spread evenly over experts.
+and tokens are spread over experts about as unevenly as a fresh router does it.
 
 Source: the idea is that of PyTorch's fake tensors; these are smaller, and know what is asked here.
 """
@@ -15,7 +15,7 @@ import copy
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -97,11 +97,16 @@ def _one(x: torch.Tensor) -> Any:
     return torch.ones((), dtype=x.dtype).item()
 
 
+_GOLDEN = 0.6180339887  # its multiples lie evenly between whole numbers
+
+
 def _spread(x: torch.Tensor, weights: Any = None, minlength: int = 0) -> torch.Tensor:
-    """Counts as if all numbers came up equally often."""
+    """Counts from half to one and a half of the mean. Were they equal, all experts' blocks would be
+    of one size, and each would fit into the hole that another left."""
     count = max(1, minlength)
-    places = torch.arange(count + 1) * x.numel() // count
-    return places.diff()
+    parts = 0.5 + torch.arange(count, dtype=torch.float64) * _GOLDEN % 1
+    ends = (parts.cumsum(0) / parts.sum() * x.numel()).round().long()
+    return ends.diff(prepend=ends.new_zeros(1))
 
 
 _KNOWN: dict[Any, Callable[..., Any]] = {
@@ -131,6 +136,7 @@ class MemoryRecord(TorchDispatchMode):
         labels: block -> what it is for.
         part: what goes on now; the label of blocks that nothing else names.
         label: what the blocks taken from now on are for, or "".
+        kernels: compiled kernels that would have run, (module, name), if someone notes them.
     """
 
     def __init__(self, *, real: bool = False) -> None:
@@ -139,6 +145,7 @@ class MemoryRecord(TorchDispatchMode):
         self.events: list[Event] = []
         self.labels: dict[int, str] = {}
         self.part = self.label = ""
+        self.kernels: Mapping[tuple[str, str], None] = {}
         self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}  # address of a storage -> block
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
 
 from lmworks.core.machine import usable_cores
@@ -12,6 +13,38 @@ from lmworks.core.processes import processes_here
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MXFAST = -1, -3, 1  # glibc's malloc.h
 MMAP_THRESHOLD = 32 * 2**20  # larger ones are refused by glibc
 _KEPT_BYTES = 2**30
+
+
+# glibc's threads keep the last small chunks that were freed for themselves.
+TUNABLES = "GLIBC_TUNABLES"
+_KEEP_NONE = "glibc.malloc.tcache_count=0"
+
+
+def small_chunks_kept() -> bool:
+    """Whether glibc's threads keep small chunks, so that large ones beside them can't be joined."""
+    return is_glibc() and _KEEP_NONE not in os.environ.get(TUNABLES, "").split(":")
+
+
+def is_glibc() -> bool:
+    """Whether this process runs on the GNU C library."""
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, ValueError, OSError):
+        return False
+
+
+def without_kept_chunks() -> dict[str, str] | None:
+    """The environment in which a process that trains should be started; None if it is this one.
+
+    torch's blocks are aligned, so each is cut out of a longer one, and the splinters at its ends
+    are small chunks. While a thread keeps them, the hole that a freed block leaves is a few bytes
+    too small for the next block of that size: a training whose layers are computed again takes a
+    quarter more memory. The setting is read when a process starts and never again.
+    """
+    if not small_chunks_kept():
+        return None
+    given = os.environ.get(TUNABLES, "")
+    return {**os.environ, TUNABLES: f"{given}:{_KEEP_NONE}" if given else _KEEP_NONE}
 
 
 def set_threads(threads: int) -> int:
