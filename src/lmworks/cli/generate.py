@@ -9,6 +9,8 @@ import click
 
 from lmworks.core.errors import UserError
 
+_SPECULATE = "Guess tokens, check several at once: lookup, draft=REF or early-exit=K."
+
 
 @click.command()
 @click.argument("reference", metavar="MODEL")
@@ -28,6 +30,7 @@ from lmworks.core.errors import UserError
 @click.option("--json-schema", metavar="FILE", help="Only JSON that meets the schema in FILE.")
 @click.option("--regex", help="Only what this expression matches as a whole.")
 @click.option("--grammar", metavar="FILE", help="Only what the Lark grammar in FILE makes.")
+@click.option("--speculate", default="", metavar="HOW", help=_SPECULATE)
 @click.option("--beams", default=0, help="Search for the likeliest text with so many beams.")
 @click.option(
     "--length-penalty", default=1.0, show_default=True, help="Of beams: above 0 favours long ones."
@@ -39,6 +42,7 @@ def command(
     json_schema: str | None,
     regex: str | None,
     grammar: str | None,
+    speculate: str,
     beams: int,
     length_penalty: float,
     **sampling: Any,
@@ -59,7 +63,7 @@ def command(
 
     if not prompt and not sys.stdin.isatty():
         prompt = sys.stdin.read()
-    model = load_chat(reference, base=base, max_batch=1)
+    model = load_chat(reference, base=base, max_batch=1, speculate=speculate)
     if beams:
         if form:
             raise UserError("--beams searches among all texts: leave out the form of the answer")

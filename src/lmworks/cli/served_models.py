@@ -26,6 +26,12 @@ _OPTIONS = (
     ),
     click.option("--max-positions", type=int, help="Prompt and answer together, in tokens."),
     click.option(
+        "--speculate",
+        default="",
+        metavar="HOW",
+        help="Guess tokens, check several at once: lookup, draft=REF or early-exit=K.",
+    ),
+    click.option(
         "--models",
         "file",
         type=click.Path(path_type=Path),
@@ -79,6 +85,7 @@ def _spec(
     base: str,
     max_batch: int,
     max_positions: int | None,
+    speculate: str,
     file: Path | None,
     memory_budget: str | None,
     keep_alive: str | None,
@@ -96,6 +103,8 @@ def _spec(
             name, reference = reference_name(text), text
         named.append((name, reference))
     models = specs_of_references(named, base=base, max_batch=max_batch, max_positions=max_positions)
+    if speculate:
+        models = {n: dataclasses.replace(m, speculate=speculate) for n, m in models.items()}
     spec = read_pool_spec(file) if file else PoolSpec(models={})
     if not models and not spec.models:
         raise UserError("no model: name one, such as smollm2-135m, or a file with --models")

@@ -30,12 +30,15 @@ class TokenLogprob:
 class Usage:
     """What a request cost. The token that ends an answer is counted as produced.
 
-    `cached_tokens` of the prompt did not have to be read: an earlier request began alike.
+    `cached_tokens` of the prompt did not have to be read: an earlier request began alike. Of
+    `proposed_tokens` that speculation guessed, `accepted_tokens` were kept.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,8 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
     tool_calls: tuple[ToolCall, ...] = ()
 
@@ -131,6 +136,8 @@ def collect(deltas: Iterator[Delta], *, logprobs: bool = False) -> Completion:
         prompt_tokens=usage.prompt_tokens if usage else 0,
         completion_tokens=usage.completion_tokens if usage else 0,
         cached_tokens=usage.cached_tokens if usage else 0,
+        proposed_tokens=usage.proposed_tokens if usage else 0,
+        accepted_tokens=usage.accepted_tokens if usage else 0,
         logprobs=tuple(entry for d in pieces for entry in d.logprobs) if logprobs else None,
         tool_calls=_joined(piece for d in pieces for piece in d.tool_calls),
     )

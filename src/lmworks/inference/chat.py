@@ -42,6 +42,7 @@ def load_chat(
     base: str = "",
     max_batch: int = 8,
     max_positions: int | None = None,
+    speculate: str = "",
 ) -> ChatModel:
     """The model that `ref` stands for, ready to answer.
 
@@ -50,12 +51,16 @@ def load_chat(
         max_batch: conversations that run at the same time; memory for their context is reserved.
         max_positions: prompt and answer together, in tokens; by default the model's context, at
             most 8192. Both are for local weights: an endpoint has its own limits.
+        speculate: guess tokens and check several at once: `lookup`, `draft=REF`, `early-exit=K`;
+            see `speculative`.
     Raises: UserError when the reference leads nowhere or the files can't be used.
     """
     found = resolve(str(ref))
     if found.path is None:
         if base:
             raise UserError(f"{ref} is no adapter: it needs no base")
+        if speculate:
+            raise UserError(f"{ref} is an endpoint: whether it speculates is its own affair")
         return RemoteChat(found.url, found.model)
     from lmworks.inference.engine import Engine
     from lmworks.models.load import load_language_model
@@ -68,6 +73,14 @@ def load_chat(
         max_positions=max_positions,
         eos_token_ids=_eos_token_ids(found.path),
     )
+    if speculate:
+        from lmworks.inference.speculative import speculation_for
+
+        try:
+            engine.proposer = speculation_for(engine, speculate)
+        except BaseException:
+            engine.close()
+            raise
     return LocalChat(engine, _name(found))
 
 

@@ -169,6 +169,11 @@ class Engine:
         self._steps.adapters = adapters
 
     @property
+    def can_speculate(self) -> bool:
+        """Whether what was read can be taken back, as guesses must be."""
+        return self._cache.can_truncate
+
+    @property
     def proposer(self) -> Proposer | None:
         """Who says what may come next, so that a step can give several tokens; None: nobody."""
         return self._steps.proposer

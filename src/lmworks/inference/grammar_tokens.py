@@ -128,6 +128,13 @@ class GrammarState:
             raise GrammarError(_reason(self._matcher.get_error()))
         self._accepted += 1
 
+    def valid_prefix(self, token_ids: Sequence[int]) -> int:
+        """How many of these tokens could follow, one after the other."""
+        ids = [int(i) for i in token_ids]
+        if ids and self._accepted == 0 and self._tokens.first_ids is not None:
+            ids[0] = int(self._tokens.first_ids[ids[0]])
+        return int(self._matcher.validate_tokens(ids))
+
     def rollback(self, count: int) -> None:
         """Forget the last tokens."""
         if count and not self._matcher.rollback(count):

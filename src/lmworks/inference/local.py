@@ -164,6 +164,8 @@ class LocalStream(Iterator[Delta]):
             prompt_tokens=self._stream.prompt_tokens,
             completion_tokens=self._completion_tokens,
             cached_tokens=self._stream.cached_tokens,
+            proposed_tokens=self._stream.proposed_tokens,
+            accepted_tokens=self._stream.accepted_tokens,
         )
 
     def cancel(self) -> None:

@@ -167,6 +167,43 @@ class Sampler:
         self.count(token_id)
         return self.choice(token_id, logits)
 
+    @property
+    def draws_freely(self) -> bool:
+        """Whether single draws may fall otherwise, as long as their distribution is the same."""
+        return self._sampling.temperature > 0 and self._sampling.seed is None
+
+    def distribution(self, logits: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+        """(V,) float64, summing to 1: what `pick` draws from at a temperature above 0."""
+        scores = self.scores(logits, mask)
+        self.best(scores)
+        weights = probabilities(scores, self._sampling).astype(np.float64)
+        shares: np.ndarray = weights / weights.sum()
+        return shares
+
+    def pick_proposed(
+        self,
+        logits: np.ndarray,
+        proposed: int,
+        proposal: np.ndarray,
+        mask: np.ndarray | None = None,
+    ) -> Choice:
+        """As `pick`, given a token that was drawn from `proposal`, which is kept where it can be.
+
+        Over draws of both, the result has the distribution of `pick` whatever `proposal` is.
+
+        Args:
+            proposal: (V,), summing to 1; not 0 at `proposed`.
+        Source: Leviathan et al. 2023, arXiv 2211.17192, algorithm 1.
+        """
+        wanted = self.distribution(logits, mask)
+        token_id = proposed
+        if self._generator.random() * proposal[proposed] >= wanted[proposed]:
+            cumulative = np.cumsum(np.maximum(wanted - proposal, 0))
+            target = self._generator.random() * cumulative[-1]
+            token_id = int(np.searchsorted(cumulative, target, side="right"))
+        self.count(token_id)
+        return self.choice(token_id, logits)
+
     def choice(self, token_id: int, logits: np.ndarray) -> Choice:
         """A token that was decided upon, with the log-probabilities that were asked for."""
         if self._sampling.logprobs is None:

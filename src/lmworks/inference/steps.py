@@ -12,6 +12,7 @@ slot. What it had computed goes into the tree, so that it can often be taken up 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from lmworks.models.pages import PAGE, OutOfPages
 if TYPE_CHECKING:
     from lmworks.models.cache import KVCache
 
+_LOG = logging.getLogger("lmworks.inference")
 PREFILL_CHUNK = 128  # prompt tokens of one forward
 
 
@@ -50,8 +52,20 @@ class Adapters(Protocol):
 class Proposer(Protocol):
     """Says cheaply what may come next; see `inference.speculative`."""
 
+    @property
+    def num_bytes(self) -> int:
+        """What it keeps in memory."""
+        ...
+
     def propose(self, requests: Sequence[Request], most: Sequence[int]) -> Sequence[Sequence[int]]:
-        """For each request at most so many token ids that may follow its `token_ids`."""
+        """For each request at most so many token ids that may follow its `token_ids`.
+
+        Where they were drawn, their `probabilities` tell from what: (V,) for each.
+        """
+        ...
+
+    def stepped(self, num_requests: int, num_new: int, seconds: float) -> None:
+        """How long a forward over so many tokens of each request took."""
         ...
 
     def verified(self, request: Request, num_proposed: int, num_accepted: int) -> None:
@@ -258,9 +272,12 @@ class Steps:
             for request in requests:
                 row = [request.token_ids[-1], *proposals.get(request, ())]
                 rows.append(row + row[-1:] * (num_new - len(row)))  # what is too much goes again
+            began = time.perf_counter()
             logits = self.forward(requests, rows, all_positions=num_new > 1)
             if logits is None:
                 continue
+            if self.proposer is not None:
+                self.proposer.stepped(len(requests), num_new, time.perf_counter() - began)
             self.statistics.batch_size.observe(len(requests))
             for request, scores in zip(requests, logits, strict=True):
                 self._sample(request, scores, proposals.get(request, ()))
@@ -273,17 +290,22 @@ class Steps:
         rows = self.adapters.groups([request.adapter for request in running])
         return [[running[row] for row in group] for group in rows]
 
-    def _proposals(self, requests: list[Request]) -> dict[Request, tuple[int, ...]]:
+    def _proposals(self, requests: list[Request]) -> dict[Request, Sequence[int]]:
         """Token ids that may come next, for as many rows as can be taken back."""
         if self.proposer is None or not requests or not self.cache.can_truncate:
             return {}
         room = self.cache.max_positions - max(len(request.token_ids) for request in requests)
         most = [min(room, r.max_tokens - r.num_generated - 1) for r in requests]
-        proposed = self.proposer.propose(requests, most)
+        try:
+            proposed = self.proposer.propose(requests, most)
+        except Exception:  # answers do without it
+            _LOG.exception("speculation failed, and is off from now on")
+            self.proposer = None
+            return {}
         return {
-            request: tuple(ids[:count])
+            request: ids if len(ids) <= count else ids[:count]
             for request, ids, count in zip(requests, proposed, most, strict=True)
-            if len(ids[:count])
+            if len(ids) and count > 0
         }
 
     def forward(
@@ -323,9 +345,13 @@ class Steps:
         Args: `logits` (T, V), after the last known token and after each that was proposed.
         """
         start = request.num_computed
+        request.stream.proposed_tokens += len(proposal)
+        drawn_from = (*getattr(proposal, "probabilities", ()), None)
         try:
-            for scores, proposed in zip(logits, (*proposal, -1)):
-                choice = self._choose(request, scores)
+            for place, (scores, proposed) in enumerate(zip(logits, (*proposal, -1))):
+                chances = drawn_from[min(place, len(drawn_from) - 1)]
+                choice = self._choose(request, scores, proposed, chances)
+                request.stream.accepted_tokens += choice.token_id == proposed
                 request.num_computed += 1
                 if request.num_generated == 0:
                     self._keep(request)
@@ -343,12 +369,18 @@ class Steps:
             if self.proposer is not None:
                 self.proposer.verified(request, len(proposal), accepted)
 
-    def _choose(self, request: Request, logits: np.ndarray) -> Choice:
+    def _choose(
+        self, request: Request, logits: np.ndarray, proposed: int, chances: np.ndarray | None
+    ) -> Choice:
+        """The next token; `proposed` one where that does not change what is likely."""
         grammar = request.grammar
-        if grammar is None:
-            return request.sampler.pick(logits)
-        choice = request.sampler.pick(logits, grammar.allowed_mask())
-        grammar.accept(choice.token_id)
+        mask = None if grammar is None else grammar.allowed_mask()
+        if chances is None:
+            choice = request.sampler.pick(logits, mask)
+        else:
+            choice = request.sampler.pick_proposed(logits, proposed, chances, mask)
+        if grammar is not None:
+            grammar.accept(choice.token_id)
         return choice
 
     def _take(self, request: Request, choice: Choice) -> None:

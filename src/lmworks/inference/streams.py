@@ -69,6 +69,7 @@ class Stream(Iterator[TokenEvent]):
     Attributes:
         cached_tokens: of the prompt's, those that did not have to be read; known with the first
             token.
+        proposed_tokens, accepted_tokens: of speculation, so far.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Stream(Iterator[TokenEvent]):
         on_room: Callable[[], None] = lambda: None,
     ) -> None:
         self.prompt_tokens, self.cached_tokens = prompt_tokens, 0
+        self.proposed_tokens = self.accepted_tokens = 0
         self.cancelled = self._paused = False
         self._on_cancel, self._on_room = on_cancel, on_room
         self._events: queue.SimpleQueue[TokenEvent | Exception | None] = queue.SimpleQueue()

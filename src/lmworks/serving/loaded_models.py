@@ -91,11 +91,17 @@ class LoadedModel:
 
         spec = self.spec
         self._chat = load_chat(
-            spec.model, base=spec.base, max_batch=spec.max_batch, max_positions=spec.max_positions
+            spec.model,
+            base=spec.base,
+            max_batch=spec.max_batch,
+            max_positions=spec.max_positions,
+            speculate=spec.speculate,
         )
         if isinstance(self._chat, LocalChat):
             engine = self._chat.engine
             self.num_bytes = weight_bytes(engine.model) + engine.cache_bytes
+            if engine.proposer is not None:
+                self.num_bytes += engine.proposer.num_bytes
 
     @property
     def context(self) -> int:

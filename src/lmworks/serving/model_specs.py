@@ -39,6 +39,7 @@ class ModelSpec:
         model: the reference; of an adapter on a shared base its folder.
         base: the model under an adapter that is served alone.
         max_batch: answers at the same time. max_positions: prompt and answer together, in tokens.
+        speculate: how tokens are guessed: lookup, draft=REF, early-exit=K; "": not at all.
         pinned: never unloaded to make room.
         keep_alive: idle time after which it is unloaded, such as 5m; "" takes the server's.
         system: the system prompt of conversations that bring none.
@@ -51,6 +52,7 @@ class ModelSpec:
     base: str = ""
     max_batch: int = 8
     max_positions: int | None = None
+    speculate: str = ""
     pinned: bool = False
     keep_alive: str = ""
     system: str = ""

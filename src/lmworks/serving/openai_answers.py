@@ -104,6 +104,8 @@ def usage_of(completion: Completion) -> Usage:
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
         cached_tokens=completion.cached_tokens,
+        proposed_tokens=completion.proposed_tokens,
+        accepted_tokens=completion.accepted_tokens,
     )
 
 
@@ -115,18 +117,26 @@ def total_usage(usages: Sequence[Usage], num_drawn: int) -> Usage:
         prompt_tokens=sum(group[0].prompt_tokens for group in groups),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         cached_tokens=sum(min(usage.cached_tokens for usage in group) for group in groups),
+        proposed_tokens=sum(usage.proposed_tokens for usage in usages),
+        accepted_tokens=sum(usage.accepted_tokens for usage in usages),
     )
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
     """`usage` as clients read it."""
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    return {
+    found: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.proposed_tokens:
+        found["completion_tokens_details"] = {
+            "accepted_prediction_tokens": usage.accepted_tokens,
+            "rejected_prediction_tokens": usage.proposed_tokens - usage.accepted_tokens,
+        }
+    return found
 
 
 def _stop_reason(ending: Delta | Completion) -> dict[str, str]:
