@@ -25,6 +25,18 @@ _TRACES = "OpenTelemetry spans to OTEL_EXPORTER_OTLP_ENDPOINT."
 @click.option("--responses", type=click.Path(dir_okay=False), metavar="FILE", help=_RESPONSES)
 @click.option("--log-json", is_flag=True, help="A JSON line per request and answer, to stderr.")
 @click.option("--traces", is_flag=True, help=_TRACES)
+@click.option(
+    "--conversations",
+    default="",
+    metavar="FILE|off",
+    help="Where the page keeps conversations; by default in your data folder.",
+)
+@click.option(
+    "--encoder",
+    default="",
+    metavar="REF",
+    help="Recall earlier turns by meaning, with this sentence encoder (minilm-l6).",
+)
 def command(
     references: tuple[str, ...],
     host: str,
@@ -36,6 +48,8 @@ def command(
     responses: str | None,
     log_json: bool,
     traces: bool,
+    conversations: str,
+    encoder: str,
     **models: Any,
 ) -> None:
     """Serve models: chat, completions, embeddings, reranking, and a chat page.
@@ -51,6 +65,7 @@ def command(
       lmworks serve --models models.yaml --memory-budget 4GB --keep-alive 10m
     """
     from lmworks.serving import json_log
+    from lmworks.serving.conversations.store import ConversationStore, file_of
     from lmworks.serving.run import bind, serve
     from lmworks.serving.tracing import otlp_tracing
 
@@ -59,6 +74,7 @@ def command(
         json_log.log_json()
     tracing = otlp_tracing() if traces else None
     bind(host, port).close()  # a port in use is told before a model is loaded
+    store = ConversationStore(file_of(conversations))
     load_first(pool, preload)
     serve(
         pool,
@@ -69,4 +85,6 @@ def command(
         grace_s=grace,
         tracing=tracing,
         responses_path=responses,
+        conversations=store,
+        encoder=encoder,
     )

@@ -25,6 +25,7 @@ APIS: tuple[str, ...] = (
     "lmworks.serving.streams:add_routes",
     "lmworks.serving.models:add_routes",
     "lmworks.serving.health:add_routes",
+    "lmworks.serving.conversations.routes:add_routes",
     "lmworks.serving.page:add_routes",
 )
 

@@ -12,6 +12,7 @@
 | `POST /v1/rerank` | `rerank.py` |
 | `GET /v1/models`, `/v1/models/NAME`, `POST /v1/models/load`, `/unload` | `models.py` |
 | `GET /health`, `/ready`, `/metrics` | `health.py` |
+| `/api/...`: what the chat page asks for | `conversations/routes.py` |
 | `GET /` | `page.py` |
 | `GET /openapi.json` | `openapi.py` |
 

@@ -1,4 +1,4 @@
-"""The chat page, and the headers that hold any page to its own server.
+"""The chat page, put together from `chat_page/`, and the headers that hold a page to its server.
 
 The policy names the one script and the one style sheet by their hashes: whatever a model writes,
 nothing else can run or load.
@@ -20,8 +20,22 @@ from lmworks.serving.service import Service
 
 @functools.cache
 def chat_page() -> str:
-    """The page's HTML."""
-    return Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
+    """The page's HTML: one text, with one style and the scripts inline."""
+    import jinja2
+
+    parts = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "chat_page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<%=",
+        variable_end_string="%>",
+        comment_start_string="<%#",
+        comment_end_string="%>",
+        trim_blocks=True,
+    )
+    return parts.get_template("chat.html").render()
 
 
 @functools.cache

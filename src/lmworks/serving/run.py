@@ -64,9 +64,12 @@ def serve(
         f"chat page   {url}",
         f"OpenAI API  {url}/v1",
         f"models      {', '.join(models.names())}",
+        f"chats       {service.conversations.database.path or 'in memory, until the end'}",
     ]
     if not is_loopback:
-        lines.append("Anyone who reaches this port can use it: there is no password.")
+        lines.append(
+            "Anyone who reaches this port can use it and read the chats: there is no password."
+        )
     try:
         run_app(
             app,

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -23,8 +23,20 @@ from lmworks.serving.streaming import EventStream, unless_left
 from lmworks.serving.tracing import Tracing
 from lmworks.serving.turns import Running, Turn, Watch
 
+if TYPE_CHECKING:
+    from lmworks.serving.conversations.store import ConversationStore
+
 MAX_BODY_BYTES = 8 << 20
 _DRAIN_STEP_S = 0.05
+
+
+class OtherAnswers(Protocol):
+    """Answers that are made beside the requests, and end with the server as well."""
+
+    @property
+    def num_running(self) -> int: ...
+
+    def cancel_all(self) -> None: ...
 
 
 class Service:
@@ -34,6 +46,8 @@ class Service:
         grace_s: how long a resumable stream waits for its reader to come back.
         tracing: makes spans; by default there are none.
         responses_path: the database of `/v1/responses`; by default it is in memory.
+        conversations: where the chat page keeps them; None: in memory, until the end.
+        encoder: a sentence encoder, with which the chat page recalls by meaning.
     """
 
     def __init__(
@@ -44,6 +58,8 @@ class Service:
         grace_s: float = GRACE_S,
         tracing: Tracing | None = None,
         responses_path: str | Path | None = None,
+        conversations: ConversationStore | None = None,
+        encoder: str = "",
     ) -> None:
         self.models, self.max_body_bytes = as_models(models), max_body_bytes
         self.metrics = Metrics(self.models)
@@ -54,17 +70,34 @@ class Service:
         self.started = int(time.time())
         self.draining = False
         self._running: set[Running] = set()
+        self._others: list[OtherAnswers] = []
+        self._conversations, self.encoder = conversations, encoder
+
+    @property
+    def conversations(self) -> ConversationStore:
+        """Those of the chat page."""
+        if self._conversations is None:
+            from lmworks.serving.conversations.store import ConversationStore
+
+            self._conversations = ConversationStore(None)
+        return self._conversations
+
+    def add_answers(self, answers: OtherAnswers) -> None:
+        """Count, wait for and end these too."""
+        self._others.append(answers)
 
     @property
     def num_running(self) -> int:
         """Answers being made."""
-        return len(self._running)
+        return len(self._running) + sum(other.num_running for other in self._others)
 
     def cancel_all(self) -> None:
         """End every answer, with an error to those who still listen."""
         self.draining = True
         for running in list(self._running):
             running.cancel(_shutting_down())
+        for other in self._others:
+            other.cancel_all()
 
     def on_close(self, closer: Callable[[], None]) -> None:
         """Call `closer` when the server has ended."""
@@ -80,7 +113,7 @@ class Service:
         """Take no new requests, and return when all answers are finished or the time is over."""
         self.draining = True
         deadline = time.monotonic() + timeout_s
-        while self._running and time.monotonic() < deadline:
+        while self.num_running and time.monotonic() < deadline:
             await asyncio.sleep(_DRAIN_STEP_S)
 
     def check_open(self) -> None:

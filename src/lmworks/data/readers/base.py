@@ -18,6 +18,7 @@ _MARKDOWN = "lmworks.data.readers.markdown:read_markdown"
 _HTML = "lmworks.data.readers.html:read_html"
 _PDF = "lmworks.data.readers.pdf:read_pdf"
 _PO = "lmworks.data.readers.po:read_po"
+_OFFICE = "lmworks.data.readers.office:read_office"
 _JSON = "lmworks.data.readers.json_texts:read_json"
 
 # Endings of program text. What is judged as code, and read by `readers/source.py`.
@@ -36,6 +37,7 @@ READERS: dict[str, str] = {
     **dict.fromkeys((".md", ".markdown", ".mdown", ".mdx", ".rmd", ".qmd"), _MARKDOWN),
     **dict.fromkeys((".html", ".htm", ".xhtml"), _HTML),
     ".pdf": _PDF,
+    **dict.fromkeys((".docx", ".pptx", ".xlsx", ".odt", ".odp", ".ods"), _OFFICE),
     ".po": _PO,
     ".json": _JSON,
     ".license": _MARKDOWN,  # a licence's text under front matter, as ScanCode keeps them

@@ -1,0 +1,151 @@
+"""Which earlier passages bear on a question: by the words they share, or by meaning.
+
+By words is BM25, over words without those that carry no meaning: no model is needed, and names and
+numbers are found exactly. By meaning is the cosine of vectors of a sentence encoder, which finds
+what is said in other words; the ranks of both are joined, as each misses what the other finds.
+
+Sources: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework", section 3;
+Cormack et al. 2009, reciprocal rank fusion (SIGIR 09).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from lmworks.inference.memory import Passage, Recalled
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_K1, _B = 1.2, 0.75
+_RANK_OFFSET = 60  # of reciprocal rank fusion, as in the paper
+LEAST_COSINE = 0.25
+_MOST = 8
+# Words that say how something is said, not what.
+_EMPTY_WORDS = (
+    "a about again all also am an and any are as at be been but by can could did do does earlier "
+    "for from give had has have he her him his how i if in into is it its just know let like me my "
+    "no not now of on one or our out please remember said say she should so some tell than that "
+    "the their them then there these they this to told up us was we were what when where which "
+    "who why will with would yes you your assistant user"
+)
+_EMPTY = frozenset(_EMPTY_WORDS.split())
+
+
+class VectorCache(Protocol):
+    """Keeps vectors between questions, by encoder and a text's key."""
+
+    def get(self, encoder: str, keys: Sequence[str]) -> dict[str, np.ndarray]: ...
+
+    def put(self, encoder: str, vectors: Mapping[str, np.ndarray]) -> None: ...
+
+
+class SentenceEncoder(Protocol):
+    """See `encoder.Encoder`."""
+
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+class RecallByWords:
+    """See the module."""
+
+    def best(self, question: str, passages: Sequence[Passage]) -> list[Recalled]:
+        """The passages that share words with the question, best first."""
+        texts = [Counter(stems(passage.text)) for passage in passages]
+        wanted = dict.fromkeys(stems(question))
+        if not texts or not wanted:
+            return []
+        lengths = [sum(counts.values()) or 1 for counts in texts]
+        mean = sum(lengths) / len(lengths)
+        holding = {stem: sum(stem in counts for counts in texts) for stem in wanted}
+        found = []
+        for passage, counts, length in zip(passages, texts, lengths, strict=True):
+            score, shared = 0.0, []
+            for stem in wanted:
+                if count := counts[stem]:
+                    rarity = math.log(
+                        1 + (len(texts) - holding[stem] + 0.5) / (holding[stem] + 0.5)
+                    )
+                    norm = _K1 * (1 - _B + _B * length / mean)
+                    score += rarity * count * (_K1 + 1) / (count + norm)
+                    shared.append(stem)
+            if shared:
+                why = "shares " + ", ".join(shared[:6])
+                found.append(Recalled(passage=passage, score=round(score, 3), why=why))
+        return sorted(found, key=lambda item: -item.score)[:_MOST]
+
+
+class RecallByMeaning:
+    """See the module."""
+
+    def __init__(self, encoder: SentenceEncoder, cache: VectorCache | None = None) -> None:
+        self._encoder, self._cache = encoder, cache
+
+    def best(self, question: str, passages: Sequence[Passage]) -> list[Recalled]:
+        """The passages near the question or with words of it, best first."""
+        if not passages or not question.strip():
+            return []
+        vectors = self.vectors([passage.text for passage in passages])
+        near = vectors @ self._encoder.encode([question])[0]  # (N,)
+        by_meaning = [i for i in near.argsort()[::-1].tolist() if near[i] >= LEAST_COSINE]
+        by_words = RecallByWords().best(question, passages)
+        places = {id(passage): index for index, passage in enumerate(passages)}
+        ranks: dict[int, float] = {}
+        reasons: dict[int, str] = {}
+        for rank, index in enumerate(by_meaning[:_MOST], 1):
+            ranks[index] = ranks.get(index, 0.0) + 1 / (_RANK_OFFSET + rank)
+        for rank, item in enumerate(by_words, 1):
+            index = places[id(item.passage)]
+            ranks[index] = ranks.get(index, 0.0) + 1 / (_RANK_OFFSET + rank)
+            reasons[index] = item.why
+        found = []
+        for index in sorted(ranks, key=lambda index: -ranks[index])[:_MOST]:
+            why = f"near in meaning ({near[index]:.2f})"
+            if index in reasons:
+                why += f", {reasons[index]}"
+            found.append(Recalled(passage=passages[index], score=float(near[index]), why=why))
+        return found
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (N, D), of length 1; those not known yet are computed and kept."""
+        import numpy as np
+
+        keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
+        known = self._cache.get(self._encoder.name, keys) if self._cache is not None else {}
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        if missing:
+            made = self._encoder.encode(list(missing.values()))
+            new = dict(zip(missing, made, strict=True))
+            known |= new
+            if self._cache is not None:
+                self._cache.put(self._encoder.name, new)
+        return np.stack([known[key] for key in keys])
+
+
+def stems(text: str) -> list[str]:
+    """The words that carry meaning, without case and the commonest endings of English.
+
+    Scripts without blanks give pairs of characters.
+    """
+    found = []
+    for word in re.findall(r"[^\W_]+", text.casefold()):
+        if re.match(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", word):
+            found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
+        elif word not in _EMPTY:
+            found.append(_stem(word))
+    return found
+
+
+def _stem(word: str) -> str:
+    for ending in ("ing", "ies", "ed", "es", "s"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3 and word.isascii():
+            word = word[: -len(ending)] + ("y" if ending == "ies" else "")
+            break
+    return word[:-1] if len(word) > 3 and word.endswith("e") else word
