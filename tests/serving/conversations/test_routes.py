@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import time
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmworks.inference.chat import ScriptedChat
 from lmworks.serving.guard import LOOPBACK_HOSTS
@@ -268,6 +271,43 @@ def test_pages_of_other_sites_are_refused(site):
     for headers in ({"Host": "evil.example"}, {"Origin": "https://evil.example"}):
         response = httpx.post(site.url + "/api/conversations", json={}, headers=headers)
         assert response.status_code == 403
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = st.sampled_from(
+    [
+        "title",
+        "settings",
+        "content",
+        "parent",
+        "attachments",
+        "edited",
+        "name",
+        "kind",
+        "text",
+        "id",
+    ]
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.dictionaries(FIELDS, ANYTHING, max_size=3) | ANYTHING, st.data())
+def test_no_body_makes_the_server_fail(site, body, data):
+    message = data.draw(st.sampled_from(["x", "a b", "..", "%00", "é"]))
+    with httpx.Client(base_url=site.url + "/api", timeout=20) as api:
+        paths = [(r.path, m) for r in site.app.routes for m in getattr(r, "methods", ()) or ()]
+        for path, method in paths:
+            if path.startswith("/api/") and "events" not in path:
+                path = path.removeprefix("/api").replace("{message_id}", message)
+                path = re.sub(r"\{\w+\}", message, path)
+                response = api.request(method, path, content=json.dumps(body))
+                assert response.status_code < 500, (method, path, response.text)
 
 
 SERVER = """

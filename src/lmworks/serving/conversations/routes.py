@@ -21,7 +21,8 @@ endpoints. The answers are written by the server (`runs`), so leaving a page end
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -67,6 +68,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
     _add_messages(app, service, runs)
     _add_files(app, service)
     _add_library(app, service, runs)
+    for route in app.routes:
+        # The page's own: clients have /v1, which is described.
+        if getattr(route, "path", "").startswith("/api/"):
+            route.include_in_schema = False  # type: ignore[attr-defined]
 
 
 async def _work(function: Callable[..., T], *values: Any, **named: Any) -> T:
@@ -266,12 +271,13 @@ def _add_messages(app: FastAPI, service: Service, runs: Runs) -> None:
         await in_conversation(conversation_id, message_id)
         after = int(_number(http.query_params.get("after")) or 0)
 
-        async def told() -> AsyncIterator[Event]:
-            async for event in runs.follow(message_id, max(0, after)):
-                if event.get("done"):
-                    message = await _work(store.message, message_id)
-                    yield Event({"message": _message(store, message)})
-                else:
+        async def told() -> AsyncGenerator[Event, None]:
+            followed = runs.follow(message_id, max(0, after))
+            async with contextlib.aclosing(followed):
+                async for event in followed:
+                    if event.get("done"):
+                        stored = await _work(store.message, message_id)
+                        event = {"message": _message(store, stored)}
                     yield Event(event)
 
         return EventStream(told(), lambda: None)

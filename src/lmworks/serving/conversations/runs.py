@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from lmworks.inference.base import ChatModel, Delta
@@ -97,7 +97,7 @@ class Runs:
             if run.thread is not None:
                 run.thread.join(timeout=2)
 
-    async def follow(self, message_id: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
+    async def follow(self, message_id: str, after: int = 0) -> AsyncGenerator[dict[str, Any], None]:
         """What is written from the character `after` on, to the end; then the message as stored."""
         run = self._runs.get(message_id)
         if run is None:
