@@ -18,7 +18,7 @@ import click
 from lmworks.core.config import from_mapping, lay_over, to_mapping
 from lmworks.core.errors import UserError
 from lmworks.inference.base import ChatModel
-from lmworks.inference.encoder import Encoder
+from lmworks.inference.memory_recall import LazyEncoder
 from lmworks.serving.conversations.answers import (
     failure_line,
     plan_answer,
@@ -41,7 +41,7 @@ class TerminalChat:
         self, store: ConversationStore, *, load: Callable[[str], ChatModel], encoder: str = ""
     ) -> None:
         self.store, self.load = store, load
-        self.encoder = Encoder(encoder) if encoder else None
+        self.encoder = LazyEncoder(encoder) if encoder else None
         self.settings = ChatSettings()
         self.conversation: Conversation | None = None
         self.attached: list[Attachment] = []

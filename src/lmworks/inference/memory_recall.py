@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lmworks.inference.memory import Passage, Recalled
 
@@ -46,11 +47,30 @@ class VectorCache(Protocol):
 
 
 class SentenceEncoder(Protocol):
-    """See `encoder.Encoder`."""
+    """What makes vectors of length one, float32 (N, D): an `Embedder`, or one yet to be loaded."""
 
     name: str
 
     def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+class LazyEncoder:
+    """The encoder that `reference` stands for; it is loaded with the first text."""
+
+    def __init__(self, reference: str) -> None:
+        self.name = reference
+        self._lock = threading.Lock()
+        self._embedder: Any = None
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """See `Embedder.encode`. Raises: UserError when the model can't be had."""
+        with self._lock:
+            if self._embedder is None:
+                from lmworks.inference.embedding import load_embedder
+
+                self._embedder = load_embedder(self.name)
+        vectors: np.ndarray = self._embedder.encode(list(texts))
+        return vectors
 
 
 class RecallByWords:

@@ -21,6 +21,7 @@ class TokenCounter:
         engine: Any = getattr(model, "engine", None)
         self._tokenizer = getattr(engine, "tokenizer", None)
         self.exact = self._tokenizer is not None
+        self._count = getattr(model, "count_tokens", None)  # with what the model adds by itself
         limit = getattr(engine, "max_positions", None) or getattr(model, "max_positions", None)
         self.context: int | None = int(limit) if limit else None
 
@@ -35,6 +36,8 @@ class TokenCounter:
         if self._tokenizer is None:
             texts = sum(self.text(str(message.get("content", ""))) for message in messages)
             return texts + _TOKENS_PER_MESSAGE * (len(messages) + 1)
+        if self._count is not None:
+            return int(self._count(messages))
         if self._tokenizer.chat_template:
             return len(self._tokenizer.encode_chat(messages, add_generation_prompt=True))
         from lmworks.inference.local import plain_prompt

@@ -32,6 +32,12 @@ class PooledModel:
         self._pool, self._entry = pool, entry
         self.name = entry.name
 
+    @property
+    def engine(self) -> Any:
+        """The engine behind it, loaded if need be; None for a model that is elsewhere."""
+        with self._pool.acquire(self.name) as lease:
+            return getattr(_loaded(lease).chat, "engine", None)
+
     def complete(self, messages: Messages, **settings: Any) -> Completion:
         """See `ChatModel.complete`."""
         return collect(self.stream(messages, **settings), logprobs=_wants_logprobs(settings))

@@ -12,9 +12,8 @@ from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.inference.base import ChatModel, Delta
-from lmworks.inference.encoder import Encoder
 from lmworks.inference.memory import LeftOut, MemoryPlan, Recaller, Turn, plan_prompt
-from lmworks.inference.memory_recall import RecallByMeaning, RecallByWords
+from lmworks.inference.memory_recall import RecallByMeaning, RecallByWords, SentenceEncoder
 from lmworks.inference.memory_summary import summarise, summary_due
 from lmworks.inference.token_counts import TokenCounter
 from lmworks.serving.conversations.store import ConversationStore
@@ -53,7 +52,7 @@ def plan_answer(
     path: Sequence[Message],
     model: ChatModel,
     settings: ChatSettings,
-    encoder: Encoder | None = None,
+    encoder: SentenceEncoder | None = None,
 ) -> MemoryPlan:
     """What the model is sent for the question that `path` ends with.
 
@@ -85,7 +84,7 @@ def _recaller(
     store: ConversationStore,
     path: Sequence[Message],
     settings: ChatSettings,
-    encoder: Encoder | None,
+    encoder: SentenceEncoder | None,
 ) -> Recaller | None:
     if settings.memory.recall == "off" or not path:
         return None

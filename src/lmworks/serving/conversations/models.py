@@ -4,28 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
+from lmworks.serving.conversations.values import ChatSettings
 from lmworks.serving.service import Service
+
+
+def chat_model_names(service: Service) -> list[str]:
+    """The models that one can talk to; what makes vectors or scores is not among them."""
+    return [
+        str(told["id"])
+        for told in service.models.describe()
+        if told.get("kind") in (None, "chat", "remote")
+    ]
+
+
+def model_name(service: Service, settings: ChatSettings) -> str:
+    """The model of a conversation; the first that one can talk to, if it names none."""
+    return settings.model or next(iter(chat_model_names(service)), "")
 
 
 def described(service: Service) -> list[dict[str, Any]]:
     """One entry per name, in the server's order.
 
-    `memory_bytes` is that of weights and cache together, for a model in memory. `tokens_per_s` is
-    what one answer gets, over the answers since the start; None before the first.
+    `memory_bytes` is that of weights and cache together. `tokens_per_s` is what one answer gets,
+    over the answers since the start; None before the first.
     """
-    loaded = service.models.loaded()
+    loaded, names = service.models.loaded(), chat_model_names(service)
     entries = []
     for told in service.models.describe():
         name = str(told["id"])
+        if name not in names:
+            continue
         engine: Any = getattr(loaded.get(name), "engine", None)
         entries.append(
             {
                 "id": name,
-                "loaded": name in loaded,
-                "context_tokens": getattr(engine, "max_positions", None),
-                "memory_bytes": _memory_bytes(engine) or told.get("memory_bytes"),
-                "tokens_per_s": _tokens_per_s(engine),
-                "remote": name in loaded and hasattr(loaded[name], "url"),
+                "loaded": told.get("state", "loaded") == "loaded",
+                "context_tokens": getattr(engine, "max_positions", None) or told.get("context"),
+                "memory_bytes": _memory_bytes(engine) or told.get("bytes"),
+                "tokens_per_s": told.get("tokens_per_s") or _tokens_per_s(engine),
+                "remote": told.get("kind") == "remote" or hasattr(loaded.get(name), "url"),
             }
         )
     return entries

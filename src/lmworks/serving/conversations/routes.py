@@ -35,7 +35,7 @@ from lmworks.serving.bodies import read_body, read_json
 from lmworks.serving.conversations.answers import plan_answer
 from lmworks.serving.conversations.attachments import MAX_ATTACHMENT_BYTES
 from lmworks.serving.conversations.files import export, export_name, import_conversations
-from lmworks.serving.conversations.models import described
+from lmworks.serving.conversations.models import described, model_name
 from lmworks.serving.conversations.prompts import Prompt
 from lmworks.serving.conversations.runs import Runs
 from lmworks.serving.conversations.store import ConversationStore
@@ -188,7 +188,7 @@ def _add_conversations(app: FastAPI, service: Service, runs: Runs) -> None:
             path = path[:-1]
         if not path:
             raise ApiError(400, "nothing was asked yet: there is nothing to send")
-        name = conversation.settings.model or next(iter(service.models.names()))
+        name = model_name(service, conversation.settings)
         model = await service.model(name)
         plan = await _work(plan_answer, store, path, model, conversation.settings, runs.encoder)
         return plan.described()
@@ -206,7 +206,7 @@ def _add_messages(app: FastAPI, service: Service, runs: Runs) -> None:
 
     async def answered(question: Message) -> dict[str, Any]:
         settings = (await _work(store.get, question.conversation_id)).settings
-        name = settings.model or next(iter(service.models.names()))
+        name = model_name(service, settings)
         service.check_open()
         service.check_name(name)
         answer = await _work(

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from lmworks.inference.base import ChatModel, Delta
-from lmworks.inference.encoder import Encoder
+from lmworks.inference.memory_recall import LazyEncoder
 from lmworks.serving.conversations.answers import (
     failure_line,
     plan_answer,
@@ -58,7 +58,7 @@ class Runs:
 
     def __init__(self, service: Service, store: ConversationStore, encoder: str = "") -> None:
         self._service, self._store = service, store
-        self.encoder = Encoder(encoder) if encoder else None
+        self.encoder = LazyEncoder(encoder) if encoder else None
         self._runs: dict[str, Run] = {}
 
     @property
