@@ -7,7 +7,8 @@ where they lie (see `paged_attention`), for steps of few positions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from lmworks.models.ring import Ring
 if TYPE_CHECKING:
     from lmworks.models.cache import CacheView
     from lmworks.models.config import AttentionConfig
+    from lmworks.models.paged_attention import Calls
     from lmworks.models.positions import Rotary
 
 # Beyond this many positions a step computes the cosines and sines of its own positions: a table
@@ -50,6 +52,14 @@ class CacheStep:
         self.positions = torch.tensor(starts, device=self.device)[:, None] + new
         self._rotary: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rings: dict[int, Ring] = {}
+        self._prepared: dict[tuple[Any, ...], Calls] = {}
+
+    def prepared(self, make: Callable[..., Calls], *shape: Any) -> Calls:
+        """What `make(step, *shape)` gave when a layer of this shape first asked."""
+        key = (make, *shape)
+        if key not in self._prepared:
+            self._prepared[key] = make(self, *shape)
+        return self._prepared[key]
 
     def ring(self, size: int) -> Ring:
         """This step in the layers whose rings have `size` positions."""

@@ -13,7 +13,7 @@ Source: Kwon et al. 2023, PagedAttention, arXiv 2309.06180, section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch
 from lmworks.models import paged_attention_slots
 from lmworks.models.kernel_calls import address, computes, parts_of, run
 from lmworks.models.kernel_slots import LANES
+from lmworks.models.paged_attention_slots import TENSORS
 from lmworks.models.pages import PAGE
 
 if TYPE_CHECKING:
@@ -58,29 +59,18 @@ def attend(
 ) -> torch.Tensor:
     """Write k and v (B, K, T, D) into pools (pages, K, PAGE, D); q (B, N, T, D) -> the same."""
     batch, heads, num_new, size = k.shape
-    group = q.shape[1] // heads
     q, k, v = _rows(q), _rows(k), _rows(v)
     out = torch.empty(batch, num_new, q.shape[1], size)
-    scales = np.array([size**-0.5 if scale is None else scale], dtype=np.float32)
-    scores_row = step.table.shape[1] * PAGE + 1  # and the sum's inverse
-    queries = num_new * group
-    shared = {
-        **_common(step, heads, size),
-        **_new(k, "NEW", keys, "POOL"),
-        **_new(v, "VALUES_NEW", values, "VALUES_POOL"),
-        **_strided(q, "QUERIES"),
-        "GROUP": group,
-        "OUT": address(out),
-        "SCALE": scales.ctypes.data,
-        "SCORES_ROW": scores_row,
-    }
-    calls, scratches = [], []
-    for first, last in parts_of(batch * heads, queries * size * int(step.starts.sum()), _PARTS):
-        scratch = np.empty(queries * (size + scores_row), dtype=np.float32)
-        scratches.append(scratch)
-        own = {"FIRST": first, "LAST": last, "SCRATCH": scratch.ctypes.data}
-        calls.append(_arguments({**shared, **own}))
-    run(_MODULE, "attend", calls)
+    calls = step.prepared(_attending, heads, size, q.shape[1] // heads, scale)
+    tensors = (
+        address(out),
+        *(address(keys), address(k), *k.stride()[:3]),
+        *(address(values), address(v), *v.stride()[:3]),
+        *(address(q), *q.stride()[:3]),
+    )
+    for call in calls.arguments:
+        call[TENSORS:] = tensors
+    run(_MODULE, "attend", calls.arguments)
     return out.transpose(1, 2)
 
 
@@ -91,25 +81,57 @@ def extend(pool: torch.Tensor, new: torch.Tensor, step: CacheStep) -> torch.Tens
         _write(pool, new, step)
         return new.to(pool.dtype) if begins else _gathered(pool, step)
     batch, heads, _, size = new.shape
-    rows = _rows(new)
+    new = _rows(new)
     out = None if begins else torch.empty(batch, heads, step.total, size)
-    shared = {
-        **_common(step, heads, size),
-        **_new(rows, "NEW", pool, "POOL"),
-        "OUT": address(out),
-        "SEEN": step.total,
-    }
-    run(
-        _MODULE,
-        "extend",
-        [
-            _arguments({**shared, "FIRST": first, "LAST": last})
-            for first, last in parts_of(
-                batch * heads, batch * heads * step.total * size // 8, _PARTS
-            )
-        ],
+    calls = step.prepared(_extending, heads, size)
+    tensors = (address(out), address(pool), address(new), *new.stride()[:3])
+    for call in calls.arguments:
+        call[TENSORS : TENSORS + len(tensors)] = tensors
+    run(_MODULE, "extend", calls.arguments)
+    return new if out is None else out
+
+
+class Calls:
+    """Arguments of the parts of a kernel's work, but for a layer's tensors.
+
+    They are made once for all layers of a step that are alike.
+    """
+
+    def __init__(self, values: Mapping[str, int], parts: Sequence[tuple[int, int]]) -> None:
+        self.arguments = [np.zeros(paged_attention_slots.ARGUMENTS, np.int64) for _ in parts]
+        self.held: list[np.ndarray] = []  # what the arguments point to
+        for call, (first, last) in zip(self.arguments, parts, strict=True):
+            for name, value in {**values, "FIRST": first, "LAST": last}.items():
+                call[getattr(paged_attention_slots, name)] = value
+
+
+def _extending(step: CacheStep, heads: int, size: int) -> Calls:
+    count = len(step.starts) * heads
+    parts = parts_of(count, count * step.total * size // 8, _PARTS)
+    return Calls({**_common(step, heads, size), "SEEN": step.total}, parts)
+
+
+def _attending(step: CacheStep, heads: int, size: int, group: int, scale: float | None) -> Calls:
+    queries = step.num_new * group
+    scales = np.array([size**-0.5 if scale is None else scale], dtype=np.float32)
+    scores_row = step.table.shape[1] * PAGE + 1  # and the sum's inverse
+    work = heads * queries * size * int(step.starts.sum())
+    calls = Calls(
+        {
+            **_common(step, heads, size),
+            "GROUP": group,
+            "SCALE": scales.ctypes.data,
+            "SCORES_ROW": scores_row,
+        },
+        parts_of(len(step.starts) * heads, work, _PARTS),
     )
-    return rows if out is None else out
+    scratches: list[np.ndarray] = [
+        np.empty(queries * (size + scores_row), dtype=np.float32) for _ in calls.arguments
+    ]
+    for call, scratch in zip(calls.arguments, scratches, strict=True):
+        call[paged_attention_slots.SCRATCH] = scratch.ctypes.data
+    calls.held = [scales, *scratches]
+    return calls
 
 
 def _write(pool: torch.Tensor, new: torch.Tensor, step: CacheStep) -> None:
@@ -143,21 +165,3 @@ def _common(step: CacheStep, heads: int, size: int) -> dict[str, int]:
         "HEADS": heads,
         "SIZE": size,
     }
-
-
-def _new(new: torch.Tensor, name: str, pool: torch.Tensor, pool_name: str) -> dict[str, int]:
-    return {**_strided(new, name), pool_name: address(pool)}
-
-
-def _strided(tensor: torch.Tensor, name: str) -> dict[str, int]:
-    short = name.removesuffix("_NEW")
-    row, head, step, _ = tensor.stride()
-    names = (f"{short}_ROW", f"{short}_HEAD", f"{short}_STEP")
-    return {name: address(tensor), **dict(zip(names, (row, head, step), strict=True))}
-
-
-def _arguments(values: Mapping[str, int]) -> np.ndarray:
-    slots = np.zeros(paged_attention_slots.ARGUMENTS, dtype=np.int64)
-    for name, value in values.items():
-        slots[getattr(paged_attention_slots, name)] = value
-    return slots

@@ -4,16 +4,21 @@ A kernel gets one array of int64: addresses (0: not given), distances between ro
 sizes, and FIRST and LAST, the parts (row of the batch, key-value head) that it works on.
 """
 
-# extend: POOL (pages, HEADS, PAGE, SIZE), NEW (B, HEADS, T, SIZE) at its strides, OUT (B, HEADS,
-# SEEN, SIZE) or 0. TABLE (B, TABLE_ROW) int32, STARTS (B,) int64.
+# Both: TABLE (B, TABLE_ROW) int32, STARTS (B,) int64.
 FIRST, LAST, TABLE, TABLE_ROW, STARTS, NUM_NEW, HEADS, SIZE = range(8)
-POOL, NEW, NEW_ROW, NEW_HEAD, NEW_STEP, OUT, SEEN = range(8, 15)
 
-# attend: the above for the keys, and for the values; QUERIES (B, HEADS * GROUP, T, SIZE) at its
-# strides, OUT (B, T, HEADS * GROUP, SIZE), SCALE one float32, SCRATCH for the queries of a part
-# and their scores, SCORES_ROW of them each.
-VALUES_POOL, VALUES_NEW, VALUES_ROW, VALUES_HEAD, VALUES_STEP = range(15, 20)
-QUERIES, QUERIES_ROW, QUERIES_HEAD, QUERIES_STEP, GROUP = range(20, 25)
-SCALE, SCRATCH, SCORES_ROW = range(25, 28)
+# attend: QUERIES (B, HEADS * GROUP, T, SIZE) at its strides, SCALE one float32, SCRATCH for the
+# queries of a part and their scores, SCORES_ROW of them each.
+# extend: SEEN positions in OUT.
+GROUP, SCALE, SCRATCH, SCORES_ROW, SEEN = range(8, 13)
+
+# What every layer has of its own, side by side from TENSORS on.
+# extend: POOL (pages, HEADS, PAGE, SIZE), NEW (B, HEADS, T, SIZE) at its strides, OUT (B, HEADS,
+# SEEN, SIZE) or 0.
+# attend: the same for keys and for values, queries, and OUT (B, T, HEADS * GROUP, SIZE).
+TENSORS = 13
+OUT, POOL, NEW, NEW_ROW, NEW_HEAD, NEW_STEP = range(13, 19)
+VALUES_POOL, VALUES_NEW, VALUES_ROW, VALUES_HEAD, VALUES_STEP = range(19, 24)
+QUERIES, QUERIES_ROW, QUERIES_HEAD, QUERIES_STEP = range(24, 28)
 
 ARGUMENTS = 28
