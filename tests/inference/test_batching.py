@@ -352,13 +352,16 @@ class Scaled:
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
+    def groups(self, names: Any) -> list[list[int]]:
+        return [[row for row, n in enumerate(names) if n == name] for name in sorted(set(names))]
+
     @contextlib.contextmanager
-    def active(self, name: str) -> Iterator[None]:
+    def active(self, names: Any) -> Iterator[Any]:
         weight = self.model.embed_tokens.weight
-        factor = self.names.get(name, 1.0)
+        (factor,) = {self.names.get(name, 1.0) for name in names}
         with torch.no_grad():
             weight.mul_(factor)
-            yield
+            yield self.model
             weight.mul_(1 / factor)
 
 
@@ -367,7 +370,7 @@ def test_requests_of_several_adapters_share_the_engine_and_no_pages(tiny_model, 
     names = ["", "double", "half", "double", ""]
     expected = {}
     for name in set(names):
-        with adapters.active(name):
+        with adapters.active([name]):
             expected[name] = reference(tiny_model, prompt(1, 40), 12)
     assert len({tuple(tokens) for tokens in expected.values()}) == 3
     with Engine(tiny_model, tokenizer, adapters=adapters) as engine:
@@ -383,6 +386,7 @@ class Counting:
 
     def __init__(self, tokenizer: Any, count: int) -> None:
         self.letters = tokenizer.encode("bcd")
+        self.stream_decoder = tokenizer.stream_decoder
         self.count, self.at, self.finished = count, 0, False
 
     def allowed_mask(self) -> np.ndarray:
