@@ -1,8 +1,8 @@
 """What the engine's batching gives: latency against offered load, and prompts that begin alike.
 
-    python bench/engine_batching.py load       # open loop: requests come whether or not it keeps up
-    python bench/engine_batching.py prefix     # a shared beginning of 1,000 tokens, with and without
-    python bench/engine_batching.py preempt    # throughput when pages are too few
+    python bench/engine_batching.py load     # requests come whether or not it keeps up
+    python bench/engine_batching.py prefix   # a shared beginning of 1,000 tokens, with and without
+    python bench/engine_batching.py preempt  # throughput when pages are too few
 
 `load` draws arrivals from a Poisson process with a fixed seed, so that all contestants see the same
 requests: one at a time (`max_batch=1`) beside batches. Times are of the engine alone, without HTTP.
@@ -113,10 +113,10 @@ def load(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> None:
             }
             rows.append(row)
             print(
-                f"{rate:5.2f} requests/s, max_batch {batch:3}: {row['tokens_per_s']:6.1f} tokens/s, "
-                f"first token p50 {row['ttft_p50_s']:6.2f} s, p99 {row['ttft_p99_s']:6.2f} s; "
-                f"gap p50 {1000 * row['itl_p50_s']:5.0f} ms, p99 {1000 * row['itl_p99_s']:5.0f} ms; "
-                f"{row['mean_batch']:.1f} in a step",
+                f"{rate:5.2f} requests/s, max_batch {batch:3}: {row['tokens_per_s']:6.1f} tokens/s"
+                f", {row['mean_batch']:.1f} in a step; first token p50 {row['ttft_p50_s']:6.2f} s"
+                f", p99 {row['ttft_p99_s']:6.2f} s; gap p50 {1000 * row['itl_p50_s']:5.0f} ms"
+                f", p99 {1000 * row['itl_p99_s']:5.0f} ms",
                 flush=True,
             )
     keep("engine_load", unit="seconds", rows=rows, count=arguments.count, tokens=arguments.tokens)
