@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import socket
 
 import httpx
 import pytest
@@ -51,6 +53,49 @@ def test_a_body_over_the_limit_is_413(live_server):
         response = client.post(CHAT, content=chunks)
         assert response.status_code == 413
         assert response.json()["error"]["code"] == "body_too_large"
+
+
+def test_a_body_that_does_not_come_is_408(live_server, monkeypatch):
+    monkeypatch.setattr("lmworks.serving.bodies.BODY_S", 0.2)
+    with (
+        live_server({"s": ScriptedChat(["yes"])}) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as client,
+    ):
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{{"
+        client.sendall(head.encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "tiny/../tiny", "tiny\x00", "", "T" * 100_000, "."]
+)
+def test_a_path_is_no_name_of_a_model(raw, name):
+    response = raw.post(CHAT, json=ASK | {"model": name})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    assert len(response.content) < 1000
+    assert "root:" not in response.text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: -5",
+        "Content-Length: 99999999999999999999999",
+        "Host: evil.example",
+        "X-Long: " + "x" * 300_000,
+        " folded: x",
+    ],
+)
+def test_header_tricks_are_refused(server, raw, head):
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        text = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n"
+        with contextlib.suppress(OSError):
+            client.sendall(text.encode())
+            answer = client.recv(1000)
+            assert not answer or 400 <= int(answer.split()[1]) < 500
+    assert raw.get("/health").status_code == 200
 
 
 def test_unknown_paths_and_methods_keep_the_shape(raw):

@@ -122,3 +122,64 @@ def test_the_official_client(scripted):
         assert client.messages.count_tokens(model="s", messages=ASK["messages"]).input_tokens == 2
         with pytest.raises(anthropic.NotFoundError):
             client.messages.create(**ASK | {"model": "t"})
+
+
+CALLS = (
+    'One moment.<tool_call>{"name": "weather", "arguments": {"city": "Ulm"}}</tool_call>'
+    '<tool_call>{"name": "weather", "arguments": {"city": "Rom"}}</tool_call>'
+)
+TOOL = {
+    "name": "weather",
+    "description": "Now.",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+USES = [
+    {"type": "text", "text": "One moment."},
+    {"type": "tool_use", "name": "weather", "input": {"city": "Ulm"}},
+    {"type": "tool_use", "name": "weather", "input": {"city": "Rom"}},
+]
+
+
+def test_calls_come_and_their_results_go_back(live_server):
+    seen = []
+
+    def answer(messages):
+        seen.append([dict(message) for message in messages])
+        return CALLS if len(messages) == 1 else "It is warm."
+
+    with (
+        live_server({"s": ScriptedChat(answer)}) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        ask = ASK | {"tools": [TOOL], "tool_choice": {"type": "auto"}, "max_tokens": 99}
+        called = client.post(PATH, json=ask).json()
+        assert called["stop_reason"] == "tool_use"
+        ids = [block.pop("id") for block in called["content"][1:]]
+        assert len(set(ids)) == 2 and called["content"] == USES
+        blocks = {}
+        for event in events(client.post(PATH, json=ask | {"stream": True})):
+            if event["type"] == "content_block_start":
+                blocks[event["index"]] = event["content_block"] | {"json": ""}
+            if event["type"] == "content_block_delta":
+                delta, block = event["delta"], blocks[event["index"]]
+                block["text"] = block.get("text", "") + delta.get("text", "")
+                block["json"] += delta.get("partial_json", "")
+        assert [block["type"] for block in blocks.values()] == ["text", "tool_use", "tool_use"]
+        assert blocks[0]["text"] == "One moment."
+        assert [json.loads(blocks[i]["json"]) for i in (1, 2)] == [{"city": "Ulm"}, {"city": "Rom"}]
+        content = [use | {"id": f"c{i}"} if i else use for i, use in enumerate(USES)]
+        results = [
+            {"type": "tool_result", "tool_use_id": "c1", "content": "warm"},
+            {
+                "type": "tool_result",
+                "tool_use_id": "c2",
+                "content": [{"type": "text", "text": "w"}],
+            },
+            {"type": "text", "text": "So?"},
+        ]
+        more = [{"role": "assistant", "content": content}, {"role": "user", "content": results}]
+        done = client.post(PATH, json=ask | {"messages": [*ASK["messages"], *more]}).json()
+        assert (done["content"][0]["text"], done["stop_reason"]) == ("It is warm.", "end_turn")
+        roles = [message["role"] for message in seen[-1]]
+        assert roles == ["user", "assistant", "tool", "tool", "user"]
+        assert [call["id"] for call in seen[-1][1]["tool_calls"]] == ["c1", "c2"]

@@ -76,6 +76,7 @@ def test_nothing_drawn_from_it_is_a_500(url, examples, caplog):
 
     with requests.Session() as client, caplog.at_level(logging.ERROR, "lmworks.serving"):
         sent, good = fuzz(url, examples, client)
+    print(f"{sent} requests, {good} answered well")
     assert not caplog.records
     assert sent >= 10 * examples and good >= examples
     assert httpx.get(url + "/health").status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import openai
@@ -168,3 +169,34 @@ def test_what_is_kept_survives_the_process_and_is_bounded_in_memory(tmp_path, mo
     (tmp_path / "no.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(Exception, match="can't be used"):
         ResponseStore(tmp_path / "no.db")
+
+
+def test_calls_come_and_their_results_go_back(live_server):
+    seen = []
+
+    def answer(messages):
+        seen.append([dict(message) for message in messages])
+        if messages[-1]["role"] == "tool":
+            return "It is warm."
+        return '<tool_call>{"name": "weather", "arguments": {"city": "Ulm"}}</tool_call>'
+
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"type": "function", "name": "weather", "parameters": schema}
+    with (
+        live_server({"s": ScriptedChat(answer)}) as server,
+        openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client,
+    ):
+        ask = {"model": "s", "tools": [tool], "tool_choice": "auto"}
+        called = client.responses.create(input="x", **ask)
+        (call,) = called.output
+        assert (call.type, call.name, call.status) == ("function_call", "weather", "completed")
+        assert json.loads(call.arguments) == {"city": "Ulm"}
+        events = list(client.responses.create(input="x", stream=True, **ask))
+        pieces = [e.delta for e in events if e.type == "response.function_call_arguments.delta"]
+        assert "".join(pieces) == call.arguments
+        assert events[-1].response.output[0].arguments == call.arguments
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "warm"}
+        done = client.responses.create(input=[result], previous_response_id=called.id, **ask)
+        assert done.output_text == "It is warm."
+        assert [message["role"] for message in seen[-1]] == ["user", "assistant", "tool"]
+        assert seen[-1][1]["tool_calls"][0]["id"] == call.call_id

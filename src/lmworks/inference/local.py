@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
@@ -167,6 +167,14 @@ class LocalStream(Iterator[Delta]):
             proposed_tokens=self._stream.proposed_tokens,
             accepted_tokens=self._stream.accepted_tokens,
         )
+
+    def on_ready(self, wake: Callable[[], None]) -> None:
+        """See `Stream.on_ready`."""
+        self._stream.on_ready(wake)
+
+    def ready(self) -> bool:
+        """See `Stream.ready`."""
+        return self._stream.ready()
 
     def cancel(self) -> None:
         """End the generation, from any thread."""

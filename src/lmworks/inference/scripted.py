@@ -51,8 +51,9 @@ class ScriptedChat:
         stream = ScriptedStream(answer, request.sampling, len(_pieces(prompt)), self._delay_s)
         return ToolStream(stream, request.tools, PLAIN) if request.tools else stream
 
-    def count_tokens(self, messages: Messages) -> int:
+    def count_tokens(self, messages: Messages, **settings: Any) -> int:
         """The words of a conversation."""
+        Settings.of(settings)
         return len(_pieces(" ".join(str(message.get("content", "")) for message in messages)))
 
     def complete_text(self, prompt: str | Sequence[int], **sampling: Any) -> Completion:

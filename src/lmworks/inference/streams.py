@@ -60,6 +60,10 @@ class TokenEvent:
     logprob: TokenLogprob | None = None
 
 
+def _nobody() -> None:
+    """Who is woken where nobody listens."""
+
+
 class Stream(Iterator[TokenEvent]):
     """The tokens of one request. Iterate from one thread; `cancel` from any.
 
@@ -84,6 +88,7 @@ class Stream(Iterator[TokenEvent]):
         self._on_cancel, self._on_room = on_cancel, on_room
         self._events: queue.SimpleQueue[TokenEvent | Exception | None] = queue.SimpleQueue()
         self._ended = False
+        self._wake: Callable[[], None] = _nobody
 
     def __iter__(self) -> Stream:
         return self
@@ -108,11 +113,24 @@ class Stream(Iterator[TokenEvent]):
         if not self.cancelled:
             self.cancelled = True
             self._events.put(None)
+            self._wake()
             self._on_cancel()
 
     def put(self, event: TokenEvent | Exception) -> None:
         """The engine's end."""
         self._events.put(event)
+        self._wake()
+
+    def on_ready(self, wake: Callable[[], None]) -> None:
+        """Call `wake`, from any thread and at once if it is so already, whenever it may be that
+        `ready()`: for readers that must not block."""
+        self._wake = wake
+        if self.ready():
+            wake()
+
+    def ready(self) -> bool:
+        """Whether `next` would return, or raise, without waiting."""
+        return self._ended or self.cancelled or not self._events.empty()
 
     def is_full(self) -> bool:
         """Whether the request has to wait for its reader; asked by the engine's thread alone."""

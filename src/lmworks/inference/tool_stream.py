@@ -22,6 +22,12 @@ class ToolStream(Iterator[Delta]):
         self._stream = stream
         self._parser = ToolCallParser(use, form)
         self._ended = False
+        if hasattr(stream, "on_ready"):  # each of its pieces is one of ours
+            self.on_ready = stream.on_ready
+
+    def ready(self) -> bool:
+        """See `Stream.ready`; there where the stream beneath has `on_ready`."""
+        return self._ended or self._stream.ready()
 
     def __iter__(self) -> ToolStream:
         return self

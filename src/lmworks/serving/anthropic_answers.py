@@ -9,7 +9,7 @@ from typing import Any
 
 from lmworks.inference.base import Completion, Delta, Usage
 from lmworks.serving.errors import ApiError
-from lmworks.serving.openai_answers import tool_calls_of, usage_of
+from lmworks.serving.openai_answers import usage_of
 from lmworks.serving.streaming import Event
 
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -25,7 +25,7 @@ class MessagesReply:
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """The answer in one piece."""
         (completion,) = completions
-        calls = tool_calls_of(completion)
+        calls = completion.tool_calls
         blocks: list[dict[str, Any]] = []
         if completion.text or not calls:
             blocks.append({"type": "text", "text": completion.text})
@@ -83,7 +83,7 @@ class _Blocks:
             if self._open != "text":
                 events += self._begin("text", {"type": "text", "text": ""})
             events.append(self._piece({"type": "text_delta", "text": delta.text}))
-        for call in tool_calls_of(delta):
+        for call in delta.tool_calls:
             if self._open != call.index:
                 events += self._begin(call.index, _call_block(call.id, call.name, {}))
             if call.arguments:

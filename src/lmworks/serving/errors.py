@@ -24,6 +24,7 @@ from lmworks.inference.streams import EngineClosed, GenerationError, PromptTooLo
 from lmworks.serving.memory_units import DoesNotFit, LoadFailed, NoRoom
 
 _LOG = logging.getLogger("lmworks.serving")
+_SHOWN = 100  # characters of a name that came from outside
 CLIENT_LEFT = 499  # the status that access logs have used for this since nginx
 ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES = {
@@ -79,6 +80,7 @@ class ApiError(Exception):
 def model_not_found(name: str, known: Iterable[str]) -> ApiError:
     """404, with the nearest name and all names."""
     names = sorted(known)
+    name = name if len(name) <= _SHOWN else name[:_SHOWN] + "..."
     close = nearest(name, names)
     hint = f"did you mean {close!r}? " if close else ""
     message = f"the model {name!r} does not exist here: {hint}known: {', '.join(names)}"

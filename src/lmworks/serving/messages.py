@@ -36,5 +36,5 @@ def add_routes(app: FastAPI, service: Service) -> None:
         count = getattr(model, "count_tokens", None)
         if count is None:
             raise UserError(f"the tokens of {request.model!r} can't be counted: it is not local")
-        settings = {"tools": values} if (values := getattr(chat, "tools", None)) else {}
+        settings = {"tools": chat.tools} if chat.tools else {}
         return {"input_tokens": await asyncio.to_thread(count, chat.plain_messages(), **settings)}

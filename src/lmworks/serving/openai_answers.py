@@ -90,12 +90,7 @@ class Answer:
 
 def says_something(delta: Delta) -> bool:
     """Whether a piece is worth an event."""
-    return bool(delta.text or delta.finish_reason or delta.logprobs or tool_calls_of(delta))
-
-
-def tool_calls_of(delta: Any) -> tuple[Any, ...]:
-    """The pieces of tool calls in a delta, or the calls in a completion."""
-    return tuple(getattr(delta, "tool_calls", ()))
+    return bool(delta.text or delta.finish_reason or delta.logprobs or delta.tool_calls)
 
 
 def usage_of(completion: Completion) -> Usage:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lmworks.inference.base import Completion, Delta, TokenLogprob, Usage
 from lmworks.serving.errors import ApiError
-from lmworks.serving.openai_answers import chat_logprobs, tool_calls_of, usage_of
+from lmworks.serving.openai_answers import chat_logprobs, usage_of
 from lmworks.serving.responses_types import ResponsesRequest
 from lmworks.serving.streaming import Event
 
@@ -39,7 +39,7 @@ class ResponsesReply:
     def whole(self, completions: Sequence[Completion]) -> Response:
         """The answer in one piece."""
         (completion,) = completions
-        calls = tool_calls_of(completion)
+        calls = completion.tool_calls
         if completion.text or not calls:
             item = _message_item()
             item["content"] = [_text_part(completion.text, completion.logprobs)]
@@ -148,7 +148,7 @@ class _Items:
                     "response.output_text.delta", **place, delta=delta.text, logprobs=logprobs
                 )
             )
-        for call in tool_calls_of(delta):
+        for call in delta.tool_calls:
             if self._call != call.index:
                 events += self._begin(_call_item(call.id, call.name))
                 self._call = call.index

@@ -15,7 +15,7 @@ from lmworks.inference.base import ChatModel
 from lmworks.serving.callers import Caller
 from lmworks.serving.catalogue import Models, as_models
 from lmworks.serving.errors import CLIENT_LEFT, ApiError, model_not_found
-from lmworks.serving.generation import Generation
+from lmworks.serving.generation import Generation, in_thread
 from lmworks.serving.json_log import AnswerLog
 from lmworks.serving.live_streams import GRACE_S, LiveStreams, parse_event_id
 from lmworks.serving.metrics import Metrics, RequestWatch
@@ -129,7 +129,7 @@ class Service:
     async def model(self, name: str) -> ChatModel:
         """The model, loaded if need be. Raises: ApiError (404) naming the known ones."""
         try:
-            return await asyncio.to_thread(self.models.get, name)
+            return await in_thread(lambda: self.models.get(name))
         except KeyError:
             raise model_not_found(name, self.models.names()) from None
 

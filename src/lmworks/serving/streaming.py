@@ -88,6 +88,9 @@ class EventStream(Response):
             async with contextlib.aclosing(self._events) as events:
                 async for event in events:
                     await self._send(send, event)
+                    # With more to send at hand nothing above waits: others have their turn, and
+                    # that the client left is heard.
+                    await asyncio.sleep(0)
         except _Stalled:
             raise
         except Exception as error:
