@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -37,6 +38,7 @@ def langchain():
 
 @pytest.fixture(scope="module")
 def litellm():
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # its import asks GitHub for prices
     module = pytest.importorskip("litellm", reason="litellm is not here")
     module.suppress_debug_info = True
     return module

@@ -93,7 +93,9 @@ def as_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case PromptTooLong():
-            return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+            # The last words are what clients look for, where they don't look at the code.
+            message = f"{error} (this model's maximum context length is {error.max_positions})"
+            return ApiError(400, message, param="messages", code="context_length_exceeded")
         case InvalidParameter():
             return ApiError(400, str(error), param=error.param, code="invalid_value")
         case QueueFull():
