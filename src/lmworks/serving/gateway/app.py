@@ -73,7 +73,7 @@ def _add_client_routes(app: FastAPI, door: Door) -> None:
     async def own_key(http: Request) -> dict[str, Any]:
         key = await door.key(http)
         limits = key.limits.over(door.defaults)
-        left = await door.ledger.left(key, door.defaults)
+        left = await door.ledger.left(key, limits)
         shown: dict[str, float] = {n: max(0, v) for n, v in left.items() if n != "nano"}
         if "nano" in left:
             shown["money"] = max(0, left["nano"]) / NANO

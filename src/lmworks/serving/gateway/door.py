@@ -173,7 +173,9 @@ class Door:
     ) -> Response:
         name, model = self._model(key, body)
         account.key_id, account.model = key.id, name
-        asked, reserved = await self._prepared(key, model, path, body)
+        limits = key.limits.over(self.defaults)
+        prompt = prompt_tokens(path, body, self.gateway.settings.bytes_per_token)
+        asked, reserved = await self._prepared(key, limits, model, path, body, prompt)
         stream = body.get("stream") is True and path not in ("/embeddings", "/rerank")
         wants_usage = _wants_usage(body)
         if stream and path != "/responses":
@@ -182,15 +184,14 @@ class Door:
             question = {n: body[n] for n in ("messages", "prompt", "input") if n in body}
             account.question = json.dumps(question, ensure_ascii=False)
         digest, question_seen = await self._look_up(http, account, key, path, body)
-        ticket = new_ticket(account.id, key, name, reserved, reserved.tokens, self.defaults)
+        ticket = new_ticket(account.id, key, name, reserved, prompt, limits)
         if account.cache in ("hit", "semantic") and self.exact and digest:
             ticket.reserved, ticket.prompt_tokens = Cost(1), 0
             await self._admit(account, ticket)
             found = self.exact.get(digest)
             account.answer = text_of(found) if self.gateway.settings.log.contents else None
             return self._cached(http, account, found, stream=stream, wants_usage=wants_usage)
-        ticket.prompt_tokens = prompt_tokens(path, body, self.gateway.settings.bytes_per_token)
-        ticket.nano = money(model.price, ticket.prompt_tokens, 0)
+        ticket.nano = money(model.price, prompt, 0)
         await self._admit(account, ticket)
         self.metrics.overhead_s.observe(time.monotonic() - account.started_s)
         call = Call(
@@ -239,17 +240,21 @@ class Door:
         return name, self.gateway.models[name]
 
     async def _prepared(
-        self, key: Key, model: ModelConfig, path: str, body: Mapping[str, Any]
+        self,
+        key: Key,
+        limits: Limits,
+        model: ModelConfig,
+        path: str,
+        body: Mapping[str, Any],
+        prompt: int,
     ) -> tuple[dict[str, Any], Cost]:
         """The body to send on, and what to reserve for it."""
         asked = {name: value for name, value in body.items() if name != "model"}
-        prompt = prompt_tokens(path, body, self.gateway.settings.bytes_per_token)
         limit, choices = answer_limit(path, body), num_choices(path, body)
-        limits = key.limits.over(self.defaults)
         prices = self._prices(model)
         is_bounded = any(name.startswith(("tokens", "budget")) for name in limits.plain())
         if limit is None and choices and is_bounded:
-            left = await self.ledger.left(key, self.defaults)
+            left = await self.ledger.left(key, limits)
             limit = fitting_limit(model.max_output_tokens, prompt, choices, left, limits, prices)
             asked[limit_name(path)] = limit
         completion = (limit or 0) * choices

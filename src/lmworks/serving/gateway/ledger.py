@@ -84,10 +84,10 @@ class Used:
 
 
 def new_ticket(
-    request_id: str, key: Key, model: str, reserved: Cost, prompt_tokens: int, defaults: Limits
+    request_id: str, key: Key, model: str, reserved: Cost, prompt_tokens: int, limits: Limits
 ) -> Ticket:
-    """A ticket under the key's limits as they are now."""
-    now_s, limits = time.time(), key.limits.over(defaults)
+    """A ticket under the limits that hold for the key."""
+    now_s = time.time()
     return Ticket(
         id=request_id,
         key_id=key.id,
@@ -115,8 +115,8 @@ class Ledger(Protocol):
         """All keys, the oldest first."""
         ...
 
-    async def left(self, key: Key, defaults: Limits) -> dict[str, int]:
-        """What is left in the key's windows of tokens and money: {"tokens": ..., "nano": ...}."""
+    async def left(self, key: Key, limits: Limits) -> dict[str, int]:
+        """What is left in the key's windows, by metric; the window with the least counts."""
         ...
 
     async def admit(self, ticket: Ticket) -> None:
@@ -169,10 +169,10 @@ class LocalLedger:
         """See `Ledger`."""
         return [key_of(row) for row in self._store.rows("SELECT * FROM keys ORDER BY created_s")]
 
-    async def left(self, key: Key, defaults: Limits) -> dict[str, int]:
+    async def left(self, key: Key, limits: Limits) -> dict[str, int]:
         """See `Ledger`."""
         found: dict[str, int] = {}
-        for window in windows(key.id, key.limits.over(defaults), time.time()):
+        for window in windows(key.id, limits, time.time()):
             left = window.limit - self._used(window)
             found[window.metric] = min(left, found.get(window.metric, left))
         return found

@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-from lmworks.core.config import from_mapping, option, options
+from lmworks.core.config import from_mapping, option
 from lmworks.core.errors import UserError
 from lmworks.serving.errors import ApiError
 from lmworks.serving.gateway.config import PriceConfig
@@ -70,8 +70,7 @@ class Limits:
 
     def plain(self) -> dict[str, Any]:
         """Those that are set."""
-        values = {item.name: getattr(self, item.name) for item in options(Limits)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

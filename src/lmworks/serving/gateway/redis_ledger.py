@@ -182,9 +182,9 @@ class RedisLedger:
             texts = await self._redis.hvals(_PREFIX + "keys")
         return sorted((_key(text) for text in texts), key=lambda key: key.created_s)
 
-    async def left(self, key: Key, defaults: Limits) -> dict[str, int]:
+    async def left(self, key: Key, limits: Limits) -> dict[str, int]:
         """See `Ledger`."""
-        rules = windows(key.id, key.limits.over(defaults), time.time())
+        rules = windows(key.id, limits, time.time())
         if not rules:
             return {}
         async with self._reached():
