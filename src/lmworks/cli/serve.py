@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from lmworks.cli.served_models import load_first, model_options, pool_of
+from lmworks.cli.served_engines import engine_options, models_of
+from lmworks.cli.served_models import load_first, model_options
 
 _DRAIN = "After a SIGTERM, let running answers finish for so long."
 _GRACE = "How long a resumable stream waits for its reader."
@@ -23,6 +24,7 @@ _TRACES = "OpenTelemetry spans to OTEL_EXPORTER_OTLP_ENDPOINT."
 @click.option("--drain", default=20.0, show_default=True, metavar="S", help=_DRAIN)
 @click.option("--grace", default=30.0, show_default=True, metavar="S", help=_GRACE)
 @click.option("--responses", type=click.Path(dir_okay=False), metavar="FILE", help=_RESPONSES)
+@engine_options
 @click.option("--log-json", is_flag=True, help="A JSON line per request and answer, to stderr.")
 @click.option("--traces", is_flag=True, help=_TRACES)
 @click.option(
@@ -50,6 +52,9 @@ def command(
     traces: bool,
     conversations: str,
     encoder: str,
+    engine: str,
+    engine_url: str,
+    engine_args: tuple[str, ...],
     **models: Any,
 ) -> None:
     """Serve models: chat, completions, embeddings, reranking, and a chat page.
@@ -63,28 +68,31 @@ def command(
       lmworks serve mine=lmworks-quickstart/chat-q8 smollm2-135m --port 9000
       lmworks serve smollm2-135m legal=runs/legal poems=runs/poems minilm-l6
       lmworks serve --models models.yaml --memory-budget 4GB --keep-alive 10m
+      lmworks serve qwen=hf:Qwen/Qwen2.5-7B-Instruct --engine vllm
     """
     from lmworks.serving import json_log
     from lmworks.serving.conversations.store import ConversationStore, file_of
+    from lmworks.serving.model_pool import ModelPool
     from lmworks.serving.run import bind, serve
     from lmworks.serving.tracing import otlp_tracing
 
-    pool = pool_of(references, **models)
     if log_json:
         json_log.log_json()
     tracing = otlp_tracing() if traces else None
     bind(host, port).close()  # a port in use is told before a model is loaded
     store = ConversationStore(file_of(conversations))
-    load_first(pool, preload)
-    serve(
-        pool,
-        host=host,
-        port=port,
-        open_page=open_page,
-        drain_s=drain,
-        grace_s=grace,
-        tracing=tracing,
-        responses_path=responses,
-        conversations=store,
-        encoder=encoder,
-    )
+    with models_of(engine, references, engine_url, engine_args, models) as served:
+        if isinstance(served, ModelPool):
+            load_first(served, preload)
+        serve(
+            served,
+            host=host,
+            port=port,
+            open_page=open_page,
+            drain_s=drain,
+            grace_s=grace,
+            tracing=tracing,
+            responses_path=responses,
+            conversations=store,
+            encoder=encoder,
+        )
