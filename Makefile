@@ -21,10 +21,12 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@sh tools/install_browser.sh
+	@sh tools/install_redis.sh
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-dev
 	@sh tools/install_browser.sh
+	@sh tools/install_redis.sh
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.installed-dev

@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models load": ("lmworks.cli.models:load_command", "Load a model of a running server."),
     "models unload": ("lmworks.cli.models:unload_command", "Unload a model of a running server."),
     "embed": ("lmworks.cli.embed:command", "Vectors of texts, as .npy or JSON lines."),
+    "deploy": (
+        "lmworks.cli.deploy:command",
+        "Files to run a model in Docker, Compose or Kubernetes.",
+    ),
     "studio": (
         "lmworks.cli.studio:command",
         "Pages that show what tokenizers and models do on your text.",
