@@ -22,7 +22,8 @@ def complete(answer) -> bool:
 @pytest.mark.parametrize("way", [*WAYS, "killed"])
 def test_no_request_is_lost(fake, gateway, way):
     bad, good = fake(mode="ok" if way == "killed" else way), fake()
-    live = gateway(bad, good)
+    waits = {"first_byte_s": 0.5, "answer_s": 0.5} if way == "hang" else {}
+    live = gateway({"url": bad.url, **waits}, good)
     if way == "killed":
         bad.kill()
     with live.client(live.key()) as client:
@@ -50,12 +51,12 @@ def test_a_back_end_is_killed_in_mid_traffic_and_comes_back(fake, gateway):
     with live.client(live.key()) as client:
 
         def one(i):
-            if i == 60:
+            if i == 40:
                 first.kill()
             return ask(client, stream=i % 2 == 0)
 
         with concurrent.futures.ThreadPoolExecutor(12) as pool:
-            answers = list(pool.map(one, range(240)))
+            answers = list(pool.map(one, range(120)))
         assert all(complete(answer) for answer in answers)
         backend = live.door.backends["a"]
         assert backend.state != "closed"
