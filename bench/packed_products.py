@@ -27,10 +27,11 @@ def packed(kind: str) -> PackedMatrix:
     return PackedMatrix(GGUFTensor(name="w", shape=SHAPE, type=kind, data=data))
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object], times: int) -> float:
     started = time.process_time()
-    work()
-    return time.process_time() - started
+    for _ in range(times):
+        work()
+    return (time.process_time() - started) / times
 
 
 def products(matrix: PackedMatrix, weight: torch.Tensor, rows: int) -> list[Callable[[], object]]:
@@ -47,19 +48,24 @@ def products(matrix: PackedMatrix, weight: torch.Tensor, rows: int) -> list[Call
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 64, 256, 512, 2048])
     parser.add_argument("--types", nargs="+", default=["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("time over that of float32, forward and gradient of the inputs")
+    print("time over that of float32, forward and gradient of the inputs (products a second)")
     for kind in options.types:
         matrix = packed(kind)
         weight = torch.from_numpy(matrix.dequantized())
         cells = []
-        for rows in (64, 256, 512, 2048):
+        for rows in options.rows:
             works = products(matrix, weight, rows)
-            taken = [[seconds(work) for work in works] for _ in range(options.rounds)]
+            times = max(1, 256 // rows)
+            taken = [[seconds(work, times) for work in works] for _ in range(options.rounds)]
             best = np.array(taken).min(axis=0)
-            cells.append(f"{rows} rows {best[1] / best[0]:.2f} {best[3] / best[2]:.2f}")
+            rate = rows * SHAPE[0] * SHAPE[1] / best[1] / 1e9
+            cells.append(
+                f"{rows} rows {best[1] / best[0]:.2f} {best[3] / best[2]:.2f} ({rate:.0f} G/s)"
+            )
         print(f"{kind}  " + "   ".join(cells), flush=True)
 
 

@@ -312,6 +312,20 @@ def test_a_row_that_outgrows_the_cache_is_refused() -> None:
         model(token_ids(2, 3), cache=cache.view([0]))
 
 
+def test_a_cache_of_another_model_is_refused() -> None:
+    model = model_of("llama")
+    for other in (FAMILIES["qwen3"], config(num_hidden_layers=1)):
+        with pytest.raises(ValueError, match="another model"):
+            model(token_ids(1, 3), cache=KVCache(other, 1, 32).view([0]))
+    cache = KVCache(model.config, 1, 32)
+    model(token_ids(1, 3), cache=cache.view([0]))
+    cache._table[0, 0] = 7
+    with pytest.raises(ValueError, match="page"):
+        model(token_ids(1, 1), cache=cache.view([0]))
+    with pytest.raises(ValueError, match="rows of"):
+        model(torch.zeros(1, 2, 48), cache=KVCache(model.config, 1, 32).view([0]))
+
+
 def test_what_is_no_number_stays_with_its_row() -> None:
     for kind in ("", "Q4_1"):
         model = model_of("llama")

@@ -41,9 +41,9 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def ours() -> Model:
-    return load_model("smollm2-135m")
+@pytest.fixture(scope="module", params=[False, True], ids=["float32", "packed"])
+def ours(request: pytest.FixtureRequest) -> Model:
+    return load_model("smollm2-135m", packed=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json
+from lmworks.core.progress import say
 from lmworks.core.references import Resolved, resolve
 from lmworks.inference.base import ChatModel, Completion, Delta, TokenLogprob, Usage
 from lmworks.inference.local import LocalChat
@@ -63,11 +64,15 @@ def load_chat(
             raise UserError(f"{ref} is an endpoint: whether it speculates is its own affair")
         return RemoteChat(found.url, found.model)
     from lmworks.inference.engine import Engine
+    from lmworks.models.fused_step import why_not_fused
     from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
 
+    model = load_language_model(found.path, packed=True, base=base)
+    if reason := why_not_fused(model):
+        say(f"{_name(found)} runs operation by operation, slower for short steps: {reason}")
     engine = Engine(
-        load_language_model(found.path, packed=True, base=base),
+        model,
         load_tokenizer(found.path),
         max_batch=max_batch,
         max_positions=max_positions,

@@ -9,11 +9,12 @@ The cache is made of pages. Beginnings that were read before are found in a tree
 not read again. When pages run out, a request leaves its slot and is taken up again later; its
 stream notices nothing.
 
-Each chunk of a prompt is read alone, and its bounds do not depend on company. Decoding is batched,
-where a product with float32 weights may round the last bit differently with the number of rows;
-with packed weights it does not. A beginning that was reused is what an earlier request made of it,
-which may have been rounded otherwise than a fresh reading. Both can show only where two tokens tie
-to that bit.
+Each chunk of a prompt is read alone, and its bounds do not depend on company. On a CPU, models of
+the usual kinds whose layers see all positions run in fused steps (`models.fused_step`): what a
+request's tokens are computed from is then the same to the bit whoever shares the batch, however its
+prompt was cut, and whether its beginning was reused. Elsewhere decoding is batched products, which
+may round the last bit differently with the number of rows, and a reused beginning is what an
+earlier request made of it; that can show only where two tokens tie to that bit.
 
 Sources: Yu et al. 2022, Orca (OSDI 22), iteration-level scheduling; chunked prefill: Agrawal et al.
 2023, arXiv 2308.16369; pages: Kwon et al. 2023, arXiv 2309.06180.

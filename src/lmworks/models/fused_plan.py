@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import struct
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from lmworks.models.packed import PackedLinear
 from lmworks.models.positions import Rotary, shared_rotary
 
 if TYPE_CHECKING:
-    from lmworks.models.cache import CacheView
+    from lmworks.models.cache import CacheView, KVCache
     from lmworks.models.cache_step import CacheStep
     from lmworks.models.model import Model
 
@@ -57,7 +57,8 @@ class Plan:
         self.has_head, self.logit_scale = False, 1.0
         # What the plan stands on: entries of modules' tables, parameters and where they lie, and
         # the tables of hooks, which have to be empty.
-        self._entries: list[tuple[dict[str, Any], str]] = []
+        self._tables: list[dict[str, Any]] = []
+        self._names: list[str] = []
         self._parts: list[Any] = []
         self._parameters: list[torch.Tensor] = []
         self._addresses: list[int] = []
@@ -67,7 +68,8 @@ class Plan:
     def watch(self, module: nn.Module) -> None:
         """Remember what a module consists of."""
         for name, table in ((n, t) for t in (module._modules, module._parameters) for n in t):
-            self._entries.append((table, name))
+            self._tables.append(table)
+            self._names.append(name)
             self._parts.append(table[name])
         for parameter in module._parameters.values():
             if parameter is not None:
@@ -78,6 +80,28 @@ class Plan:
             if child is not None:
                 self.watch(child)
 
+    def _check(self, cache: KVCache) -> None:
+        """Raises: ValueError for a cache that is not laid out as the kernel takes it to be."""
+        layers = cast(list[list[int]], self.layers.tolist())
+        wrong = len(cache.growing) != self.num_layers
+        for held, ring, layer in zip(cache.growing, cache.rings, layers):
+            shape = (layer[f.KV_HEADS], ring or f.PAGE, layer[f.HEAD_DIM])
+            count = cache.pool.num_pages if ring is None else cache.num_slots
+            wrong = wrong or any(
+                name not in held
+                or held[name].shape != (count, *shape)
+                or held[name].dtype != torch.float32
+                or not held[name].is_contiguous()
+                for name in _HELD
+            )
+        if wrong:
+            raise ValueError("the cache was made for another model")
+
+    def watch_all(self) -> None:
+        """Hooks that stand on every module there is."""
+        everywhere = torch.nn.modules.module
+        self._hooks += [everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks]
+
     @property
     def hooked(self) -> bool:
         """Whether anybody wants to see what a module gets or gives."""
@@ -85,10 +109,11 @@ class Plan:
 
     def holds(self) -> bool:
         """Whether the model is still what the plan was made of."""
-        parts = [table.get(name) for table, name in self._entries]
+        # A few hundred look-ups for each step: in C.
+        parts = map(dict.get, self._tables, self._names)
         return (
             all(map(operator.is_, parts, self._parts))
-            and [parameter.data_ptr() for parameter in self._parameters] == self._addresses
+            and list(map(torch.Tensor.data_ptr, self._parameters)) == self._addresses
             and self.hooked == (self.reason == _HOOKED)
         )
 
@@ -107,33 +132,36 @@ class Plan:
         return max(self.heads) * (padded + p.TILE)
 
     def places(self, step: CacheStep) -> np.ndarray:
-        """Where keys, values and rotary tables lie, (layers, PLACES_SLOTS) int64."""
+        """Where keys, values and rotary tables lie, (layers, PLACES_SLOTS) int64.
+
+        Raises: ValueError for the cache of another model.
+        """
         cache = step.view.cache
-        tables = [
-            None if rotary is None else rotary.tables(step.total, torch.device("cpu"))
-            for rotary in self.rotaries
-        ]
+        cpu = torch.device("cpu")
+        different = dict.fromkeys(self.rotaries)
+        by_rotary = {r: r.tables(step.total, cpu) for r in different if r is not None}
+        tables = [found for pair in by_rotary.values() for found in pair]
         known, held_tables, places = self._places
-        if known() is cache and all(map(operator.is_, _first(tables), held_tables)):
+        if known() is cache and all(map(operator.is_, tables, held_tables)):
             return places
         places = np.zeros((self.num_layers, f.PLACES_SLOTS), dtype=np.int64)
-        for place, held, ring, pair in zip(places, cache.growing, cache.rings, tables):
-            place[f.KEYS_AT], place[f.VALUES_AT] = (held[n].data_ptr() for n in ("keys", "values"))
+        layers = zip(places, cache.growing, cache.rings, self.rotaries)
+        self._check(cache)
+        for place, held, ring, rotary in layers:
+            place[f.KEYS_AT], place[f.VALUES_AT] = (held[n].data_ptr() for n in _HELD)
             place[f.RING] = ring or 0
-            if pair is not None:
-                place[f.COSINES_AT], place[f.SINES_AT] = (table.data_ptr() for table in pair)
-        self._places = (weakref.ref(cache), _first(tables), places)
+            if rotary is not None:
+                addresses = (table.data_ptr() for table in by_rotary[rotary])
+                place[f.COSINES_AT], place[f.SINES_AT] = addresses
+        self._places = (weakref.ref(cache), tables, places)
         return places
-
-
-def _first(tables: list[Any]) -> list[Any]:
-    return [pair and pair[0] for pair in tables]
 
 
 def make_plan(model: Model) -> Plan:
     """The plan of a model as it is now."""
     plan = Plan()
     plan.watch(model)
+    plan.watch_all()
     try:
         if plan.hooked:
             raise NotFused(_HOOKED)
@@ -301,4 +329,5 @@ def _name(module: Any) -> str:
     return type(module).__name__
 
 
+_HELD = ("keys", "values")
 _HOOKED = "a hook stands on a module"

@@ -11,6 +11,7 @@ where a hook stands on a module; weights that change in place are seen.
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, cast
@@ -18,8 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from lmworks.core import compiled
-from lmworks.core.machine import usable_cores
+from lmworks.core import compiled, machine
 from lmworks.models import fused_slots as f
 from lmworks.models import packed_slots as p
 from lmworks.models.fused_plan import Plan, make_plan
@@ -63,7 +63,11 @@ def fused_states(
     rows = model._rows(input_ids)  # an unknown id is refused before the cache changes
     step = view.begin(*input_ids.shape[:2])
     with torch.no_grad():
-        x = model._embed(rows, step.positions, None)
+        x = model._embed(rows, step.positions, None).float()
+        if x.shape[2:] != (model.config.hidden_size,):
+            raise ValueError(
+                f"rows of {tuple(x.shape[2:])} for states of {model.config.hidden_size}"
+            )
         out = _run(plan, step, x, logits, last_only)
     step.commit()
     return out
@@ -81,75 +85,88 @@ def _run(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     rows, new, hidden = x.shape
     count = rows * new
-    states = x.detach().contiguous().clone()
+    states = x.detach().clone(memory_format=torch.contiguous_format)
     threads = 1
     if count * plan.num_weights >= _SPLIT_WORK:
         threads = min(torch.get_num_threads(), usable_cores(), f.MOST_THREADS)
     memory = _memory(plan, count, step.total, threads)
     places = plan.places(step)
-    a = np.zeros((threads, f.ARGUMENTS), dtype=np.int64)
     stages = np.zeros(2 * f.STAGES_OF_LAYER * (plan.num_layers + 1), dtype=np.int64)
-    a[:, f.THREADS], a[:, f.STAGES], a[:, f.COUNT], a[:, f.ROWS], a[:, f.NEW] = (
-        threads, stages.ctypes.data, count, rows, new,
-    )  # fmt: skip
-    a[:, f.HIDDEN], a[:, f.NUM_LAYERS] = hidden, plan.num_layers
-    a[:, f.LAYERS], a[:, f.PLACES] = plan.layers.ctypes.data, places.ctypes.data
     slots = np.array(step.view.slots, dtype=np.int64)
     table = np.ascontiguousarray(step.table, dtype=np.int32)
-    a[:, f.TABLE], a[:, f.TABLE_ROW] = table.ctypes.data, table.shape[1]
-    a[:, f.STARTS], a[:, f.CACHE_SLOTS] = step.starts.ctypes.data, slots.ctypes.data
-    a[:, f.X] = a[:, f.STATES] = states.data_ptr()
-    for slot, address in memory.addresses.items():
-        a[:, slot] = address
-    a[:, f.SCRATCH] = memory.scratch[:threads]
-    a[:, f.END_NORM], a[:, f.HEAD] = plan.end_norm.ctypes.data, plan.head.ctypes.data
-    a[:, f.LAST_ONLY] = last_only
-    found = None
+    if table.size and not 0 <= table.min() <= table.max() < step.view.cache.pool.num_pages:
+        raise ValueError("a row of the cache names a page that there is not")
+    found, found_at, size, padded = None, 0, 0, 0
     if logits:
         size = int(plan.head[p.ROWS])
         padded = -(-size // p.TILE) * p.TILE
         found = torch.empty(rows, 1 if last_only else new, padded)
-        a[:, f.LOGITS], a[:, f.LOGITS_ROW] = found.data_ptr(), padded
+        found_at = found.data_ptr()
+    told = {
+        f.THREADS: threads, f.STAGES: stages.ctypes.data, f.COUNT: count, f.ROWS: rows,
+        f.NEW: new, f.PLACES: places.ctypes.data, f.TABLE: table.ctypes.data,
+        f.TABLE_ROW: table.shape[1], f.STARTS: step.starts.ctypes.data,
+        f.CACHE_SLOTS: slots.ctypes.data, f.X: states.data_ptr(), f.STATES: states.data_ptr(),
+        f.LOGITS: found_at, f.LOGITS_ROW: padded, f.LAST_ONLY: int(last_only),
+    }  # fmt: skip
+    a = memory.arguments[:threads].copy()  # of this call alone: a helper may come late
+    a[:, list(told)] = list(told.values())
+    run_together(_kernel(), list(a), (a, stages, table, slots, step, states, found, memory, places))
+    if found is not None:
         found = found[..., :size]
-    calls = np.zeros((threads, p.ARGUMENTS), dtype=np.int64)
-    calls[:, p.RECORDS], calls[:, p.STEP_SIZES] = a[:, f.RECORDS], a[:, f.STEP_SIZES]
-    calls[:, p.SCRATCH] = memory.scratch[:threads]
-    a[:, f.CALL] = calls.ctypes.data + calls.strides[0] * np.arange(threads)
-    a[:, f.PRODUCT] = compiled.address("lmworks.models.packed_kernels", "product")
-    keep = (a, calls, stages, places, slots, table, step, states, found, memory, plan)
-    kernel = compiled.kernel("lmworks.models.fused_step_kernels", "step")
-    run_together(kernel, list(a), keep)
-    if found is not None and plan.logit_scale != 1:
-        found *= plan.logit_scale
+        if plan.logit_scale != 1:
+            found *= plan.logit_scale
     return states.view(rows, new, hidden), found
 
 
+@functools.cache
+def _kernel() -> compiled.Kernel:
+    return compiled.kernel("lmworks.models.fused_step_kernels", "step")
+
+
+usable_cores = functools.cache(machine.usable_cores)  # which reads a file, and does not change
+
+
 class _Memory:
-    """A thread's buffers for steps of up to so many positions; used again for the next."""
+    """A thread's buffers for steps of up to so many positions; used again for the next.
+
+    Attributes:
+        arguments: (threads, ARGUMENTS) int64, with what is the same in all of these steps.
+    """
 
     def __init__(self, plan: Plan, count: int, total: int, threads: int) -> None:
-        self.fits = (plan, count, total, threads)
+        self.plan, self.fits = plan, (count, total, threads)
         sizes = {slot: count * width * 4 for slot, width in plan.widths.items()}
         sizes[f.RECORDS] = count * plan.widest // p.BLOCK * p.RECORD_BYTES
         sizes[f.STEP_SIZES] = count * 4
         own = 4 * (p.MOST_AT_ONCE * p.TILE + plan.scores(total))
         own = -(-own // 64) * 64
         ends = np.cumsum([-(-size // 64) * 64 for size in sizes.values()])
-        self.bytes = np.empty(int(ends[-1]) + own * threads + 64, dtype=np.uint8)
-        start = -(-self.bytes.ctypes.data // 64) * 64
-        begins = start + np.concatenate(([0], ends[:-1]))
-        self.addresses = dict(zip(sizes, begins.tolist()))
-        self.scratch = start + int(ends[-1]) + own * np.arange(threads)
+        self._bytes = np.empty(int(ends[-1]) + own * threads + 64, dtype=np.uint8)
+        start = -(-self._bytes.ctypes.data // 64) * 64
+        a = self.arguments = np.zeros((threads, f.ARGUMENTS), dtype=np.int64)
+        for slot, begin in zip(sizes, [0, *ends[:-1].tolist()]):
+            a[:, slot] = start + begin
+        a[:, f.SCRATCH] = start + int(ends[-1]) + own * np.arange(threads)
+        a[:, f.HIDDEN], a[:, f.NUM_LAYERS] = plan.widths[f.NORMED], plan.num_layers
+        a[:, f.LAYERS] = plan.layers.ctypes.data
+        a[:, f.END_NORM], a[:, f.HEAD] = plan.end_norm.ctypes.data, plan.head.ctypes.data
+        self._calls = np.zeros((threads, p.ARGUMENTS), dtype=np.int64)
+        self._calls[:, p.RECORDS] = a[:, f.RECORDS]
+        self._calls[:, p.STEP_SIZES] = a[:, f.STEP_SIZES]
+        self._calls[:, p.SCRATCH] = a[:, f.SCRATCH]
+        a[:, f.CALL] = self._calls.ctypes.data + self._calls.strides[0] * np.arange(threads)
+        a[:, f.PRODUCT] = compiled.address("lmworks.models.packed_kernels", "product")
 
 
 def _memory(plan: Plan, count: int, total: int, threads: int) -> _Memory:
     total = -(-total // 512) * 512
     held = cast("_Memory | None", getattr(_LOCAL, "memory", None))
-    if held is None or held.fits[0] is not plan or not _enough(held, count, total, threads):
+    if held is None or held.plan is not plan or not _enough(held, count, total, threads):
         held = _LOCAL.memory = _Memory(plan, count, total, threads)
     return held
 
 
 def _enough(held: _Memory, count: int, total: int, threads: int) -> bool:
-    _, most, longest, team = held.fits
-    return count <= most <= max(64, 4 * count) and total <= longest and threads <= team
+    most, longest, team = held.fits
+    return count <= most and total <= longest and threads <= team

@@ -6,8 +6,9 @@ are laid side by side (see `packed_slots`). The weights are exactly those that `
 `packed_vectors` says how a product rounds.
 
 A few activations go through the kernel, which reads 0.6 to 1.3 bytes per weight instead of 4. Many
-(a long prompt, a training batch) are cheaper through PyTorch's matrix product with a slice of rows
-at a time, dequantised by all threads into memory that is used again for the next.
+(a long prompt, a training batch) do so too where the processor multiplies bytes; elsewhere they are
+cheaper through PyTorch's matrix product with a slice of rows at a time, dequantised by all threads
+into memory that is used again for the next. Gradients go that way everywhere.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 PACKED_TYPES = tuple(FORMATS)
 _KERNELS = "lmworks.models.packed_kernels"
-_KERNEL_ROWS = 256  # of activations; beyond that the matrix product wins
+_KERNEL_ROWS = 256  # of activations that one call takes, whose records stay in the caches
 _SLICE_WEIGHTS = 1 << 20  # dequantised at a time, 4 MB
 _SPLIT_PRODUCTS = 1 << 24  # of weights and activations: enough work to hand to a second thread
 _SPLIT_WEIGHTS = 1 << 16  # to dequantise: the same
@@ -139,7 +140,10 @@ class PackedMatrix:
         if x.dtype != np.float32:
             raise TypeError(f"a packed matrix takes float32 activations, not {x.dtype}")
         if len(x) > _KERNEL_ROWS:
-            return self._matrix_product(x)
+            if not _multiplies_bytes():
+                return self._matrix_product(x)
+            cuts = range(0, len(x), _KERNEL_ROWS)
+            return np.concatenate([self.product(x[at : at + _KERNEL_ROWS]) for at in cuts])
         count, columns = x.shape
         num_tiles = len(self.codes)
         out = np.empty((count, num_tiles * TILE), dtype=np.float32)
@@ -307,6 +311,12 @@ def _in_threads(name: str, parts: int, count: int, arguments: np.ndarray) -> Non
     run(calls[0].ctypes.data)
     for part in waiting:
         part.result()
+
+
+@functools.cache
+def _multiplies_bytes() -> bool:
+    """Whether the kernel wins whatever the number of rows; see `packed_vectors`."""
+    return compiled.has("avx512vnni", "avx512bw")
 
 
 def _threads() -> int:
