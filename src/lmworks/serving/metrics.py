@@ -115,7 +115,13 @@ class Metrics:
 
     def render(self) -> str:
         """The page at `/metrics`."""
-        return "\n".join([*self._server_lines(), *self._model_lines(), *self._engine_lines(), ""])
+        parts = (
+            self._server_lines(),
+            self._memory_lines(),
+            self._model_lines(),
+            self._engine_lines(),
+        )
+        return "\n".join([*(line for part in parts for line in part), ""])
 
     def _server_lines(self) -> Iterator[str]:
         yield from _head("lmworks_requests_total", "counter", "HTTP requests by status.")
@@ -128,6 +134,27 @@ class Metrics:
         yield from _head(name, "histogram", "Time to the end of the answer.")
         for endpoint, histogram in latencies:
             yield from _histogram_lines(name, {"endpoint": endpoint}, histogram)
+
+    def _memory_lines(self) -> Iterator[str]:
+        """Of models that come and go: who is in memory, and how often each came."""
+        described = [each for each in self._models.describe() if "state" in each]
+        if not described:
+            return
+        yield from _family(
+            "lmworks_model_bytes",
+            "gauge",
+            "Memory of a model that is loaded.",
+            {
+                each["id"]: (each["bytes"] or 0) if each["state"] == "ready" else 0
+                for each in described
+            },
+        )
+        yield from _family(
+            "lmworks_model_loads_total",
+            "counter",
+            "How often a model was loaded.",
+            {each["id"]: each["num_loads"] for each in described},
+        )
 
     def _model_lines(self) -> Iterator[str]:
         metrics = dict(self._by_model)
