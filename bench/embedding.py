@@ -58,7 +58,25 @@ def main() -> None:
         return found
 
     random = np.random.default_rng(0)
-    words = "the of and a model reads text from one line to many others in its own time".split()
+    words = [
+        "the",
+        "of",
+        "and",
+        "a",
+        "model",
+        "reads",
+        "text",
+        "from",
+        "one",
+        "line",
+        "to",
+        "many",
+        "others",
+        "in",
+        "its",
+        "own",
+        "time",
+    ]
     kinds = {
         "128_tokens": [126] * given.texts,
         "many_lengths": [int(n) for n in random.lognormal(3.2, 0.9, given.texts).clip(2, 250)],

@@ -103,6 +103,7 @@ def test_models_of_a_running_server(model, live_app, capsys, monkeypatch):
         memory_budget="1GB",
         keep_alive=None,
         pin=("b",),
+        speculate="",
         adapter_folder=None,
     )
     with live_app(create_app(pool)) as server:
@@ -150,6 +151,7 @@ def test_what_does_not_fit_together_is_one_line(model, change: dict[str, Any], w
         "memory_budget": None,
         "keep_alive": None,
         "pin": (),
+        "speculate": "",
         "adapter_folder": None,
     }
     with pytest.raises(UserError, match=words):

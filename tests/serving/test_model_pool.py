@@ -99,6 +99,15 @@ def test_what_was_told_before_loading_is_what_it_takes(folders, size):
     pool.close()
 
 
+@pytest.mark.parametrize("how", ["early-exit=1", "draft"])
+def test_what_guesses_tokens_counts_too(folders, size, how):
+    guessing = how if "=" in how else f"{how}={folders / 'b'}"
+    pool = ModelPool(spec(folders, "a", speculate=guessing))
+    told = pool.entry("a").measure()
+    assert told == pool.load("a")["bytes"] > size
+    pool.close()
+
+
 def test_one_that_does_not_fit_is_refused_in_one_line(folders, size):
     pool = ModelPool(spec(folders, "a", budget=size - 1))
     with pytest.raises(DoesNotFit, match=r"a needs .* and the memory budget is") as caught:

@@ -92,9 +92,6 @@ def decode(model: Model, num_tokens: int) -> float:
 
 def weight_bytes(model: Model) -> int:
     """Memory of all weights, packed ones at their packed size, shared ones once."""
-    from lmworks.models.packed import PackedMatrix
+    from lmworks.models.size import held_bytes
 
-    matrices = (getattr(module, "matrix", None) for module in model.modules())
-    # By identity: a tied head and its embedding hold one matrix.
-    packed = {id(m): m.num_bytes for m in matrices if isinstance(m, PackedMatrix)}
-    return sum(p.numel() * p.element_size() for p in model.parameters()) + sum(packed.values())
+    return held_bytes(model)

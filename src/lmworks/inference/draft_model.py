@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -73,8 +72,9 @@ class DraftModel:
     @property
     def num_bytes(self) -> int:
         """Weights and cache."""
-        tensors = itertools.chain(self.model.parameters(), self.model.buffers())
-        return self.cache.num_bytes + sum(tensor.nbytes for tensor in tensors)
+        from lmworks.models.size import held_bytes
+
+        return self.cache.num_bytes + held_bytes(self.model)
 
     @classmethod
     def of(cls, engine: Engine, value: str) -> DraftModel:

@@ -12,6 +12,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from lmworks.core.references import resolve
 from lmworks.models.adapters.base import is_adapter
 from lmworks.models.config import ModelConfig
@@ -69,6 +71,16 @@ def model_size(ref: str | Path, *, packed: bool = False, base: str = "") -> Mode
         ref = adapter_base(path, base)
     weights = open_weights(ref)
     return ModelSize(config=weights.config, weight_bytes=_weight_bytes(weights, packed) + beside)
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Memory of a loaded model's weights: packed ones at their packed size, shared ones once."""
+    from lmworks.models.packed import PackedMatrix
+
+    matrices = (getattr(module, "matrix", None) for module in model.modules())
+    # By identity: a tied head and its embedding hold one matrix.
+    packed = {id(m): m.num_bytes for m in matrices if isinstance(m, PackedMatrix)}
+    return sum(p.numel() * p.element_size() for p in model.parameters()) + sum(packed.values())
 
 
 def adapter_bytes(folder: Path) -> int:

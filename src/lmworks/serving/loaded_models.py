@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -50,6 +51,7 @@ class Plan:
         if is_language_model(config):
             self.kind = "chat"
             self.num_bytes += size.cache_bytes(spec.max_batch, self.context)
+            self.num_bytes += _speculation_bytes(spec, size, self.context)
         else:
             self.kind = "reranker" if is_cross_encoder(config) else "embedding"
             length = spec.max_positions or sentence_settings(path).max_length
@@ -188,6 +190,23 @@ class LoadedModel:
                     close()
         del held, each
         give_back_memory()
+
+
+def _speculation_bytes(spec: ModelSpec, size: ModelSize, positions: int) -> int:
+    """Of what guesses tokens: a draft with its cache, or the cache of the first layers."""
+    from lmworks.models.config import ModelConfig
+    from lmworks.models.size import model_size
+
+    how, _, value = spec.speculate.partition("=")
+    config = size.config
+    if how == "draft" and value:
+        draft = model_size(value, packed=True)
+        context = getattr(draft.config, "max_position_embeddings", positions)
+        return draft.weight_bytes + draft.cache_bytes(spec.max_batch, min(positions, context))
+    if how == "early-exit" and value.isdecimal() and isinstance(config, ModelConfig):
+        first = dataclasses.replace(config, layers=config.layers[: int(value)])
+        return dataclasses.replace(size, config=first).cache_bytes(spec.max_batch, positions)
+    return 0
 
 
 def is_language_model(config: Any) -> bool:
