@@ -21,6 +21,7 @@ from lmworks.models.adapters.prefix import PrefixConfig
 from lmworks.models.adapters.shared import SharedAdapters, shell
 from lmworks.models.cache import KVCache
 from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.fused_step import why_not_fused
 from lmworks.models.model import Model
 
 ADAPTERS: dict[str, AdapterConfig] = {
@@ -205,6 +206,47 @@ def test_decoding_with_a_cache_equals_reading_at_once(shared, alone):
     logits = torch.cat(found, dim=1)
     for row, name in enumerate(names):
         torch.testing.assert_close(logits[row], alone[name][row], rtol=0, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_beside_a_model_whose_steps_are_one_call(tmp_path):
+    """The base goes through the compiled step, adapters through the modules: the same cache."""
+    config = ModelConfig.uniform(
+        vocab_size=260,
+        hidden_size=64,
+        num_hidden_layers=2,
+        mixer=AttentionConfig(num_attention_heads=2, num_key_value_heads=1, head_dim=32),
+        feed_forward=MLPConfig(intermediate_size=96),
+        max_position_embeddings=64,
+    )
+    model = Model(config).eval()
+    model.reset_parameters(torch.Generator().manual_seed(5))
+    assert why_not_fused(model) == ""
+    wanted = {"": model(IDS[:3])}
+    for name in ("one", "two"):
+        adapter = add_adapter(model, LoRAConfig(rank=2))
+        for parameter in adapter.parameters:
+            parameter.normal_(std=0.3)
+        save_adapter(adapter, tmp_path / name, base="base")
+        wanted[name] = model(IDS[:3])
+        adapter.remove()
+    shared = SharedAdapters(model)
+    cache, found = KVCache(config, 3, 16), []
+    for at in range(IDS.shape[1]):
+        if at == 3:  # in the middle of a sequence of the base
+            for name in ("one", "two"):
+                shared.load(name, tmp_path / name)
+        with shared.active(["", "", ""]) as base:
+            found.append(base(IDS[:3, at : at + 1], cache=cache.view(range(3))))
+    torch.testing.assert_close(torch.cat(found, 1), wanted[""], rtol=0, atol=1e-5)
+    for names in (["one"] * 3, ["two", "", "one"]):
+        cache, found = KVCache(config, 3, 16), []
+        for at in range(IDS.shape[1]):
+            with shared.active(names) as adapted:
+                found.append(adapted(IDS[:3, at : at + 1], cache=cache.view(range(3))))
+        for row, name in enumerate(names):
+            logits = torch.cat(found, 1)[row]
+            torch.testing.assert_close(logits, wanted[name][row], rtol=0, atol=1e-5)
 
 
 def test_loading_while_others_run(folder, alone):

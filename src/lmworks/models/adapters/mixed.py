@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,11 @@ class MixedLinear(nn.Module):
 
     def __init__(self, base: nn.Module, rows: RowAdapters) -> None:
         super().__init__()
-        self.base, self._rows = base, rows
+        held: Any = base
+        self.base: Any = base
+        self.in_features: int = held.in_features
+        self.out_features: int = held.out_features
+        self._rows = rows
         self._parts: dict[str, LoRALinear] = {}
         self._bank: _Bank | None = None
 
