@@ -282,6 +282,15 @@ def test_a_bad_lark_grammar_is_refused(bytewise, text):
         bytewise.start(Grammar.lark(text))
 
 
+def test_reasons_are_short_and_places_the_user_s_own(bytewise):
+    with pytest.raises(InvalidParameter) as caught:
+        bytewise.start(Grammar.json_schema(UNMET[2]))
+    told = "response_format: Unsatisfiable schema: minimum (5) is greater than maximum (3)"
+    assert str(caught.value) == told
+    with pytest.raises(InvalidParameter, match='line 2, column 4: unknown name: "b"'):
+        bytewise.start(Grammar.lark("start: a\na: b"))
+
+
 def test_compiled_once_and_started_anew(bytewise, tokenizer, monkeypatch):
     grammar = Grammar.regex("once[0-9]")
     first = bytewise.start(grammar)

@@ -139,6 +139,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.preferences:eval_preferences",
         "How often models agree with held-out preferences, and what they go by.",
     ),
+    "eval speculation": (
+        "stage:lmworks.evaluation.speculation:speculation",
+        "Whether guessing tokens pays here: guesses kept, tokens a step, speed-up.",
+    ),
     "eval needle": (
         "stage:lmworks.evaluation.needle:needle",
         "Whether a model finds a sentence in a long text, by length and depth.",

@@ -16,6 +16,7 @@ Geng et al. 2023, arXiv 2305.13971 (grammars), as `llguidance` builds them.
 from __future__ import annotations
 
 import codecs
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -77,7 +78,8 @@ class GrammarCompiler:
         source = llguidance.LLMatcher.grammar_from_lark(_lark(grammar))
         matcher = llguidance.LLMatcher(self._trie, source, log_level=0, limits=_limits())
         if matcher.is_error():
-            raise InvalidParameter(grammar.param, _reason(matcher.get_error()))
+            reason = _reason(matcher.get_error(), grammar=grammar)
+            raise InvalidParameter(grammar.param, reason)
         state = GrammarState(matcher.deep_copy(), self.tokens)
         if not state.finished:
             try:
@@ -252,9 +254,21 @@ def _llguidance() -> Any:
     return llguidance
 
 
-def _reason(told: object) -> str:
-    """What `llguidance` tells, in one line."""
-    line = " ".join(str(told).replace("<non-verbose/>", "").split())
+# What stands before the reason: a place in the grammar that we wrote around a schema; and behind
+# it: that grammar.
+_PLACE = re.compile(r"^at (\d+)\((\d+)\): (failed to compile JSON schema: )?")
+_LISTING = re.compile(r"\s+\d+ \| .*")
+
+
+def _reason(told: object, *, grammar: Grammar | None = None) -> str:
+    """What `llguidance` tells, in one line; places are those of the user's own grammar."""
+    line = _LISTING.sub("", " ".join(str(told).replace("<non-verbose/>", "").split()))
+    place = _PLACE.match(line)
+    if place:
+        line = line[place.end() :]
+        if grammar is not None and grammar.kind == "lark":
+            ours = "%llguidance" not in grammar.text
+            line = f"line {int(place[1]) - ours}, column {place[2]}: {line}"
     if line.startswith("NoExtension"):
         return _NO_TOKEN
     return line if len(line) <= _SHOWN_CHARACTERS else line[:_SHOWN_CHARACTERS] + "..."

@@ -51,6 +51,7 @@ STAGES: dict[str, str] = {
     "merge_adapter": "lmworks.models.adapters.merge_stage:merge_adapter",
     "quantize": "lmworks.compression.quantize:quantize",
     "preferences": "lmworks.evaluation.preferences:eval_preferences",
+    "speculation": "lmworks.evaluation.speculation:speculation",
     "needle": "lmworks.evaluation.needle:needle",
     "position_perplexity": "lmworks.evaluation.position_perplexity:position_perplexity",
     "compare_tuned": "lmworks.evaluation.tuning:compare_tuned",
