@@ -145,6 +145,15 @@ def test_recall_brings_back_what_bears_on_the_question_and_says_why():
     assert plan.left_out[5].why == "does not fit"
 
 
+def test_what_is_kept_with_an_answer_does_not_grow_with_the_conversation():
+    turns = turns_of(*(f"word {n} of it" for n in range(2001)))
+    plan = plan_prompt(turns, Words(200), MemorySettings(recall="off"), answer_tokens=10)
+    kept = plan.described(texts=False)
+    assert len(kept["left_out"]) <= 101 and kept["num_left_out"] > 1900
+    assert sum(i["tokens"] for i in kept["left_out"]) == sum(i.tokens for i in plan.left_out)
+    assert kept["left_out"][0]["role"].startswith("and ") and len(kept["parts"]) < 60
+
+
 def test_a_summary_stands_in_the_system_prompt_for_what_it_covers():
     turns = turns_of(*(f"fact {n} is here" for n in range(41)))
     summary = Summary(upto_id="m20", text="- facts 0 to 19")
@@ -260,16 +269,16 @@ def test_words_that_say_nothing_recall_nothing():
 @settings(max_examples=60, deadline=None)
 def test_pieces_are_bounded_and_lose_no_word(text):
     found = pieces(text)
-    assert all(0 < len(piece.split()) <= 240 for piece in found)
+    assert all(0 < len(piece.split()) <= 160 for piece in found)
     if all(len(word) < 4000 for word in text.split()):
         assert " ".join(found).split() == text.split()
 
 
-def test_an_exchange_is_one_passage_and_a_long_turn_several():
-    turns = turns_of("short", "also short", "word " * 300, "fine")
+def test_a_short_answer_stands_with_its_question_and_a_long_turn_is_several():
+    turns = turns_of("short", "also short", "word " * 300, "fine", "why?", "because " * 20)
     texts = [passage.text for passage in passages_of(turns)]
     assert texts[0] == "user: short / assistant: also short"
-    assert len(texts) == 5 and texts[-1] == "assistant: fine"
+    assert len(texts) == 8 and texts[5:7] == ["assistant: fine", "user: why?"]
 
 
 def test_notes_are_due_before_they_are_needed_and_grow():

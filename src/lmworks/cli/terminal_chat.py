@@ -166,7 +166,7 @@ class TerminalChat:
         if "tokens_per_s" in info:
             parts.append(f"{info['tokens_per_s']:.1f} tokens/s")
         memory = info.get("memory", {})
-        left = len(memory.get("left_out", ()))
+        left = memory.get("num_left_out", 0)
         if left:
             recalled = sum(part["kind"] == "recalled" for part in memory["parts"])
             parts.append(f"{left} messages left out, {recalled} passages recalled: /memory")

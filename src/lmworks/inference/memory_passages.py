@@ -1,7 +1,7 @@
 """Earlier turns, and long attachments, as passages that can be recalled.
 
-An exchange is one passage where it is short: an answer of one word says nothing without its
-question. What is longer is cut between paragraphs, then between sentences.
+A short answer is one passage with its question, without which it says nothing. What is longer is a
+passage of its own, and is cut between paragraphs, then between sentences.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from lmworks.inference.memory import Passage, Turn
 
-_LONGEST_WORDS = 120
+_LONGEST_WORDS = 80
+_SHORT_ANSWER_WORDS = 12
 
 
 def passages_of(turns: Sequence[Turn]) -> list[Passage]:
@@ -35,8 +36,11 @@ def passages_of(turns: Sequence[Turn]) -> list[Passage]:
 
 
 def _is_short_exchange(turn: Turn, answer: Turn) -> bool:
-    words = len(turn.content.split()) + len(answer.content.split())
-    return (turn.role, answer.role) == ("user", "assistant") and words <= _LONGEST_WORDS
+    """Whether these are a question and an answer that says nothing without it."""
+    if (turn.role, answer.role) != ("user", "assistant"):
+        return False
+    words = len(answer.content.split())
+    return words <= _SHORT_ANSWER_WORDS and words + len(turn.content.split()) <= _LONGEST_WORDS
 
 
 def passages_of_attachments(turn: Turn) -> list[Passage]:
@@ -49,7 +53,7 @@ def passages_of_attachments(turn: Turn) -> list[Passage]:
 
 
 def pieces(text: str) -> list[str]:
-    """A text in pieces of at most 120 words, cut where paragraphs or sentences end if possible."""
+    """A text in pieces of at most 80 words, cut where paragraphs or sentences end if possible."""
     found: list[str] = []
     waiting: list[str] = []
     size = 0
@@ -63,6 +67,12 @@ def pieces(text: str) -> list[str]:
     if waiting:
         found.append(" ".join(waiting))
     return found
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences and lines of a text."""
+    found = (part.strip() for part in re.split(r"(?<=[.!?。！？])\s+|\n| / (?=assistant: )", text))
+    return [part for part in found if part]
 
 
 def _units(text: str) -> list[str]:

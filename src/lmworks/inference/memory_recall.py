@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lmworks.inference.memory import Passage, Recalled
+from lmworks.inference.memory_passages import sentences
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +80,7 @@ class RecallByWords:
     def best(self, question: str, passages: Sequence[Passage]) -> list[Recalled]:
         """The passages that share words with the question, best first."""
         texts = [Counter(stems(passage.text)) for passage in passages]
-        wanted = dict.fromkeys(stems(question))
+        wanted = {stem: word for word in words_of(question) for stem in [_stem(word)]}
         if not texts or not wanted:
             return []
         lengths = [sum(counts.values()) or 1 for counts in texts]
@@ -88,14 +89,14 @@ class RecallByWords:
         found = []
         for passage, counts, length in zip(passages, texts, lengths, strict=True):
             score, shared = 0.0, []
-            for stem in wanted:
+            for stem, word in wanted.items():
                 if count := counts[stem]:
                     rarity = math.log(
                         1 + (len(texts) - holding[stem] + 0.5) / (holding[stem] + 0.5)
                     )
                     norm = _K1 * (1 - _B + _B * length / mean)
                     score += rarity * count * (_K1 + 1) / (count + norm)
-                    shared.append(stem)
+                    shared.append(word)
             if shared:
                 why = "shares " + ", ".join(shared[:6])
                 found.append(Recalled(passage=passage, score=round(score, 3), why=why))
@@ -112,8 +113,7 @@ class RecallByMeaning:
         """The passages near the question or with words of it, best first."""
         if not passages or not question.strip():
             return []
-        vectors = self.vectors([passage.text for passage in passages])
-        near = vectors @ self._encoder.encode([question])[0]  # (N,)
+        near = self._nearness(question, passages)
         by_meaning = [i for i in near.argsort()[::-1].tolist() if near[i] >= LEAST_COSINE]
         by_words = RecallByWords().best(question, passages)
         places = {id(passage): index for index, passage in enumerate(passages)}
@@ -133,6 +133,19 @@ class RecallByMeaning:
             found.append(Recalled(passage=passages[index], score=float(near[index]), why=why))
         return found
 
+    def _nearness(self, question: str, passages: Sequence[Passage]) -> np.ndarray:
+        """The cosine of the question and each passage (N,): of its nearest sentence, or the whole.
+
+        A remark in passing is lost in the mean of what stands around it.
+        """
+        import numpy as np
+
+        units = [[passage.text, *_parts(passage.text)] for passage in passages]
+        texts = list(dict.fromkeys(text for own in units for text in own))
+        cosines = self.vectors(texts) @ self._encoder.encode([question])[0]
+        by_text = dict(zip(texts, cosines.tolist(), strict=True))
+        return np.array([max(by_text[text] for text in own) for own in units], dtype=np.float32)
+
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """float32 (N, D), of length 1; those not known yet are computed and kept."""
         import numpy as np
@@ -149,17 +162,24 @@ class RecallByMeaning:
         return np.stack([known[key] for key in keys])
 
 
-def stems(text: str) -> list[str]:
-    """The words that carry meaning, without case and the commonest endings of English.
+def _parts(text: str) -> list[str]:
+    found = sentences(text)
+    return [part for part in found if len(part.split()) >= 3] if len(found) > 1 else []
 
-    Scripts without blanks give pairs of characters.
-    """
+
+def stems(text: str) -> list[str]:
+    """The words that carry meaning, without the commonest endings of English."""
+    return [_stem(word) for word in words_of(text)]
+
+
+def words_of(text: str) -> list[str]:
+    """The words that carry meaning, without case. Scripts without blanks give pairs of letters."""
     found = []
     for word in re.findall(r"[^\W_]+", text.casefold()):
         if re.match(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", word):
             found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
         elif word not in _EMPTY:
-            found.append(_stem(word))
+            found.append(word)
     return found
 
 

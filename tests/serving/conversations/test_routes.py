@@ -151,7 +151,9 @@ def test_a_failure_is_told_and_its_question_is_not_sent_again(api):
     _, answer = asked(api, conversation, "good")
     final = follow(api, answer)[-1]["message"]
     assert final["content"] == "1: good"
-    assert final["info"]["memory"]["left_out"][0]["why"] == "was not answered"
+    assert final["info"]["memory"] == {"left_out": 0, "recalled": 0, "noted": False}
+    path = f"/conversations/{conversation}/messages/{final['id']}/memory"
+    assert api.get(path).json()["left_out"][0]["why"] == "was not answered"
 
 
 def test_attachments_reach_the_model_between_marks(api):

@@ -3,13 +3,8 @@
 let memoryFor = null; // an answer whose prompt is shown; null: the newest, or the one to come
 
 function memoryOf(message) {
-  const plan = message.info?.memory;
-  if (!plan) return {};
-  return {
-    left: plan.left_out.filter(({ why }) => why !== "was not answered").length,
-    recalled: plan.parts.filter(({ kind }) => kind === "recalled").length,
-    noted: plan.parts.some(({ kind }) => kind === "summary"),
-  };
+  const { left_out: left, recalled, noted } = message.info?.memory ?? {};
+  return { left, recalled, noted };
 }
 function showMemoryOf(message) {
   memoryFor = message.id;
@@ -19,11 +14,14 @@ const NAMES = { system: "System prompt", summary: "Notes", recalled: "Recalled",
 
 async function drawMemory() {
   const shown = path().find(({ id }) => id === memoryFor) ?? lastAnswer();
-  const plan = shown?.info?.memory;
   const nodes = [];
-  if (!plan) {
-    nodes.push(element("p", "", "With each answer you can see here what the model was sent: the system prompt, the messages, and what was recalled or left out because not all of it fits."));
-  } else nodes.push(...memoryNodes(plan, shown));
+  if (shown?.info?.memory) {
+    try {
+      const plan = await get(`api/conversations/${current.id}/messages/${shown.id}/memory`);
+      if (!current || panelShown() !== "memory") return;
+      nodes.push(...memoryNodes(plan, shown));
+    } catch (error) { nodes.push(element("p", "failure", plain(error))); }
+  } else nodes.push(element("p", "", "With each answer you can see here what the model was sent: the system prompt, the messages, and what was recalled or left out because not all of it fits."));
   $("memory").replaceChildren(...nodes);
 }
 function memoryNodes(plan, message) {

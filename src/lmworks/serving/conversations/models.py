@@ -38,9 +38,9 @@ def described(service: Service) -> list[dict[str, Any]]:
         entries.append(
             {
                 "id": name,
-                "loaded": told.get("state", "loaded") == "loaded",
+                "loaded": told.get("state", "ready") == "ready",
                 "context_tokens": getattr(engine, "max_positions", None) or told.get("context"),
-                "memory_bytes": _memory_bytes(engine) or told.get("bytes"),
+                "memory_bytes": told.get("bytes") or _memory_bytes(engine),
                 "tokens_per_s": told.get("tokens_per_s") or _tokens_per_s(engine),
                 "remote": told.get("kind") == "remote" or hasattr(loaded.get(name), "url"),
             }

@@ -8,7 +8,7 @@
 | `POST .../ID/answers` | ask: a question (or a version of one) in, both messages out |
 | `POST .../ID/messages/M/regenerate`, `edit`, `choose`, `stop` | what their names say |
 | `GET .../ID/messages/M/events` | follow an answer, from any character on |
-| `GET .../ID/memory` | what the model would be sent now, and why |
+| `GET .../ID/memory`, `.../ID/messages/M/memory` | what the model would be sent now, what it was |
 | `GET .../ID/export?format=`, `POST /api/conversations/import` | files |
 | `POST /api/attachments?name=`, `GET /api/attachments/ID` | a file in, its text out |
 | `GET, POST /api/prompts`, `DELETE /api/prompts/ID` | the prompt library |
@@ -266,6 +266,13 @@ def _add_messages(app: FastAPI, service: Service, runs: Runs) -> None:
         await in_conversation(conversation_id, message_id)
         return {"stopping": runs.stop(message_id)}
 
+    @app.get(one + "/memory")
+    async def sent(conversation_id: str, message_id: str) -> Any:
+        message = await in_conversation(conversation_id, message_id)
+        if "memory" not in message.info:
+            raise ApiError(404, "of this message it is not known what was sent", code="not_found")
+        return message.info["memory"]
+
     @app.get(one + "/events")
     async def events(conversation_id: str, message_id: str, http: Request) -> Any:
         await in_conversation(conversation_id, message_id)
@@ -405,11 +412,27 @@ def _message(store: ConversationStore, message: Message) -> dict[str, Any]:
         "content": message.content,
         "state": message.state,
         "model": message.model,
-        "info": message.info,
+        "info": message.info | _memory_counts(message),
         "created_s": message.created_s,
         "attachments": [
             _attachment(store.attachments.get(found)) for found in message.attachment_ids
         ],
+    }
+
+
+def _memory_counts(message: Message) -> dict[str, Any]:
+    """How much was left out and brought back; the whole plan has a path of its own."""
+    plan = message.info.get("memory")
+    if plan is None:
+        return {}
+    kinds = [part["kind"] for part in plan["parts"]]
+    return {
+        "memory": {
+            "left_out": sum(item["why"] != "was not answered" for item in plan["left_out"])
+            and plan["num_left_out"],
+            "recalled": kinds.count("recalled"),
+            "noted": "summary" in kinds,
+        }
     }
 
 
