@@ -338,6 +338,21 @@ def test_it_comes_back_when_guesses_become_good():
     assert np.mean(used[200:400]) < 0.3 < 3 < np.mean(used[900:])
 
 
+def test_short_answers_are_spared_what_was_of_no_use_before():
+    speculation, used = Speculation(Scripted(instant=False, guess_s=0.3)), []
+    for _ in range(40):
+        request, guesses = object(), 0
+        for _ in range(60):
+            [guess] = speculation.propose([request], [100])
+            speculation.stepped(1, 1 + len(guess), 1 + 0.3 * len(guess))
+            if guess:
+                speculation.verified(request, len(guess), 0)
+            guesses += len(guess)
+        speculation.ended(request)
+        used.append(guesses)
+    assert used[0] > 0 and not any(used[8:])
+
+
 def test_one_request_is_left_out_while_another_goes_on():
     speculation = Speculation(Scripted(instant=False, guess_s=0.05))
     good, bad = object(), object()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import time
 
 import jsonschema
 import pytest
@@ -201,6 +202,24 @@ def test_a_bad_call_is_told(name, arguments, problem):
     _, [call] = parsed(text, (), use_of(), PLAIN)
     assert call[:2] == [name, arguments]
     assert problem in call[2]
+
+
+def test_schemas_of_strangers_fetch_nothing_and_take_no_time(monkeypatch):
+    import urllib.request
+
+    monkeypatch.setattr(urllib.request, "urlopen", None)  # would fail if it were called
+    [tool] = use_of(tools=[function("f", {"$ref": "http://127.0.0.1:9/schema"})]).tools
+    assert tool.problem({}) == ""
+    slow = {"properties": {"x": {"type": "string", "pattern": "^(a+)+$"}}}
+    [tool] = use_of(tools=[function("f", slow)]).tools
+    began = time.monotonic()
+    tool.problem({"x": "a" * 40 + "!"})
+    assert time.monotonic() - began < 5
+    assert "does not match" in tool.problem({"x": "b"}) and tool.problem({"x": "aa"}) == ""
+    monkeypatch.setattr("lmworks.inference.tools._PATTERN_TIMEOUT_S", 1e-9)
+    assert tool.problem({"x": "b" * 10_000}) == ""  # it could not be told in the time
+    [tool] = use_of(tools=[function("f", {"patternProperties": {"(a+)+$": False}})]).tools
+    assert tool.problem({"a" * 40 + "!": 1}) == ""
 
 
 def test_one_call_where_one_is_wanted():

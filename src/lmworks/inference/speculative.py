@@ -178,6 +178,7 @@ class Speculation:
         self._prior: dict[int, tuple[float, float]] = {}  # by kind: kept and tried, all requests
         self._records: dict[Request, _Record] = {}
         self._since_plain = 0
+        self._pause = _FIRST_PAUSE  # of requests to come
 
     @property
     def num_bytes(self) -> int:
@@ -186,7 +187,7 @@ class Speculation:
 
     def propose(self, requests: Sequence[Request], most: Sequence[int]) -> list[Guess]:
         """See `steps.Proposer`."""
-        records = [self._records.setdefault(request, _Record()) for request in requests]
+        records = [self._record(request) for request in requests]
         rooms = self._rooms(records, most)
         none = [Guess() for _ in requests]
         if self._plain_is_due(len(requests)):
@@ -195,7 +196,9 @@ class Speculation:
         lengths = rooms if guesses is None else list(map(len, guesses))
         kinds = [given.kind for given in (records if guesses is None else guesses)]
         count = self._best_count(records, kinds, lengths)
-        if not count:
+        if count:
+            self._pause = _FIRST_PAUSE
+        else:
             count = self._try_again(records, most)
             rooms = [max(0, room) for room in most]
         if not count:
@@ -208,6 +211,13 @@ class Speculation:
         self._since_plain += 1
         return [guess.first(count) for guess in guesses]
 
+    def _record(self, request: Request) -> _Record:
+        """A new request is tried as soon as others would be: where guesses were of no use lately,
+        a short answer has none at all."""
+        if request not in self._records:
+            self._records[request] = _Record(pause=self._pause)
+        return self._records[request]
+
     def _try_again(self, records: Sequence[_Record], most: Sequence[int]) -> int:
         """A small number of guesses where a request has waited long: things may have changed."""
         for record in records:
@@ -215,6 +225,7 @@ class Speculation:
         due = [record for record in records if record.waited >= record.pause]
         for record in due:
             record.waited, record.pause = 0, min(2 * record.pause, _LONGEST_PAUSE)
+            self._pause = max(self._pause, record.pause)
         return min(2, self.most, max(most)) if due and max(most) > 0 else 0
 
     def _plain_is_due(self, num_requests: int) -> bool:

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from lmworks.core.errors import nearest
@@ -24,6 +24,7 @@ from lmworks.inference.grammar import MAX_CHARACTERS, Grammar, check_depth
 from lmworks.inference.sampling import InvalidParameter
 
 MAX_TOOLS = 128
+_PATTERN_TIMEOUT_S = 0.2
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 Choice = Literal["auto", "required"]
 
@@ -46,12 +47,7 @@ class Tool:
 
     @functools.cached_property
     def _validator(self) -> Any:
-        try:
-            import jsonschema
-        except ImportError:  # then what a schema says is checked as far as one line of ours can
-            return None
-        kind = jsonschema.validators.validator_for(self.parameters)
-        return kind(self.parameters)
+        return _validator(self.parameters)
 
     def problem(self, arguments: Any) -> str:
         """What is wrong with the arguments, in one line; empty for good ones."""
@@ -70,6 +66,32 @@ class Tool:
             return ""
         where = "".join(f"[{part!r}]" for part in error.absolute_path)
         return f"arguments{where}: {' '.join(error.message.split())}"[:300]
+
+
+def _validator(schema: Mapping[str, Any]) -> Any:
+    """What checks values; None without `jsonschema`, or for what could take for ever.
+
+    The schema is a stranger's: nothing that it refers to is fetched, and its expressions run with
+    a time limit.
+    """
+    try:
+        import jsonschema
+        from jsonschema_specifications import REGISTRY
+    except ImportError:  # then what a schema says is checked as far as one line of ours can
+        return None
+    if "patternProperties" in json.dumps(schema):  # matched by `re`, in several places
+        return None
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    kind = jsonschema.validators.extend(kind, {"pattern": _check_pattern})
+    return kind(schema, registry=REGISTRY)
+
+
+def _check_pattern(_: Any, pattern: Any, text: Any, schema: Any) -> Iterator[Exception]:
+    import jsonschema
+    import regex
+
+    if isinstance(text, str) and not regex.search(pattern, text, timeout=_PATTERN_TIMEOUT_S):
+        yield jsonschema.ValidationError(f"{text!r} does not match {pattern!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
