@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import heapq
 import json
 import os
 import queue
@@ -39,7 +40,6 @@ class PacedStream:
         self._given: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._read, self._wake = 0, lambda: None
         self.num_given, self.cancelled = 0, False
-        self.next_s = time.monotonic() + EVERY_S
 
     def give(self) -> None:
         self.num_given += 1
@@ -77,23 +77,29 @@ class PacedModel:
     name = "paced"
 
     def __init__(self) -> None:
-        self._streams: list[PacedStream] = []
+        self._due: list[tuple[float, int, PacedStream]] = []
+        self._lock, self._number = threading.Lock(), 0
         threading.Thread(target=self._run, daemon=True).start()
 
     def stream(self, messages: Any, **settings: Any) -> PacedStream:
         stream = PacedStream()
-        self._streams.append(stream)
+        self._again(stream, time.monotonic() + EVERY_S)
         return stream
+
+    def _again(self, stream: PacedStream, due_s: float) -> None:
+        with self._lock:
+            self._number += 1
+            heapq.heappush(self._due, (due_s, self._number, stream))
 
     def _run(self) -> None:
         while True:
             now = time.monotonic()
-            for stream in list(self._streams):
-                if stream.next_s <= now and not stream.cancelled:
-                    stream.give()
-                    stream.next_s += EVERY_S
-                if stream.num_given == TOKENS or stream.cancelled:
-                    self._streams.remove(stream)
+            while self._due and self._due[0][0] <= now:
+                with self._lock:
+                    due_s, _, stream = heapq.heappop(self._due)
+                stream.give()
+                if stream.num_given < TOKENS and not stream.cancelled:
+                    self._again(stream, due_s + EVERY_S)
             time.sleep(0.005)
 
 
@@ -133,7 +139,7 @@ async def measure(pid: int, port: int, streams: int) -> dict[str, Any]:
         tasks.append(asyncio.create_task(read_one(port, late_s, opened)))
         if number % 50 == 49:
             await asyncio.sleep(0.02)
-    peak = before
+    peak, cpu_s = before, cpu_seconds(pid)
     while not all(task.done() for task in tasks):
         await asyncio.sleep(0.5)
         peak = max(peak, memory_mb(pid))
@@ -144,8 +150,15 @@ async def measure(pid: int, port: int, streams: int) -> dict[str, Any]:
         "all_open_after_s": max(opened) - started,
         "kb_per_stream": (peak - before) * 1024 / streams,
         "late": percentiles(late_s),
+        "cpu_us_per_token": (cpu_seconds(pid) - cpu_s) / (streams * TOKENS) * 1e6,
         "seconds": time.monotonic() - started,
     }
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -172,6 +185,7 @@ def main() -> None:
         print(
             f"{streams} streams: {row['whole']} came whole; all open after "
             f"{row['all_open_after_s']:.1f} s; {row['kb_per_stream']:.0f} KB each; "
+            f"{row['cpu_us_per_token']:.0f} us of CPU per token; "
             f"a token is late by {row['late']}",
             flush=True,
         )

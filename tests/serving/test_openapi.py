@@ -29,6 +29,8 @@ def test_it_describes_what_there_is(url):
     name = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     chat = document["components"]["schemas"][name]
     assert {"model", "messages"} <= set(chat["required"])
+    kinds = chat["properties"]["temperature"]["anyOf"]
+    assert {"type": "number", "minimum": 0, "maximum": 100} in kinds
     refs = set(json.dumps(document).split('"$ref": "#/components/schemas/')[1:])
     assert {ref.partition('"')[0] for ref in refs} <= set(document["components"]["schemas"])
 

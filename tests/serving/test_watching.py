@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import logging
+import sys
+import threading
 import time
 
 import httpx
 import pytest
 
+from lmworks.core.errors import MissingExtra
 from lmworks.inference.chat import ScriptedChat
 from lmworks.serving.json_log import LOG, log_json
-from lmworks.serving.tracing import Tracing
+from lmworks.serving.tracing import Tracing, otlp_tracing
 
 CHAT = "/v1/chat/completions"
 SECRET, QUESTION, ANSWER = "sk-very-secret", "what is hidden", "hidden words here"
@@ -64,12 +68,12 @@ def test_spans_follow_the_conventions(spans, stream):
     settings = {"temperature": 0.5, "max_tokens": 2, "stream": stream}
     spans.post(CHAT, json=ASK | settings, headers=HEADERS | {"traceparent": parent})
     found = spans.spans(2)
-    http, chat = found[f"POST {CHAT}"], found["chat s"]
-    assert http.parent.span_id == 0xB7AD6B7169203331
-    assert chat.parent.span_id == http.context.span_id
-    assert http.context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
-    assert http.attributes["http.route"] == CHAT
-    assert http.attributes["http.response.status_code"] == 200
+    request, chat = found[f"POST {CHAT}"], found["chat s"]
+    assert request.parent.span_id == 0xB7AD6B7169203331
+    assert chat.parent.span_id == request.context.span_id
+    assert request.context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
+    assert request.attributes["http.route"] == CHAT
+    assert request.attributes["http.response.status_code"] == 200
     expected = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "lmworks",
@@ -95,6 +99,39 @@ def test_a_failure_is_an_error_of_both_spans(spans):
     assert not found["chat broken"].status.is_ok
     assert found[f"POST {CHAT}"].attributes["http.response.status_code"] == 500
     assert QUESTION not in str([span.to_json() for span in found.values()])
+
+
+def test_spans_go_to_a_collector(live_server, monkeypatch):
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+    got = []
+
+    class Collector(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            got.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{collector.server_port}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        tracing = otlp_tracing()
+        with live_server(MODELS, tracing=tracing) as server:
+            httpx.post(server.url + CHAT, json=ASK)
+        tracing.close()
+        collector.shutdown()
+    assert {path for path, _ in got} == {"/v1/traces"}
+    said = b"".join(body for _, body in got)
+    assert b"gen_ai.usage.output_tokens" in said and b"hidden" not in said
+
+
+def test_a_missing_exporter_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(MissingExtra, match=r"opentelemetry.*lmworks\[observability\]"):
+        otlp_tracing()
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from lmworks.serving.streaming import Event
 from lmworks.serving.turns import Running
 
 GRACE_S = 30.0
-MAX_STREAMS = 1000
-MAX_STREAM_BYTES = 1 << 20
+MAX_STREAMS = 500
+MAX_STREAM_BYTES = 1 << 19
 
 
 class LiveStream:
@@ -124,10 +124,11 @@ class LiveStream:
     async def _fill(self) -> None:
         try:
             async for event in self.running.events():
-                size = len(event.text())
+                event = event._replace(data=event.text())  # an object takes several times that
+                size = len(event.data)
                 while self._bytes + size > self._max_bytes and self._events:
                     if self._first < self._delivered or (self._patient and not self._readers):
-                        self._bytes -= len(self._events.popleft().text())
+                        self._bytes -= len(self._events.popleft().data)
                         self._first += 1
                     else:
                         await self._change()

@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import lmworks
+from lmworks.inference.sampling import MAX_LOGPROBS
+from lmworks.serving.callers import MAX_PRIORITY
 
 _REF = "#/components/schemas/{model}"
 _ERROR = {
@@ -36,6 +38,30 @@ _ERRORS = {
     }
     for status, text in {"4XX": "The request is at fault.", "5XX": "The server is."}.items()
 }
+
+
+# What `Sampling` checks once the request is read.
+_BOUNDS: dict[str, tuple[float, float | None]] = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "top_k": (0, None),
+    "min_p": (0, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "max_tokens": (1, None),
+    "max_completion_tokens": (1, None),
+    "max_output_tokens": (1, None),
+    "top_logprobs": (0, MAX_LOGPROBS),
+    "priority": (-MAX_PRIORITY, MAX_PRIORITY),
+}
+
+
+def _with_bounds(schema: dict[str, Any]) -> None:
+    for name, (low, high) in _BOUNDS.items():
+        about = schema.get("properties", {}).get(name, {})
+        for kind in about.get("anyOf", [about]):
+            if kind.get("type") in ("number", "integer"):
+                kind |= {"minimum": low} | ({} if high is None else {"maximum": high})
 
 
 def takes(app: FastAPI, request: type[BaseModel], *, streams: bool = False) -> dict[str, Any]:
@@ -72,6 +98,8 @@ def install_openapi(app: FastAPI) -> None:
         )
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas |= found.get("$defs", {}) | {"Error": _ERROR}
+        for schema in schemas.values():
+            _with_bounds(schema)
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)  # the framework's own; ours is a 400

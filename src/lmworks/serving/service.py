@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from lmworks.inference.base import ChatModel
 from lmworks.serving.callers import Caller
-from lmworks.serving.catalogue import Models, as_models
+from lmworks.serving.catalogue import FixedModels, Models, as_models
 from lmworks.serving.errors import CLIENT_LEFT, ApiError, model_not_found
 from lmworks.serving.generation import Generation, in_thread
 from lmworks.serving.json_log import AnswerLog
@@ -129,6 +129,8 @@ class Service:
     async def model(self, name: str) -> ChatModel:
         """The model, loaded if need be. Raises: ApiError (404) naming the known ones."""
         try:
+            if isinstance(self.models, FixedModels):  # nothing to wait for
+                return self.models.get(name)
             return await in_thread(lambda: self.models.get(name))
         except KeyError:
             raise model_not_found(name, self.models.names()) from None

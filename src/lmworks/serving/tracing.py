@@ -153,7 +153,7 @@ def otlp_tracing() -> Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise MissingExtra("opentelemetry-sdk", "observability", "--traces") from error
+        raise MissingExtra(error.name or "opentelemetry", "observability", "--traces") from error
     named = Resource({SERVICE_NAME: "lmworks"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=named)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
