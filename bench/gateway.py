@@ -6,7 +6,8 @@
 The back end answers at once (`tests/serving/gateway/fake_backend.py`), so what is measured is the
 gateway, the client and the loopback between them. Each round asks the back end itself, lmworks and
 LiteLLM in turn, with one connection and with sixteen. lmworks checks a key with a quota and a rate,
-counts, and writes the request log; LiteLLM checks its master key and keeps no database.
+counts, and writes the request log; LiteLLM checks its master key and keeps no database. The
+processor time per request is what a busy machine does not blur.
 """
 
 from __future__ import annotations
@@ -35,10 +36,19 @@ QUESTION = [{"role": "user", "content": "Say something about gateways, in one se
 
 
 class Door:
-    """An address and a key."""
+    """An address, a key, and the process behind them."""
 
-    def __init__(self, port: int, key: str, model: str) -> None:
-        self.port, self.key, self.model = port, key, model
+    def __init__(self, port: int, key: str, model: str, pid: int) -> None:
+        self.port, self.key, self.model, self.pid = port, key, model, pid
+
+    def cpu_s(self) -> float:
+        """Processor time so far, of the process and its children that live."""
+        seconds = 0.0
+        for pid in [self.pid, *_children(self.pid)]:
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return seconds
 
     def request(self, stream: bool) -> bytes:
         body = json.dumps({"model": self.model, "messages": QUESTION, "stream": stream}).encode()
@@ -48,6 +58,13 @@ class Door:
             f"content-length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(child) for child in found]
+    return []
 
 
 async def load(door: Door, connections: int, seconds: float, stream: bool) -> list[float]:
@@ -126,8 +143,8 @@ def lmworks_door(folder: Path, backend_port: int) -> Iterator[Door]:
         capture_output=True,
         text=True,
     ).stdout.strip()
-    with process([*command, "serve", str(config)], stdout=subprocess.DEVNULL):
-        yield Door(port, key, "chat")
+    with process([*command, "serve", str(config)], stdout=subprocess.DEVNULL) as running:
+        yield Door(port, key, "chat", running.pid)
 
 
 @contextlib.contextmanager
@@ -147,8 +164,8 @@ def litellm_door(program: str, folder: Path, backend_port: int) -> Iterator[Door
         env={**os.environ, **quiet, "PYTHONPATH": ""},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    ):
-        yield Door(port, MASTER, "chat")
+    ) as running:
+        yield Door(port, MASTER, "chat", running.pid)
 
 
 def _free_port() -> int:
@@ -170,7 +187,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         fake = stack.enter_context(process([sys.executable, str(FAKE)], stdout=subprocess.PIPE))
         assert fake.stdout
-        backend = Door(int(fake.stdout.readline()), "none", "fake")
+        backend = Door(int(fake.stdout.readline()), "none", "fake", fake.pid)
         doors = {"back end": backend}
         doors["lmworks"] = stack.enter_context(lmworks_door(folder, backend.port))
         if options.litellm:
@@ -187,9 +204,12 @@ def _measure(doors: dict[str, Door], rounds: int, seconds: float) -> list[dict[s
     rows = []
     for connections, stream in ((1, False), (16, False), (1, True), (16, True)):
         seen: dict[str, list[list[float]]] = {name: [] for name in doors}
+        cpu_s = dict.fromkeys(doors, 0.0)
         for _ in range(rounds):
             for name, door in doors.items():
+                before_s = door.cpu_s()
                 seen[name].append(asyncio.run(load(door, connections, seconds, stream)))
+                cpu_s[name] += door.cpu_s() - before_s
         direct = [statistics.median(one) for one in seen["back end"]]
         for name, found in seen.items():
             added = sorted(statistics.median(a) - b for a, b in zip(found, direct, strict=True))
@@ -199,16 +219,18 @@ def _measure(doors: dict[str, Door], rounds: int, seconds: float) -> list[dict[s
                 "connections": connections,
                 "stream": stream,
                 "requests_per_s": statistics.median(len(one) for one in found) / seconds,
+                "cpu_ms": cpu_s[name] / len(every) * 1000,
                 "p50_ms": statistics.median(every) * 1000,
                 "p99_ms": every[int(len(every) * 0.99)] * 1000,
                 "added_p50_ms": statistics.median(added) * 1000,
                 "added_p50_ms_range": [added[0] * 1000, added[-1] * 1000],
             }
             rows.append(row)
+            kind = "stream" if stream else "whole"
             print(
-                f"{name:9} x{connections:<3}{'stream' if stream else 'whole ':7}"
-                f"{row['requests_per_s']:8.0f} requests/s  p50 {row['p50_ms']:7.2f} ms  "
-                f"p99 {row['p99_ms']:7.2f} ms  added {row['added_p50_ms']:7.2f} ms "
+                f"{name:9} x{connections:<3}{kind:7}{row['requests_per_s']:8.0f} requests/s  "
+                f"p50 {row['p50_ms']:7.2f} ms  p99 {row['p99_ms']:7.2f} ms  "
+                f"cpu {row['cpu_ms']:6.2f} ms  added {row['added_p50_ms']:7.2f} ms "
                 f"[{added[0] * 1000:.2f} to {added[-1] * 1000:.2f}]",
                 flush=True,
             )

@@ -133,6 +133,15 @@ def test_a_hanging_one_is_found_by_its_health_check(fake, gateway):
         assert live.door.backends["a"].healthy
 
 
+def test_one_that_is_back_is_asked_before_its_next_check(fake, gateway):
+    back = fake()
+    live = gateway({"url": back.url, "health_path": "/models", "health_every_s": 600})
+    live.door.backends["a"].healthy = False
+    with live.client(live.key()) as client:
+        assert client.get("/ready").status_code == 503
+        assert complete(ask(client))
+
+
 def test_hedging_asks_another_when_the_first_is_silent(fake, gateway):
     slow, quick = fake(mode="hang"), fake()
     backends = [{"url": b.url, "first_byte_s": 5.0, "answer_s": 5.0} for b in (slow, quick)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import dataclasses
+import random
 import signal
 import subprocess
 import sys
@@ -15,6 +17,10 @@ import yaml
 from tests.serving.gateway.live import LiveGateway, ask, config_over
 
 from lmworks.serving.gateway.config import load_config
+from lmworks.serving.gateway.keys import new_key
+from lmworks.serving.gateway.ledger import LocalLedger, Used, new_ticket
+from lmworks.serving.gateway.limits import Cost, Limits, Refused
+from lmworks.serving.gateway.store import Store
 
 
 def parallel(work, count, workers=50):
@@ -98,11 +104,82 @@ def test_without_redis_nobody_is_let_in_uncounted(fake, tmp_path):
         finally:
             await ledger.close()
 
-    import asyncio
-
     with pytest.raises(StoreUnavailable, match="can't be reached") as caught:
         asyncio.run(find())
     assert caught.value.status == 503
+
+
+def _ticket(number, key, limits, tokens=10):
+    return new_ticket(str(number), key, "chat", Cost(1, tokens, 0), 4, limits)
+
+
+def test_both_ledgers_let_in_the_same_requests(redis_url, tmp_path):
+    """Random reservations and settlements: memory and Redis say yes and no alike."""
+    from lmworks.serving.gateway.redis_ledger import RedisLedger
+
+    limits = Limits(requests_per_day=60, requests_per_month=70, tokens_per_day=900)
+    _, key = new_key(b"0123456789abcdef", "x")
+
+    async def play(ledger, seed):
+        chance, told, running = random.Random(seed), [], []
+        for number in range(150):
+            ticket = _ticket(number, key, limits, chance.randrange(1, 40))
+            try:
+                await ledger.admit(ticket)
+                running.append(ticket)
+                told.append(True)
+            except Refused as refusal:
+                told.append(str(refusal))
+            if running and chance.random() < 0.7:
+                done = running.pop(chance.randrange(len(running)))
+                cost = Cost(chance.randrange(2), chance.randrange(done.reserved.tokens + 5), 0)
+                used = Used(key_id=key.id, model="chat", prompt_tokens=cost.tokens)
+                await ledger.settle(done, cost, used.dated(done.started_s), [])
+        left = await ledger.left(key, limits)
+        usage = await ledger.usage("2026-01-01")
+        await ledger.close()
+        return told, left, [{**row, "day": ""} for row in usage]
+
+    async def both():
+        store = Store(tmp_path / "g.db")
+        local = await play(LocalLedger(store), 5)
+        shared = await play(RedisLedger(redis_url), 5)
+        store.close()
+        return local, shared
+
+    local, shared = asyncio.run(both())
+    assert local == shared
+    assert local[0].count(True) > 30 and local[0].count(True) < 150
+
+
+def test_what_a_silent_gateway_left_is_settled_once(redis_url):
+    from lmworks.serving.gateway.redis_ledger import RedisLedger
+
+    limits = Limits(tokens_per_day=1000)
+    _, key = new_key(b"0123456789abcdef", "x")
+
+    async def play():
+        first, second = RedisLedger(redis_url), RedisLedger(redis_url)
+        await first.settle_lost()
+        ticket = _ticket(1, key, limits, 100)
+        await first.admit(ticket)
+        ticket.written_tokens = 6
+        await first.progress([ticket])
+        assert await second.settle_lost() == 0  # the first one lives
+        assert await second.left(key, limits) == {"tokens": 900}
+        await first._redis.delete(f"lmworks:gateway:alive:{first._gateway}")
+        assert await second.settle_lost() == 1
+        assert await second.left(key, limits) == {"tokens": 1000 - 4 - 6}
+        # It was only slow: what it settles now was settled already.
+        used = Used(key_id=key.id, model="chat").dated(ticket.started_s)
+        await first.settle(ticket, Cost(1, 50, 0), used, [])
+        assert await second.left(key, limits) == {"tokens": 990}
+        (row,) = await second.usage("2026-01-01")
+        assert (row["interrupted"], row["completion_tokens"]) == (1, 6)
+        await first.close()
+        await second.close()
+
+    asyncio.run(play())
 
 
 # --- processes ---

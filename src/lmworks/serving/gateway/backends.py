@@ -54,8 +54,13 @@ class Backend:
 
     @property
     def available(self) -> bool:
-        """Whether a request may go there now."""
-        if not self.healthy or time.monotonic() < self._cool_until_s or self.is_full:
+        """Whether a request is to go there now."""
+        return self.healthy and self.may_try
+
+    @property
+    def may_try(self) -> bool:
+        """Whether a request may go there, whatever its health check last said."""
+        if time.monotonic() < self._cool_until_s or self.is_full:
             return False
         state = self.state
         return state == "closed" or (state == "half-open" and not self._probing)

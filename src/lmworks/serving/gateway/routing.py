@@ -148,7 +148,7 @@ class Router:
             for pause_s, model, route in self._plan(call.model):
                 if pause_s:
                     await asyncio.sleep(pause_s)
-                if not self._backends[route.backend].available:
+                if not self._backends[route.backend].may_try:
                     continue
                 tries += 1
                 running.add(asyncio.create_task(self._attempt(call, model, route)))
@@ -182,6 +182,8 @@ class Router:
 
     def _ordered(self, config: ModelConfig) -> list[RouteConfig]:
         routes = [r for r in config.routes if self._backends[r.backend].available]
+        if not routes:  # the last check is seconds old: better to try than to give up
+            routes = [r for r in config.routes if self._backends[r.backend].may_try]
         if config.strategy == "order":
             return routes
         if config.strategy == "latency":
