@@ -171,7 +171,8 @@ def memory(share: Share, setting: Setting, kept: Activations) -> dict[str, float
     if work.micro_batches > 1:
         at_loss["gradients"] = gradients
     if share.place["pipeline"] == plan.pipeline - 1:
-        at_loss["logits' gradients"] = 8.0 * work.tokens * setting.config.vocab_size
+        vocabulary = setting.config.vocab_size / plan.tensor
+        at_loss["logits' gradients"] = 8.0 * work.tokens * vocabulary
     if setting.in_lower:
         at_loss["copies in lower precision"] = sum(
             piece.numel * 2.0 for piece in share.before_shard.values() if len(piece.shape) > 1
@@ -212,7 +213,7 @@ MEMORY_FORMULAS = {
     "optimizer": "what the optimizer keeps for them, from its own count",
     "activations": "bytes per token, measured, x tokens of a micro-batch x those in flight "
     "(stages behind this one, with 1F1B)",
-    "logits' gradients": "8 B x tokens x vocabulary: of the loss and of the softmax",
+    "logits' gradients": "8 B x tokens x vocabulary / tensor: of the loss and of the softmax",
     "copies in lower precision": "2 B x matrices that are computed with (autocast keeps them)",
     "brought together": "ZeRO-3: two layers' weights, one's gradients, what is outside; "
     "ZeRO-2: all",

@@ -222,9 +222,8 @@ def _tensor_bytes(config: ModelConfig, plan: ParallelConfig, me: Share, work: Wo
     stage, last = me.place["pipeline"], plan.pipeline - 1
     sums += (stage == 0) + (stage == last)  # the embedding; what the head asks backwards
     total = parts * sums * _sum_bytes(states, n)
-    if stage == last:
-        widest = -(-config.vocab_size // n)
-        total += parts * work.tokens * widest * size * (n - 1)
+    if stage == last:  # of each token the largest logit, the sum and its own, in float32
+        total += parts * (_sum_bytes(4 * work.tokens, n) + _sum_bytes(8 * work.tokens, n))
     shared = [me.before_shard[name] for name in me.partial]
     if shared:
         total += _sum_bytes(sum(math.prod(p.shape) for p in shared) * size, n)

@@ -24,6 +24,7 @@ from lmworks.models.attention import Attention
 from lmworks.models.feed_forward import MLP
 from lmworks.models.model import Model
 from lmworks.training.distributed.pieces import Piece
+from lmworks.training.distributed.vocabulary import Join, cut_loss
 
 Pieces = dict[str, Piece]
 
@@ -55,29 +56,6 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0], None
-
-
-class _Join(torch.autograd.Function):
-    """Parts of the last dimension, side by side; each process takes its part of the gradient.
-
-    What follows is computed alike in all processes, so the gradients need no sum.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, sizes: list[int], group: dist.ProcessGroup
-    ) -> torch.Tensor:
-        ctx.sizes, ctx.rank = sizes, dist.get_rank(group)
-        widest = max(sizes)
-        padded = F.pad(x, (0, widest - x.shape[-1])).contiguous()
-        everybody = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(everybody, padded, group=group)
-        return torch.cat([part[..., :size] for part, size in zip(everybody, sizes)], dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        start = sum(ctx.sizes[: ctx.rank])
-        return gradients[0][..., start : start + ctx.sizes[ctx.rank]].contiguous(), None, None
 
 
 class RowParallel(nn.Linear):
@@ -248,11 +226,15 @@ def _cut_vocabulary(
     sizes = [b - a for a, b in itertools.pairwise(bounds)]
     logits = model.logits
 
+    def part(hidden: torch.Tensor) -> torch.Tensor:
+        return logits(cast(torch.Tensor, _Spread.apply(hidden, group)))
+
     def joined(hidden: torch.Tensor) -> torch.Tensor:
         """See `Model.logits`: each process's part of the vocabulary, then all side by side."""
-        return cast(torch.Tensor, _Join.apply(logits(_Spread.apply(hidden, group)), sizes, group))
+        return cast(torch.Tensor, Join.apply(part(hidden), sizes, group))
 
     model.logits = joined  # type: ignore[method-assign]
+    model.vocabulary_loss = cut_loss(part, start, group)  # type: ignore[assignment]
 
 
 def _cut_head(model: Model, pieces: Pieces, start: int, stop: int) -> None:
