@@ -108,7 +108,36 @@ class LoRAConfig(AdapterConfig):
         return read(cls, model, values, tensors, names)
 
 
-class LoRALinear(nn.Module):
+class LowRank(nn.Module):
+    """A frozen part with a low-rank update, scale B A; what a linear layer and a table share."""
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+
+    def __init__(self, base: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.base: Any = base
+        self.scale, self.enabled = scale, True
+
+    @property
+    def rank(self) -> int:
+        return len(self.lora_A)
+
+    def trained(self) -> list[nn.Parameter]:
+        """See `Part`."""
+        return [self.lora_A, self.lora_B]
+
+    def update(self) -> torch.Tensor:
+        """What is added to the frozen part, (out, in)."""
+        return self.scale * (self.lora_B @ self.lora_A)
+
+    def taken_away(self) -> nn.Module:
+        """See `Part`."""
+        base: nn.Module = self.base
+        return base
+
+
+class LoRALinear(LowRank):
     """(..., in) -> (..., out): `base`, which stays as it is, and a low-rank update of it."""
 
     def __init__(
@@ -120,20 +149,14 @@ class LoRALinear(nn.Module):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        held: Any = base
-        self.base: Any = base
-        self.in_features: int = held.in_features
-        self.out_features: int = held.out_features
-        self.scale, self.dropout, self.enabled = scale, dropout, True
+        super().__init__(base, scale)
+        self.in_features: int = self.base.in_features
+        self.out_features: int = self.base.out_features
+        self.dropout = dropout
         bound = 1 / math.sqrt(self.in_features)  # kaiming_uniform with a = sqrt(5)
         start = torch.empty(rank, self.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(start)
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank))
-
-    @property
-    def rank(self) -> int:
-        return len(self.lora_A)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
@@ -148,25 +171,12 @@ class LoRALinear(nn.Module):
             return None
         return F.dropout(x, self.dropout)
 
-    def trained(self) -> list[nn.Parameter]:
-        """See `Part`."""
-        return [self.lora_A, self.lora_B]
-
-    def update(self) -> torch.Tensor:
-        """What is added to the weight, (out, in)."""
-        return self.scale * (self.lora_B @ self.lora_A)
-
     def merged(self) -> nn.Module:
         """See `Part`."""
         return frozen.as_linear(frozen.weight(self.base) + self.update(), frozen.bias(self.base))
 
-    def taken_away(self) -> nn.Module:
-        """See `Part`."""
-        base: nn.Module = self.base
-        return base
 
-
-class LoRAEmbedding(nn.Module):
+class LoRAEmbedding(LowRank):
     """ids (...) -> (..., embedding_dim): a frozen table, and a low-rank update of its rows.
 
     A tied head goes on with the frozen table, as in PEFT.
@@ -181,12 +191,9 @@ class LoRAEmbedding(nn.Module):
         dropout: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        held: Any = base
-        self.base: Any = base
-        self.num_embeddings: int = held.num_embeddings
-        self.embedding_dim: int = held.embedding_dim
-        self.scale, self.enabled = scale, True
+        super().__init__(base, scale)
+        self.num_embeddings: int = self.base.num_embeddings
+        self.embedding_dim: int = self.base.embedding_dim
         # Looked up rather than multiplied, the first of the two starts at zero here.
         self.lora_A = nn.Parameter(torch.zeros(rank, self.num_embeddings))
         start = torch.empty(self.embedding_dim, rank).normal_(generator=generator)
@@ -198,10 +205,6 @@ class LoRAEmbedding(nn.Module):
         table: torch.Tensor = self.base.weight
         return table
 
-    @property
-    def rank(self) -> int:
-        return len(self.lora_A)
-
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """See the class."""
         rows: torch.Tensor = self.base(input_ids)
@@ -209,19 +212,9 @@ class LoRAEmbedding(nn.Module):
             return rows
         return rows + self.scale * (F.embedding(input_ids, self.lora_A.mT) @ self.lora_B.mT)
 
-    def trained(self) -> list[nn.Parameter]:
-        """See `Part`."""
-        return [self.lora_A, self.lora_B]
-
     def merged(self) -> nn.Module:
         """See `Part`."""
-        update = self.scale * (self.lora_B @ self.lora_A).mT
-        return frozen.as_embedding(frozen.weight(self.base) + update)
-
-    def taken_away(self) -> nn.Module:
-        """See `Part`."""
-        base: nn.Module = self.base
-        return base
+        return frozen.as_embedding(frozen.weight(self.base) + self.update().mT)
 
 
 def check_rank(path: str, base: Any, rank: int) -> None:
