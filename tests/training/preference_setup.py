@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.training import tiny
 
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.config import ModelConfig
 from lmworks.models.model import Model
 from lmworks.models.save import save_model
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
@@ -112,13 +113,13 @@ def tiny_tokenizer() -> PipelineTokenizer:
 
 def tiny_config(vocab_size: int) -> ModelConfig:
     """A Llama of two layers."""
-    return ModelConfig.uniform(
-        vocab_size=vocab_size,
+    return tiny.tiny_config(
+        vocab_size,
         hidden_size=64,
-        num_hidden_layers=2,
-        mixer=AttentionConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16),
-        feed_forward=MLPConfig(intermediate_size=96),
-        max_position_embeddings=128,
+        heads=(4, 2),
+        inner=96,
+        length=128,
+        tie_word_embeddings=False,
     )
 
 

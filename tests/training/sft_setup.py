@@ -8,9 +8,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-import torch
+from tests.training import tiny
 
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
 from lmworks.models.model import Model
 from lmworks.tokenizers.tokenizer import PipelineTokenizer
 from lmworks.tokenizers.train import train_bpe
@@ -57,19 +56,7 @@ def tiny_tokenizer() -> PipelineTokenizer:
 
 
 def tiny_model(vocab_size: int, seed: int = 0) -> Model:
-    model = Model(
-        ModelConfig.uniform(
-            vocab_size=vocab_size,
-            hidden_size=64,
-            num_hidden_layers=2,
-            mixer=AttentionConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16),
-            feed_forward=MLPConfig(intermediate_size=128),
-            tie_word_embeddings=True,
-            max_position_embeddings=1024,
-        )
-    )
-    model.reset_parameters(torch.Generator().manual_seed(seed))
-    return model
+    return tiny.tiny_model(vocab_size, seed, hidden_size=64, heads=(4, 2), inner=128, length=1024)
 
 
 def oracle(kind: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.training.tiny import tiny_model
 
 from lmworks.cli.stage_command import build_config
 from lmworks.core.errors import UserError
@@ -15,7 +16,6 @@ from lmworks.inference.chat import load_chat
 from lmworks.models.adapters.base import adapter_of
 from lmworks.models.adapters.lora import LoRAConfig
 from lmworks.models.adapters.merge_stage import MergeAdapterConfig, merge_adapter
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, RoPEConfig
 from lmworks.models.load import load_model
 from lmworks.models.model import Model
 from lmworks.models.save import save_model
@@ -45,20 +45,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lmworks.tokenizers.load import load_tokenizer
 
     words = load_tokenizer(tokenizer)
-    model = Model(
-        ModelConfig.uniform(
-            vocab_size=words.vocab_size,
-            hidden_size=32,
-            num_hidden_layers=2,
-            mixer=AttentionConfig(
-                num_attention_heads=4, num_key_value_heads=2, head_dim=8, rope=RoPEConfig()
-            ),
-            feed_forward=MLPConfig(intermediate_size=64),
-            tie_word_embeddings=True,
-            max_position_embeddings=128,
-        )
-    )
-    model.reset_parameters(torch.Generator().manual_seed(0))
+    model = tiny_model(words.vocab_size, heads=(4, 2), length=128)
     save_model(model, folder / "model", tokenizer=words)
     return folder
 

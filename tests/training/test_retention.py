@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.training.tiny import tiny_model
 
 from lmworks.core.errors import UserError
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
 from lmworks.models.model import Model
 from lmworks.training.batches import Batch
 from lmworks.training.callbacks.base import Callback
@@ -40,19 +40,7 @@ def windows(step: int, seed: int = 0) -> PackedWindows:
 
 
 def fresh(seed: int = 0) -> Model:
-    model = Model(
-        ModelConfig.uniform(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_hidden_layers=1,
-            mixer=AttentionConfig(num_attention_heads=2, num_key_value_heads=2, head_dim=16),
-            feed_forward=MLPConfig(intermediate_size=32),
-            tie_word_embeddings=True,
-            max_position_embeddings=LENGTH,
-        )
-    )
-    model.reset_parameters(torch.Generator().manual_seed(seed))
-    return model
+    return tiny_model(VOCAB, seed, layers=1, heads=(2, 2), inner=32, length=LENGTH)
 
 
 LOOP = LoopConfig(

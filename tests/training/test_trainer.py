@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.training import tiny
 
 from lmworks.core.errors import UserError
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, MoEConfig, RouterConfig
+from lmworks.models.config import MLPConfig, MoEConfig, RouterConfig
 from lmworks.models.model import Model
 from lmworks.training.batches import IGNORED, Batch
 from lmworks.training.callbacks.base import Callback
@@ -30,19 +31,7 @@ EXPERTS = MoEConfig(num_experts=8, num_experts_per_tok=2, intermediate_size=32)
 
 
 def tiny_model(seed: int = 0, feed_forward: MLPConfig | MoEConfig = DENSE) -> Model:
-    model = Model(
-        ModelConfig.uniform(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_hidden_layers=2,
-            mixer=AttentionConfig(num_attention_heads=2, num_key_value_heads=1, head_dim=16),
-            feed_forward=feed_forward,
-            tie_word_embeddings=True,
-            max_position_embeddings=32,
-        )
-    )
-    model.reset_parameters(torch.Generator().manual_seed(seed))
-    return model
+    return tiny.tiny_model(VOCAB, seed, feed_forward=feed_forward)
 
 
 def windows(seed: int = 0) -> PackedWindows:

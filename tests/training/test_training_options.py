@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.training import tiny
 
 from lmworks.core.errors import UserError
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
 from lmworks.models.model import Model
 from lmworks.training.batches import IGNORED, Batch, micro_batches
 from lmworks.training.callbacks.base import Callback
@@ -31,19 +31,7 @@ LOOP = LoopConfig(eval_every=10, warmup_steps=5, optimizer=ADAMW)
 
 
 def tiny_model(seed: int = 0) -> Model:
-    model = Model(
-        ModelConfig.uniform(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_hidden_layers=2,
-            mixer=AttentionConfig(num_attention_heads=2, num_key_value_heads=1, head_dim=16),
-            feed_forward=MLPConfig(intermediate_size=64),
-            tie_word_embeddings=True,
-            max_position_embeddings=32,
-        )
-    )
-    model.reset_parameters(torch.Generator().manual_seed(seed))
-    return model
+    return tiny.tiny_model(VOCAB, seed)
 
 
 def windows(step: int) -> Batch:

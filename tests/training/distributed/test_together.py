@@ -7,9 +7,11 @@ import json
 import os
 import signal
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
+from tests.training import preference_setup as setup
 
 from lmworks.cli.main import main
 from lmworks.core import processes
@@ -100,9 +102,8 @@ def test_the_command_on_two_processes_makes_what_one_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "texts"
-    for i in range(40):
-        words = " ".join(f"word{(i * j) % 17} stands in line {j}." for j in range(60))
-        write_text(folder / f"{i}.txt", f"Text {i}. {words}\n")
+    for name, text in sorted(topics.items())[:40]:
+        write_text(folder / f"{name}.txt", text)
     monkeypatch.chdir(tmp_path)
     assert main(["--quiet", "data", "build", "--folder", str(folder), "--out", "corpus"]) == 0
     train = ["--quiet", "tokenizer", "train", "--corpus", "corpus", "--vocab-size", "400"]
@@ -121,3 +122,52 @@ def test_the_command_on_two_processes_makes_what_one_makes(
         p.name for p in (tmp_path / "one").iterdir()
     )
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*.lock"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", ["prefer", "reward", "embed", "distill"])
+def test_stages_that_tune_make_on_two_processes_what_one_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    setup.write_tiny(tmp_path / "base")
+    pairs = setup.rows(22, as_text=True)
+    rows = {
+        "prefer": pairs,
+        "reward": pairs,
+        "embed": [{"anchor": r["prompt"], "positive": r["chosen"]} for r in pairs],
+        "distill": [
+            {"messages": [
+                {"role": "user", "content": r["prompt"]},
+                {"role": "assistant", "content": r["chosen"]},
+            ]}
+            for r in pairs
+        ],
+    }[stage]  # fmt: skip
+    (tmp_path / "data").mkdir()
+    for part in ("train", "heldout"):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        write_text(tmp_path / "data" / f"{part}.jsonl", lines)
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "prefer": ["--model", "base", "--preferences", "data", "--objective", "kto"],
+        "reward": ["--model", "base", "--preferences", "data"],
+        "embed": ["--model", "base", "--pairs", "data"],
+        "distill": ["--teacher", "base", "--depth", "1", "--questions", "data",
+                    "--kind", "sequence", "--max-tokens", "8"],
+    }[stage]  # fmt: skip
+    command = ["--quiet", "train", stage, *given, "--num-steps", "6", "--batch-size", "6"]
+    command += ["--threads", "1", "--set", "loop.warmup_steps=2"]
+    assert main([*command, "--out", "one"]) == 0
+    launch = ["--launch", "torchrun", "--nproc", "2"]
+    assert main([*command, *launch, "--out", "two"]) == 0
+    found: list[dict[str, Any]] = [
+        json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two")
+    ]
+    assert found[1]["loss"] == pytest.approx(found[0]["loss"], abs=1e-4)
+    assert found[1]["heldout_loss"] == pytest.approx(found[0]["heldout_loss"], abs=1e-4)
+    figures = [
+        json.loads((tmp_path / name / "lmworks.json").read_text())["metrics"]
+        for name in ("one", "two")
+    ]
+    assert figures[0].keys() == figures[1].keys() and figures[1]["tokens_per_s"] > 0
