@@ -18,8 +18,11 @@ from lmworks.core.errors import UserError
 from lmworks.inference import streams as streams_module
 from lmworks.inference.engine import Engine
 from lmworks.inference.sampling import Sampling
-from lmworks.inference.streams import DeadlineExceeded, Stream
+from lmworks.inference.streams import DeadlineExceeded, EngineClosed, GenerationError, Stream
+from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.fused_step import why_not_fused
 from lmworks.models.load import load_model
+from lmworks.models.model import Model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 260,
@@ -97,6 +100,37 @@ def test_a_seeded_request_is_the_same_whoever_comes_and_goes(tiny_model, tokeniz
         others += [engine.submit(prompt(1, 49 + i), greedy(20), priority=1) for i in range(6)]
         assert ids(stream) == alone
         assert engine.statistics.preemptions > 0
+        for other in others:
+            ids(other)
+
+
+def test_log_probabilities_are_the_same_to_the_bit_however_it_came_about(tokenizer):
+    model = Model(
+        ModelConfig.uniform(
+            vocab_size=260,
+            hidden_size=32,
+            num_hidden_layers=2,
+            mixer=AttentionConfig(num_attention_heads=4, num_key_value_heads=2, head_dim=16),
+            feed_forward=MLPConfig(intermediate_size=48),
+            max_position_embeddings=192,
+        )
+    ).eval()
+    model.reset_parameters(torch.Generator().manual_seed(5))
+    assert not why_not_fused(model)
+    sampling = Sampling(seed=7, max_tokens=50, logprobs=0, logit_bias=NO_END)
+
+    def said(stream: Stream) -> list[tuple[int, float]]:
+        return [(event.token_id, event.logprob.logprob) for event in stream]
+
+    with Engine(model, tokenizer, prefix_tokens=0) as engine:
+        alone = said(engine.submit(prompt(1, 70), sampling))
+    with Engine(model, tokenizer, max_batch=5, cache_tokens=300) as engine:
+        others = [engine.submit(prompt(1, 50 + i), greedy(60)) for i in range(6)]
+        stream = engine.submit(prompt(1, 70), sampling, priority=-1)
+        others += [engine.submit(prompt(i, 49), greedy(40), priority=1) for i in range(6)]
+        assert said(stream) == alone
+        assert engine.statistics.recomputed_tokens > 0
+        assert stream.cached_tokens > 0
         for other in others:
             ids(other)
 
@@ -417,6 +451,9 @@ class Guesses:
         self.asked = self.accepted = self.proposed = 0
         self.ended_requests = 0
 
+    def stepped(self, num_requests: int, num_new: int, seconds: float) -> None:
+        assert seconds > 0
+
     def propose(self, requests: Any, most: Any) -> list[list[int]]:
         found = []
         for request, count in zip(requests, most, strict=True):
@@ -461,6 +498,26 @@ def test_proposals_change_nothing_but_the_number_of_steps(
     )
     assert 0 < guesses.accepted < guesses.proposed
     assert guesses.ended_requests == 5 + statistics.preemptions
+
+
+@pytest.mark.parametrize("part", ["propose", "ended"])
+def test_nobody_waits_for_ever_when_a_part_of_the_engine_fails(tiny_model, tokenizer, part):
+    guesses = Guesses({}, 3)
+    guesses.propose = lambda requests, most: [[]] * len(requests)  # type: ignore[method-assign]
+
+    def fail(*_: Any) -> None:
+        raise KeyError(part)
+
+    setattr(guesses, part, fail)
+    with Engine(tiny_model, tokenizer, max_batch=2) as engine:
+        engine.proposer = guesses
+        for stream in [engine.submit(prompt(i, 9), greedy(9, logit_bias=NO_END)) for i in range(4)]:
+            with pytest.raises((GenerationError, EngineClosed)):
+                ids(stream)
+        if part == "propose":
+            engine.proposer = None
+            assert len(ids(engine.submit(prompt(1, 9), greedy(9, logit_bias=NO_END)))) == 9
+            assert all_free(engine)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,17 @@ def test_what_guesses_tokens_counts_too(folders, size, how):
     pool.close()
 
 
+def test_a_smaller_cache_is_what_it_takes_and_what_the_engine_has(folders, size):
+    settings = {"cache_tokens": 208, "prefix_tokens": 64, "turn_tokens": 32}
+    pool = ModelPool(spec(folders, "a", **settings))
+    engine = pool.get("a").engine
+    # 2 slots of 192 positions would be 24 pages: two layers, keys and values, 2 heads of 8.
+    assert pool.entry("a").measure() == size - (24 - 13) * 2 * 2 * 16 * 16 * 4
+    assert engine.statistics.num_pages == 13
+    assert engine.prefixes.most_pages == 4 and engine._steps.turn_tokens == 32
+    pool.close()
+
+
 def test_one_that_does_not_fit_is_refused_in_one_line(folders, size):
     pool = ModelPool(spec(folders, "a", budget=size - 1))
     with pytest.raises(DoesNotFit, match=r"a needs .* and the memory budget is") as caught:

@@ -26,6 +26,24 @@ _OPTIONS = (
     ),
     click.option("--max-positions", type=int, help="Prompt and answer together, in tokens."),
     click.option(
+        "--cache-tokens",
+        type=int,
+        metavar="N",
+        help="Of all answers together; with fewer than they need, some wait for others.",
+    ),
+    click.option(
+        "--prefix-tokens",
+        type=int,
+        metavar="N",
+        help="Of known beginnings to keep for later prompts; 0: none. By default 512 MB of them.",
+    ),
+    click.option(
+        "--turn-tokens",
+        type=int,
+        metavar="N",
+        help="Of prompts to read before running answers go on; 128 by default.",
+    ),
+    click.option(
         "--speculate",
         default="",
         metavar="HOW",
@@ -85,6 +103,9 @@ def _spec(
     base: str,
     max_batch: int,
     max_positions: int | None,
+    cache_tokens: int | None,
+    prefix_tokens: int | None,
+    turn_tokens: int | None,
     speculate: str,
     file: Path | None,
     memory_budget: str | None,
@@ -103,8 +124,13 @@ def _spec(
             name, reference = reference_name(text), text
         named.append((name, reference))
     models = specs_of_references(named, base=base, max_batch=max_batch, max_positions=max_positions)
-    if speculate:
-        models = {n: dataclasses.replace(m, speculate=speculate) for n, m in models.items()}
+    engine: dict[str, Any] = {
+        "cache_tokens": cache_tokens,
+        "prefix_tokens": prefix_tokens,
+        "turn_tokens": turn_tokens,
+        "speculate": speculate,
+    }
+    models = {name: dataclasses.replace(model, **engine) for name, model in models.items()}
     spec = read_pool_spec(file) if file else PoolSpec(models={})
     if not models and not spec.models:
         raise UserError("no model: name one, such as smollm2-135m, or a file with --models")

@@ -43,15 +43,22 @@ def load_chat(
     base: str = "",
     max_batch: int = 8,
     max_positions: int | None = None,
+    cache_tokens: int | None = None,
+    prefix_tokens: int | None = None,
+    turn_tokens: int | None = None,
     speculate: str = "",
 ) -> ChatModel:
     """The model that `ref` stands for, ready to answer.
 
     Args:
         base: the model under an adapter, instead of the one that its folder names.
-        max_batch: conversations that run at the same time; memory for their context is reserved.
+        max_batch: conversations that run at the same time.
         max_positions: prompt and answer together, in tokens; by default the model's context, at
-            most 8192. Both are for local weights: an endpoint has its own limits.
+            most 8192.
+        cache_tokens: of all conversations together, by default enough for each to be full.
+        prefix_tokens: of known beginnings that are kept for later requests.
+        turn_tokens: of prompts that are read between two steps. All five are for local weights, see
+            `engine.Engine`: an endpoint has its own limits.
         speculate: guess tokens and check several at once: `lookup`, `draft=REF`, `early-exit=K`;
             see `speculative`.
     Raises: UserError when the reference leads nowhere or the files can't be used.
@@ -76,6 +83,9 @@ def load_chat(
         load_tokenizer(found.path),
         max_batch=max_batch,
         max_positions=max_positions,
+        cache_tokens=cache_tokens,
+        prefix_tokens=prefix_tokens,
+        turn_tokens=turn_tokens,
         eos_token_ids=_eos_token_ids(found.path),
     )
     if speculate:

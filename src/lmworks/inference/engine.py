@@ -73,7 +73,7 @@ class Engine:
         prefix_tokens: positions of known beginnings that are kept for later requests; by default
             what half a gigabyte holds. 0: none.
         turn_tokens: of prompts that are read before all that run get their next token; by default
-            one chunk.
+            128. Fewer let answers flow more evenly beside long prompts.
         adapters: weights that single requests may ask for by name.
     """
 
@@ -278,9 +278,29 @@ class Engine:
         import torch
 
         with torch.inference_mode():
-            while self._next_turn():
-                self._steps.prefill()
-                self._steps.decode()
+            while True:
+                try:
+                    if not self._next_turn():
+                        return
+                    self._steps.prefill()
+                    self._steps.decode()
+                except Exception as error:  # of a proposer, say: a reader must not wait for ever
+                    if not self._recover(error):
+                        return
+
+    def _recover(self, error: Exception) -> bool:
+        """Fail all that are here and go on with those who come; False: not even that was possible,
+        and the engine is closed."""
+        with self._wake:
+            requests = [*self._scheduler.active, *self._scheduler.waiting]
+            try:
+                for request in requests:
+                    self._steps.fail(request, error)
+            except Exception:
+                self._closed = True
+                for request in requests:
+                    request.stream.put(EngineClosed())
+            return not self._closed
 
     def _next_turn(self) -> bool:
         """Wait for work, drop what is over, give slots to others. False: the engine closes."""

@@ -1,6 +1,6 @@
 """What the engine's thread does in a turn: read chunks of prompts, then a token for all that run.
 
-A chunk of a prompt is read alone, and its bounds are multiples of PREFILL_CHUNK whatever else goes
+A chunk of a prompt is read alone, and its bounds are multiples of a fixed size whatever else goes
 on. A decode step takes all requests that run, those of one adapter together. Where a proposer says
 what may come next, a step reads those tokens too, and a request keeps as many as it would have
 drawn itself: the same tokens as one by one, in fewer steps.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lmworks.models.cache import KVCache
 
 _LOG = logging.getLogger("lmworks.inference")
-PREFILL_CHUNK = 128  # prompt tokens of one forward
+PREFILL_CHUNK = 128  # prompt tokens of one forward, and of a turn
 
 
 class Adapters(Protocol):
@@ -81,8 +81,8 @@ class Steps:
     """Model, cache and requests, as the engine's thread moves them on. Not for other threads.
 
     Args:
-        turn_tokens: of prompts that are read in a turn, before all that run get a token. At least
-            one chunk is read in any case.
+        turn_tokens: of prompts that are read in a turn, before all that run get a token, and of
+            one chunk at most.
         lock: covers `scheduler.waiting`.
     """
 
@@ -210,7 +210,7 @@ class Steps:
 
     def prefill(self) -> None:
         """Read chunks of prompts, as many as a turn may take; at least one."""
-        budget = left = self.turn_tokens or PREFILL_CHUNK
+        budget = left = self._chunk
         for request in self.scheduler.prefilling:
             while request.slot >= 0 and not request.decoding:
                 if request.num_computed == request.num_reused:
@@ -234,7 +234,11 @@ class Steps:
         start = request.num_computed
         if self.cache.depends_on_length and start >= request.num_prompt:
             return 1  # as it was computed the first time
-        return min((start // PREFILL_CHUNK + 1) * PREFILL_CHUNK - start, request.num_pending)
+        return min((start // self._chunk + 1) * self._chunk - start, request.num_pending)
+
+    @property
+    def _chunk(self) -> int:
+        return self.turn_tokens or PREFILL_CHUNK
 
     def _read_chunk(self, request: Request, size: int) -> bool:
         """False: the request failed, or had to leave."""

@@ -42,19 +42,27 @@ class ModelSize:
     config: AnyConfig
     weight_bytes: int
 
-    def cache_bytes(self, num_slots: int, max_positions: int) -> int:
-        """Of a cache for so many sequences of so many positions."""
+    def cache_bytes(
+        self, num_slots: int, max_positions: int, cache_tokens: int | None = None
+    ) -> int:
+        """Of a cache for so many sequences of so many positions.
+
+        Args:
+            cache_tokens: positions of all sequences together, if not enough for each to be full.
+        """
         if not isinstance(self.config, ModelConfig):
             return 0
+        whole = num_slots * -(-max_positions // PAGE) * PAGE
+        if cache_tokens is not None:
+            whole = -(-cache_tokens // PAGE) * PAGE
         total = 0
         for layer in self.config.layers:
             kept = layer.kept(self.config)
-            whole = -(-max_positions // PAGE) * PAGE
             is_ring = kept.window is not None and kept.window < max_positions
-            positions = kept.window if is_ring and kept.window else whole
+            positions = num_slots * kept.window if is_ring and kept.window else whole
             total += positions * sum(heads * size for heads, size in kept.per_position.values())
-            total += sum(math.prod(shape) for shape in kept.fixed.values())
-        return 4 * num_slots * total
+            total += num_slots * sum(math.prod(shape) for shape in kept.fixed.values())
+        return 4 * total
 
 
 def model_size(ref: str | Path, *, packed: bool = False, base: str = "") -> ModelSize:

@@ -50,7 +50,7 @@ class Plan:
         self.context = spec.max_positions or context
         if is_language_model(config):
             self.kind = "chat"
-            self.num_bytes += size.cache_bytes(spec.max_batch, self.context)
+            self.num_bytes += size.cache_bytes(spec.max_batch, self.context, spec.cache_tokens)
             self.num_bytes += _speculation_bytes(spec, size, self.context)
         else:
             self.kind = "reranker" if is_cross_encoder(config) else "embedding"
@@ -97,6 +97,9 @@ class LoadedModel:
             base=spec.base,
             max_batch=spec.max_batch,
             max_positions=spec.max_positions,
+            cache_tokens=spec.cache_tokens,
+            prefix_tokens=spec.prefix_tokens,
+            turn_tokens=spec.turn_tokens,
             speculate=spec.speculate,
         )
         if isinstance(self._chat, LocalChat):

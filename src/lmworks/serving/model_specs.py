@@ -39,6 +39,7 @@ class ModelSpec:
         model: the reference; of an adapter on a shared base its folder.
         base: the model under an adapter that is served alone.
         max_batch: answers at the same time. max_positions: prompt and answer together, in tokens.
+        cache_tokens, prefix_tokens, turn_tokens: see `inference.engine.Engine`.
         speculate: how tokens are guessed: lookup, draft=REF, early-exit=K; "": not at all.
         pinned: never unloaded to make room.
         keep_alive: idle time after which it is unloaded, such as 5m; "" takes the server's.
@@ -52,6 +53,9 @@ class ModelSpec:
     base: str = ""
     max_batch: int = 8
     max_positions: int | None = None
+    cache_tokens: int | None = None
+    prefix_tokens: int | None = None
+    turn_tokens: int | None = None
     speculate: str = ""
     pinned: bool = False
     keep_alive: str = ""
