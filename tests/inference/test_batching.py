@@ -500,24 +500,24 @@ def test_proposals_change_nothing_but_the_number_of_steps(
     assert guesses.ended_requests == 5 + statistics.preemptions
 
 
-@pytest.mark.parametrize("part", ["propose", "ended"])
-def test_nobody_waits_for_ever_when_a_part_of_the_engine_fails(tiny_model, tokenizer, part):
-    guesses = Guesses({}, 3)
-    guesses.propose = lambda requests, most: [[]] * len(requests)  # type: ignore[method-assign]
-
-    def fail(*_: Any) -> None:
-        raise KeyError(part)
-
-    setattr(guesses, part, fail)
+def test_nobody_waits_for_ever_when_a_turn_fails(tiny_model, tokenizer, monkeypatch):
     with Engine(tiny_model, tokenizer, max_batch=2) as engine:
-        engine.proposer = guesses
-        for stream in [engine.submit(prompt(i, 9), greedy(9, logit_bias=NO_END)) for i in range(4)]:
-            with pytest.raises((GenerationError, EngineClosed)):
+        monkeypatch.setattr(engine._scheduler, "charge", lambda *_: 1 / 0)
+        streams = [engine.submit(prompt(i, 9), greedy(9, logit_bias=NO_END)) for i in range(4)]
+        for stream in streams:
+            with pytest.raises(GenerationError, match="ZeroDivisionError"):
                 ids(stream)
-        if part == "propose":
-            engine.proposer = None
-            assert len(ids(engine.submit(prompt(1, 9), greedy(9, logit_bias=NO_END)))) == 9
-            assert all_free(engine)
+        monkeypatch.undo()
+        assert len(ids(engine.submit(prompt(1, 9), greedy(9, logit_bias=NO_END)))) == 9
+        assert all_free(engine)
+        monkeypatch.setattr(engine._cache, "free", lambda *_: 1 / 0)  # not even an end is possible
+        monkeypatch.setattr(engine._scheduler, "charge", lambda *_: 1 / 0)
+        with pytest.raises((GenerationError, EngineClosed)):
+            ids(engine.submit(prompt(1, 9), greedy(9, logit_bias=NO_END)))
+        with pytest.raises(EngineClosed):
+            engine.submit(prompt(1, 9))
+        engine._thread.join(timeout=10)
+        assert not engine._thread.is_alive()
 
 
 @pytest.mark.parametrize(
