@@ -1,8 +1,8 @@
 """Is a fact that was said long ago still known? Window, notes and recall on planted facts.
 
-    python bench/chat_memory.py [--answers 12] [--context 512] [--ways window,words,meaning]
+    python bench/chat_memory.py [--facts 24] [--answers 12] [--ways window,words,meaning]
 
-One conversation: 24 facts about a person's life, each said once, in passing, among 48 exchanges on
+One conversation: facts about a person's life, each said once, in passing, among exchanges on
 other things, so that at its end none of them is in the window. Then each fact is asked for twice,
 with the words it was said in, and with others. Counted is whether the fact's answer is in the
 prompt that would be sent (the notes are the model's own, written as the talk grew), and for the
@@ -41,9 +41,9 @@ REPLY = (
 )
 
 
-def conversation() -> list[Turn]:
+def conversation(num_facts: int) -> list[Turn]:
     said = []
-    for (fact, *_), topic in zip(FACTS, TOPICS, strict=True):
+    for (fact, *_), topic in zip(FACTS[:num_facts], TOPICS, strict=False):
         said += [fact + " " + ASIDE[0].format(topic), REPLY.format(topic)]
         said += [ASIDE[1].format(topic), REPLY.format(topic)]
     for topic in TOPICS[:12]:
@@ -72,12 +72,13 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--answers", type=int, default=12, help="questions that are answered too")
+    parser.add_argument("--facts", type=int, default=len(FACTS))
     parser.add_argument("--ways", default="window,notes,words,meaning,meaning+notes")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     model = load_chat(chosen.model, max_batch=1)
     counter = TokenCounter(model)
-    turns = conversation()
+    turns = conversation(chosen.facts)
     memory = MemorySettings(context_tokens=chosen.context, summary=True)
     started = time.perf_counter()
     notes = notes_of(model, turns, counter, memory) if "notes" in chosen.ways else None
@@ -94,7 +95,7 @@ def main() -> None:
     held = {(way, kind): [] for way in ways for kind in ("same", "other")}
     answered = {(way, kind): [] for way in ways for kind in ("same", "other")}
     tokens = {way: [] for way in ways}
-    for index, (_, wanted, same, other) in enumerate(FACTS):
+    for index, (_, wanted, same, other) in enumerate(FACTS[: chosen.facts]):
         for kind, question in (("same", same), ("other", other)):
             last = Turn(id="q", number=len(turns) + 1, role="user", content=question)
             for way, extra in ways.items():
@@ -127,7 +128,7 @@ def main() -> None:
         model=chosen.model,
         context_tokens=chosen.context,
         num_turns=len(turns),
-        questions=len(FACTS),
+        facts=chosen.facts,
         answered=chosen.answers,
         rows=rows,
         notes=notes.text if notes else "",
