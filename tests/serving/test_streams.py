@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
 
 import httpx
@@ -176,6 +177,68 @@ def test_a_slow_reader_slows_the_model():
             await anext(deltas)
         assert 1000 <= made <= 1000 + MAX_AHEAD + 2
         generation.cancel()
+
+    asyncio.run(run())
+
+
+class Ready:
+    """A stream that is always ready, until it fails after `count` pieces."""
+
+    def __init__(self, count):
+        self.count, self.made, self.cancelled = count, 0, False
+
+    def on_ready(self, wake):
+        self.wake = wake
+        wake()
+
+    def ready(self):
+        return True
+
+    def cancel(self):
+        self.cancelled = True
+        self.wake()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.cancelled:
+            raise StopIteration
+        if self.made == self.count:
+            raise RuntimeError("no more")
+        self.made += 1
+        return Delta(text="x")
+
+
+def test_a_stream_that_says_when_it_is_ready_has_no_thread_and_waits_for_its_reader():
+    async def run():
+        stream = Ready(2000)
+        generation = Generation([lambda: stream])
+        await generation.open()
+        await asyncio.sleep(0.1)
+        assert stream.made == MAX_AHEAD
+        assert not any(t.name.startswith("lmworks-stream") for t in threading.enumerate())
+        deltas = aiter(generation)
+        for count in range(1, 1501):
+            await anext(deltas)
+            assert stream.made <= count + MAX_AHEAD
+        with pytest.raises(RuntimeError, match="no more"):
+            while True:
+                await anext(deltas)
+        assert stream.made == 2000
+
+    asyncio.run(run())
+
+
+def test_such_a_stream_ends_when_it_is_cancelled():
+    async def run():
+        generation = Generation([lambda: Ready(10**9)])
+        await generation.open()
+        deltas = aiter(generation)
+        await anext(deltas)
+        generation.cancel()
+        left = [delta async for delta in deltas]
+        assert len(left) <= MAX_AHEAD
 
     asyncio.run(run())
 
