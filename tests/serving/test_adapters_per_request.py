@@ -169,9 +169,11 @@ def test_adapters_come_and_go_while_the_server_runs(served, pool, tokenizer, alo
     # Another adapter under the same name gets nothing of what was kept for the former one.
     body["lora_path"] = "x"
     assert served.post("/v1/load_lora_adapter", json=body).status_code == 200
-    assert ask(served, "new", prompt).json()["choices"][0]["text"] == text(
-        alone["x", prompt], tokenizer
-    )
+    answer = ask(served, "new", prompt).json()
+    assert answer["choices"][0]["text"] == text(alone["x", prompt], tokenizer)
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    again = ask(served, "new", prompt).json()["usage"]
+    assert again["prompt_tokens_details"]["cached_tokens"] > 0
     bad = {"lora_name": "other", "lora_path": "base"}  # a folder, but no adapter
     answer = served.post("/v1/load_lora_adapter", json=bad)
     assert answer.status_code == 500 and "adapter" in answer.json()["error"]["message"]

@@ -174,6 +174,21 @@ def test_a_stream_that_is_dropped_or_cancelled_lets_its_model_go(folders):
     pool.close()
 
 
+def test_streams_say_when_they_are_ready(folders):
+    """As those of the model itself, so that the server reads them without a thread."""
+    pool = ModelPool(spec(folders, "a"))
+    stream = pool.get("a").stream(ASK, **GREEDY)
+    woken = threading.Event()
+    stream.on_ready(woken.set)
+    assert woken.wait(10) and stream.ready()
+    list(stream)
+    assert stream.ready() and next(stream, None) is None
+    cancelled = pool.get("a").stream(ASK, **GREEDY)
+    cancelled.cancel()
+    assert cancelled.ready() and list(cancelled) == []
+    pool.close()
+
+
 def test_settings_of_a_model_hold_where_a_request_says_nothing(folders):
     pool = ModelPool(spec(folders, "a", system="Be brief.", sampling=dict(GREEDY)))
     bare = ModelPool(spec(folders, "a"))

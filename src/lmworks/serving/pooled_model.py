@@ -112,6 +112,13 @@ class PooledStream(Iterator[Delta]):
         self._stream: Iterator[Delta] | None = stream
         self._lease, self._saw = lease, saw
         self._first_s: float | None = None
+        if hasattr(stream, "on_ready"):  # each of its pieces is one of ours
+            self.on_ready = stream.on_ready
+
+    def ready(self) -> bool:
+        """See `Stream.ready`; there where the stream beneath has `on_ready`."""
+        stream: Any = self._stream
+        return stream is None or stream.ready()
 
     def __iter__(self) -> PooledStream:
         return self
