@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import numpy as np
 import pytest
@@ -13,16 +14,31 @@ import torch
 
 import lmworks
 from lmworks.cli.main import main
-from lmworks.cli.served_models import pool_of
+from lmworks.cli.served_models import model_options, pool_of
 from lmworks.core.errors import UserError
 from lmworks.core.quantities import parse_bytes, parse_seconds, shown_bytes
 from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
 from lmworks.models.model import Model
 from lmworks.models.save import save_model
 from lmworks.serving.app import create_app
+from lmworks.serving.model_pool import ModelPool
 from lmworks.tokenizers.train import train_bpe
 
 TEXTS = ["one text", "ß", "a longer text than these"]
+
+
+def pool_from(*arguments: str) -> ModelPool:
+    """The pool that `lmworks serve` makes of its arguments."""
+    found: list[ModelPool] = []
+
+    @click.command()
+    @click.argument("references", nargs=-1)
+    @model_options
+    def command(preload: bool | None, **given: Any) -> None:
+        found.append(pool_of(**given))
+
+    command.main(list(arguments), standalone_mode=False)
+    return found[0]
 
 
 @pytest.fixture(scope="module")
@@ -94,18 +110,7 @@ def test_bad_input_is_one_line(model, tmp_path, capsys, content, arguments, word
 
 
 def test_models_of_a_running_server(model, live_app, capsys, monkeypatch):
-    pool = pool_of(
-        (f"a={model}", f"b={model}"),
-        base="",
-        max_batch=2,
-        max_positions=None,
-        file=None,
-        memory_budget="1GB",
-        keep_alive=None,
-        pin=("b",),
-        speculate="",
-        adapter_folder=None,
-    )
+    pool = pool_from(f"a={model}", f"b={model}", "--memory-budget", "1GB", "--pin", "b")
     with live_app(create_app(pool)) as server:
         where = ["--server", server.url]
         assert main(["models", "list", *where]) == 0
@@ -130,32 +135,20 @@ def test_models_of_a_running_server(model, live_app, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("arguments", "words"),
     [
-        ({"references": ()}, "no model"),
-        ({"memory_budget": "0"}, "above zero"),
-        ({"memory_budget": "lots"}, "write it as 8GB"),
-        ({"keep_alive": "a while"}, "write it as 30s"),
-        ({"pin": ("c",)}, "unknown model 'c'"),
-        ({"file": Path("nowhere.yaml")}, "is not there"),
-        ({"references": ("x=a", "x=b")}, "two models are called 'x'"),
+        ([], "no model"),
+        (["a=m", "--memory-budget", "0"], "above zero"),
+        (["a=m", "--memory-budget", "lots"], "write it as 8GB"),
+        (["a=m", "--keep-alive", "a while"], "write it as 30s"),
+        (["a=m", "--pin", "c"], "unknown model 'c'"),
+        (["--models", "nowhere.yaml"], "is not there"),
+        (["x=a", "x=b"], "two models are called 'x'"),
     ],
 )
-def test_what_does_not_fit_together_is_one_line(model, change: dict[str, Any], words):
-    given: dict[str, Any] = {
-        "references": (f"a={model}",),
-        "base": "",
-        "max_batch": 8,
-        "max_positions": None,
-        "file": None,
-        "memory_budget": None,
-        "keep_alive": None,
-        "pin": (),
-        "speculate": "",
-        "adapter_folder": None,
-    }
+def test_what_does_not_fit_together_is_one_line(arguments, words):
     with pytest.raises(UserError, match=words):
-        pool_of(**{**given, **change})
+        pool_from(*arguments)
 
 
 def test_sizes_and_times():
