@@ -1,9 +1,10 @@
 """Stage `speculation`: whether speculative decoding pays here, on one's own prompts.
 
-Each prompt is answered plainly and in every way of speculating, in turns, so that whatever else the
-machine does falls on all of them. Timed is what follows the first token: reading the prompt is the
-same for all but a draft, whose own reading counts. The speed-up is the ratio of the seconds per
-token, over all prompts and by their kinds, with an interval over prompts that are drawn anew.
+Each prompt is answered plainly and in every way of speculating, in turns that begin with another
+each time, so that whatever else the machine does falls on all of them. Timed is what follows the
+first token: reading the prompt is the same for all but a draft, whose own reading counts. The
+speed-up is the ratio of the seconds per token, over all prompts and by their kinds, with an
+interval over prompts that are drawn anew.
 
 At temperature 0 the answers must be the same to the token, which is checked; above it they are only
 alike in distribution, and differ in length.
@@ -85,7 +86,7 @@ def speculation(config: SpeculationConfig, run: Run) -> dict[str, Any]:
         raise UserError("needs a round, answers of at least two tokens, and a way to guess")
     set_threads(config.threads)
     prompts = _prompts(run.inputs.get("prompts", _OWN_PROMPTS), config.max_prompts)
-    model, tokenizer = load_language_model(run.inputs["model"], packed=True), None
+    model = load_language_model(run.inputs["model"], packed=True)
     tokenizer = load_tokenizer(run.inputs["model"])
     with Engine(model, tokenizer, max_batch=1, prefix_tokens=0) as engine:
         ways: dict[str, Any] = {"plain": None}
@@ -93,12 +94,13 @@ def speculation(config: SpeculationConfig, run: Run) -> dict[str, Any]:
             ways[way] = speculation_for(engine, way, always=config.always)
         found: dict[str, list[list[Timed]]] = {way: [] for way in ways}
         with track("answering", total=len(prompts) * len(ways) * config.rounds) as bar:
-            for prompt in prompts:
+            for place, prompt in enumerate(prompts):
                 ids = _prompt_ids(tokenizer, prompt)
                 rounds: dict[str, list[Timed]] = {way: [] for way in ways}
                 for number in range(config.rounds):
-                    for way, proposer in ways.items():
-                        engine.proposer = proposer
+                    first = (place + number) % len(ways)  # nobody is always the first
+                    for way in [*ways][first:] + [*ways][:first]:
+                        engine.proposer = ways[way]
                         rounds[way].append(_answer(engine, ids, config, number))
                         bar.advance(1)
                 for way, timed in rounds.items():
