@@ -135,7 +135,7 @@ def test_a_hanging_one_is_found_by_its_health_check(fake, gateway):
 
 def test_one_that_is_back_is_asked_before_its_next_check(fake, gateway):
     back = fake()
-    live = gateway({"url": back.url, "health_path": "/models", "health_every_s": 600})
+    live = gateway(back)  # whose health nobody checks, so what it is set to stays
     live.door.backends["a"].healthy = False
     with live.client(live.key()) as client:
         assert client.get("/ready").status_code == 503
