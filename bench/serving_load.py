@@ -412,7 +412,7 @@ def main() -> int:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     try:
         assert server.stdout is not None
-        lines = [server.stdout.readline() for _ in range(4)]
+        lines = [server.stdout.readline() for _ in range(5)]
         port = int(lines[0].rsplit(":", 1)[1])
         seconds = options.minutes * 60
         load = Load(port, seconds, asked, expected)

@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in children
+# Nobody's own conversations are touched, and what children keep goes with the run.
+_data = tempfile.TemporaryDirectory(prefix="lmworks-tests-")
+os.environ["LMWORKS_DATA"] = _data.name
 
 _connect, _connect_ex = socket.socket.connect, socket.socket.connect_ex
 _getaddrinfo = socket.getaddrinfo
@@ -76,6 +80,7 @@ def pytest_configure() -> None:
 
 
 def pytest_unconfigure() -> None:
+    _data.cleanup()
     socket.socket.connect = _connect  # type: ignore[method-assign]
     socket.socket.connect_ex = _connect_ex  # type: ignore[method-assign]
     socket.getaddrinfo = _getaddrinfo

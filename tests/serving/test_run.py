@@ -34,7 +34,7 @@ def start(words, drain_s):
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(4)]
+    lines = [process.stdout.readline() for _ in range(5)]
     url = lines[0].split()[-1]
     assert url.startswith("http://127.0.0.1:")
     return process, url
