@@ -283,12 +283,20 @@ def test_fixed_models_say_so(raw):
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "fixed_models"
 
 
-@pytest.mark.parametrize("path", ["../a", "/etc", "", ".", "nothing", "a/../x", "x\x00"])
+@pytest.mark.parametrize("path", ["..", "../a", "/etc", "", ".", "nothing", "a/../x", "x\x00"])
 def test_clients_name_no_paths(served, path):
     body = {"lora_name": "new", "lora_path": path, "base_model_name": "a"}
     answer = served.post("/v1/load_lora_adapter", json=body)
     assert answer.status_code == 400, answer.text
     assert "new" not in [m["id"] for m in served.get("/v1/models").json()["data"]]
+
+
+def test_links_out_of_the_folder_are_not_followed(folders, tmp_path):
+    (tmp_path / "x").symlink_to(folders / "x")
+    pool = ModelPool(spec(folders, "a"), adapter_folder=tmp_path)
+    with pytest.raises(UserError, match="is no folder of"):
+        pool.load_adapter("new", "x", "a")
+    pool.close()
 
 
 # --- embeddings and reranking ---
