@@ -47,15 +47,15 @@ class Ours:
     """The engine over packed weights."""
 
     def __init__(self, most: int, threads: int) -> None:
-        from lmworks.inference.engine import Engine
+        from lmworks.inference import engine
         from lmworks.models.load import load_model
         from lmworks.tokenizers.load import load_tokenizer
 
         torch.set_num_threads(threads)
         self.model = load_model("smollm2-135m", packed=True)
         tokenizer = load_tokenizer("smollm2-135m")
-        self.engine = Engine(self.model, tokenizer, max_batch=most, max_positions=1536)
-        self.engine.eos_token_ids = frozenset()  # all answers are of one length
+        engine.end_token_ids = lambda tokenizer: frozenset()  # all answers are of one length
+        self.engine = engine.Engine(self.model, tokenizer, max_batch=most, max_positions=1536)
 
     def generate(self, ids: Sequence[Sequence[int]], new: int) -> float:
         """Seconds until the first token of the first answer; returns when all are there."""
@@ -168,11 +168,11 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Seconds of each round; an unmeasured one comes first."""
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for round_ in range(-1, rounds):
+    for round_ in range(rounds + 1):
         for name, rival in rivals.items():
             started = time.perf_counter()
             work(rival, round_)
-            if round_ >= 0:
+            if round_ > 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -431,3 +434,17 @@ def test_a_copy_has_a_plan_of_its_own(calls: Calls) -> None:
         other.layers[0].mixer.q_proj.weight.mul_(3)  # type: ignore[union-attr]
     assert_alike(other, calls)
     assert_alike(model, calls)
+
+
+@pytest.mark.slow
+def test_a_processor_without_products_of_bytes_gives_the_same() -> None:
+    """The kernels as they are compiled elsewhere pass these tests too."""
+    chosen = "llama or company or neighbours or number or (Q4_1 and (product or qwen2 or gpt2))"
+    command = [sys.executable, "-m", "pytest", "-q", "-k", chosen, "-p", "no:cacheprovider"]
+    here = Path(__file__)
+    files = [str(here), str(here.with_name("test_packed.py"))]
+    environment = os.environ | {"LMWORKS_PLAIN_KERNELS": "1"}
+    done = subprocess.run(
+        [*command, *files], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
