@@ -110,7 +110,7 @@ def ask(name: str, kind: str, folder: Path, out: Path) -> dict[str, list[float]]
             folder, num_labels=1, dtype=torch.float32
         )
         with torch.no_grad():
-            model.score.weight.copy_(setup.reward_head(model.config.hidden_size))
+            model.score.weight.copy_(setup.reward_head(model.config.hidden_size, kind))
     else:
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.config.pad_token_id = tokenizer.pad_token_id

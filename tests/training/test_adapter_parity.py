@@ -174,8 +174,9 @@ def test_fifty_steps_are_those_of_peft(kind: str, folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_fifty_steps_of_smollm2_are_those_of_peft(kind: str, tmp_path: Path) -> None:
     save_model(load_model("smollm2-135m"), tmp_path / "smollm2")
-    # At a rate of 1e-3 on such rows the losses leap, and roundings grow to 3e-2 within 50 steps.
-    compare_steps(kind, tmp_path / "smollm2", tmp_path, rate=1e-4)
+    # At a rate of 1e-3 on such rows the losses leap, and roundings grow to 3e-2 within 50 steps; at
+    # 1e-4 LoRA stays within 1e-5 and DoRA, whose rows have lengths too, comes to 2e-5.
+    compare_steps(kind, tmp_path / "smollm2", tmp_path, rate=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "prefix"])

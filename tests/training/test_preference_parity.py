@@ -50,7 +50,7 @@ def run(
         model = reward_model(model, 1, seed=0)
         head: Any = model.head
         with torch.no_grad():
-            head.out_proj.weight.copy_(setup.reward_head(model.config.hidden_size))
+            head.out_proj.weight.copy_(setup.reward_head(model.config.hidden_size, kind))
     score = lambda batch: batch  # noqa: E731
     if objective_name in ("dpo", "ipo", "kto"):
         if stored and name != "kto":  # KTO's mismatched rows are those of a batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
@@ -138,8 +139,9 @@ def _start_for_training(arguments: list[str]) -> None:
     from lmworks.training.threads import without_kept_chunks
 
     environment = without_kept_chunks()
-    if environment is not None:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    if environment is not None and sys.executable:
+        with contextlib.suppress(OSError):  # it is a saving, and no more
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def _click_message(error: click.ClickException) -> str:
