@@ -114,3 +114,20 @@ def test_greedy_equals_transformers_in_float32(chat, expected):
 @pytest.mark.slow
 def test_greedy_equals_transformers_with_packed_weights(chat, expected):
     assert greedy(chat.engine) == expected
+
+
+@pytest.mark.slow
+def test_32_at_once_with_pages_for_a_third_of_them_equal_transformers(chat, expected):
+    questions = [*range(len(QUESTIONS)), *range(12)]
+    tokenizer = chat.engine.tokenizer
+    with Engine(
+        chat.engine.model, tokenizer, max_batch=32, max_positions=256, cache_tokens=1024
+    ) as engine:
+        sampling = Sampling(temperature=0, max_tokens=MAX_TOKENS)
+        prompts = [tokenizer.encode_chat(messages(QUESTIONS[i])) for i in questions]
+        streams = [engine.submit(ids, sampling) for ids in prompts]
+        assert [[event.token_id for event in s] for s in streams] == [
+            expected[i] for i in questions
+        ]
+        assert engine.statistics.preemptions > 0
+        assert engine.statistics.cached_prompt_tokens > 0

@@ -252,3 +252,29 @@ def test_a_pool_that_is_too_small_says_so_and_changes_nothing() -> None:
         KVCache(CONFIG, 2, 64, num_pages=0)
     with pytest.raises(ValueError, match="page 0 is free"):
         PagePool(1).release([0])
+
+
+def test_a_shared_page_is_copied_for_all_but_the_last_who_write_to_it() -> None:
+    cache = KVCache(CONFIG, 2, 64, num_pages=1)
+    cache.reserve([0], 5)
+    cache.lengths[0] = 5
+    cache.continue_from([0, 1], [0, 0])
+    with pytest.raises(OutOfPages, match="1 pages of 16 positions are needed and 0 of 1 are free"):
+        cache.reserve([0, 1], 1)
+    assert cache.tables == [[0], [0]]
+    cache.free(0)
+    cache.reserve([1], 1)  # now it is its own
+    assert cache.tables == [[], [0]]
+
+
+def test_a_page_whose_continuation_is_in_use_stays_though_nobody_holds_it():
+    pool = PagePool(8)
+    tree = PrefixTree(pool, 8)
+    first, again = [pool.take()], [pool.take(), pool.take()]
+    tree.insert(text(1), first)
+    tree.insert(text(1, 2), again)  # read at the same time: a page of its own for the beginning
+    pool.release(first)
+    assert tree.num_idle == 0 and tree.evict(2) == 0
+    assert tree.match([*text(1, 2), 9]) == [first[0], again[1]]
+    pool.release(again)
+    assert tree.evict(2) == 2 and pool.num_free == 8
