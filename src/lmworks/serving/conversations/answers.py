@@ -14,7 +14,7 @@ from lmworks.core.errors import UserError
 from lmworks.inference.base import ChatModel, Delta
 from lmworks.inference.memory import LeftOut, MemoryPlan, Recaller, Turn, plan_prompt
 from lmworks.inference.memory_recall import RecallByMeaning, RecallByWords, SentenceEncoder
-from lmworks.inference.memory_summary import summarise, summary_due
+from lmworks.inference.memory_summary import SUMMARY_TOKENS, summarise, summary_due
 from lmworks.inference.token_counts import TokenCounter
 from lmworks.serving.conversations.store import ConversationStore
 from lmworks.serving.conversations.values import ChatSettings, Message
@@ -196,6 +196,8 @@ def remember(
     )
     if not due:
         return False
-    summary = summarise(model, due, counter, previous)
+    limit = settings.memory.context_tokens or counter.context or SUMMARY_TOKENS * 4
+    max_tokens = min(SUMMARY_TOKENS, limit // 4)
+    summary = summarise(model, due, counter, previous, max_tokens=max_tokens)
     store.memories.keep_summary(summary, model.name)
     return True
