@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from lmworks.cli.main import _start_for_training
+from lmworks.core.ggml_types import TYPES
+from lmworks.core.gguf import GGUFTensor
+from lmworks.models import packed
 from lmworks.models.config.patterns import Sizes, decoder_config
 from lmworks.models.model import Model
+from lmworks.models.packed import PackedMatrix
 from lmworks.models.skeleton import skeleton
 from lmworks.training import memory_estimate, threads
 from lmworks.training.batches import IGNORED, Batch
@@ -207,3 +214,15 @@ def test_only_commands_that_train_start_anew(
     monkeypatch.setattr(os, "execve", lambda path, words, environment: started.append(words))
     _start_for_training(arguments)
     assert started == ([[sys.executable, "-m", "lmworks.cli.main", *arguments]] if wanted else [])
+
+
+def test_memory_that_is_used_again_does_not_come_from_an_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packed, "_LOCAL", threading.local())
+    codes = np.zeros(8192 * TYPES["Q8_0"].num_bytes, dtype=np.uint8)
+    matrix = PackedMatrix(GGUFTensor(name="w", shape=(1024, 256), type="Q8_0", data=codes))
+    upstream = torch.ones(2, 1024)
+    with MemoryRecord(), contextlib.suppress(RuntimeError):
+        matrix.gradient(upstream)
+    assert torch.equal(matrix.gradient(upstream), torch.zeros(2, 256))

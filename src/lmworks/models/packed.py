@@ -291,7 +291,9 @@ def _buffer(size: int) -> torch.Tensor:
     """This thread's memory for dequantised weights, (size,) or longer."""
     held: torch.Tensor | None = getattr(_LOCAL, "buffer", None)
     if held is None or len(held) < size:
-        held = _LOCAL.buffer = torch.empty(size)
+        # NumPy's, since torch's would be a tensor without memory while a training is estimated,
+        # and stay here for the real one.
+        held = _LOCAL.buffer = torch.from_numpy(np.empty(size, dtype=np.float32))
     return held
 
 
