@@ -79,7 +79,7 @@ def ask(name: str, kind: str, folder: Path, out: Path) -> dict[str, list[float]]
         output_dir=str(out),
         max_steps=setup.NUM_STEPS,
         per_device_train_batch_size=batch_size,
-        learning_rate=setup.LEARNING_RATES[kind],
+        learning_rate=setup.learning_rate(name, kind),
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=1.0,

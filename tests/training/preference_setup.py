@@ -22,6 +22,8 @@ from lmworks.tokenizers.train import train_bpe
 
 NUM_STEPS, BATCH_SIZE = 50, 4
 LEARNING_RATES = {"tiny": 1e-3, "smollm2": 1e-2}
+# Where a step of that size makes losses leap, and with them what rounding has begun.
+SMALLER_RATES = {"smollm2": {"ipo": 2e-5, "reward": 1e-3, "simpo": 1e-3}}
 # AdamW's two moments of 135 million weights would be a gigabyte more, for nothing.
 OPTIMIZERS = {"tiny": "adamw_torch", "smollm2": "sgd"}
 # What our objective is told, and what their trainer is told.
@@ -85,6 +87,11 @@ def batch_size(name: str, kind: str) -> int:
     if kind == "tiny":
         return BATCH_SIZE
     return 2 if name == "kto" else 1
+
+
+def learning_rate(name: str, kind: str) -> float:
+    """The constant rate of a case."""
+    return SMALLER_RATES.get(kind, {}).get(name, LEARNING_RATES[kind])
 
 
 def is_text(name: str, kind: str) -> bool:

