@@ -18,6 +18,7 @@ from lmworks.core.gguf import dequantize, read_gguf
 from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, RoPEConfig
 from lmworks.models.load import load_model
 from lmworks.models.model import Model
+from lmworks.models.packed_slots import TILE
 from lmworks.models.save import save_model
 from lmworks.tokenizers.load import load_tokenizer
 from lmworks.tokenizers.train import train_bpe
@@ -173,7 +174,7 @@ def test_a_packed_matrix_that_two_layers_share_is_counted_once(tmp_path: Path) -
     model = load_model(folder)
     shapes = [p.shape for p in model.parameters() if p.ndim == 2]
     vectors = sum(p.numel() for p in model.parameters() if p.ndim == 1)
-    whole_tiles = sum((rows + 3) // 4 * 4 * columns for rows, columns in shapes)
+    whole_tiles = sum(-(-rows // TILE) * TILE * columns for rows, columns in shapes)
     packed = load_model(made.path, packed=True)
     assert weight_bytes(packed) == whole_tiles * 36 // 32 + vectors * 4
     assert weight_bytes(model) == (sum(r * c for r, c in shapes) + vectors) * 4

@@ -137,6 +137,7 @@ def test_a_mistake_beside_rounded_weights(tmp_path: Path) -> None:
     assert "theta 77" in report.verdict
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_smollm2_is_equal_to_transformers_on_its_own_text() -> None:
     report = compare("smollm2-135m", "transformers:smollm2-135m")

@@ -12,6 +12,7 @@ import pytest
 
 from lmworks.core.errors import UserError
 from lmworks.inference.chat import RemoteChat, RemoteError, ScriptedChat
+from lmworks.serving import bodies
 from lmworks.serving.app import create_app
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
@@ -88,7 +89,8 @@ def test_a_path_is_no_name_of_a_model(raw, name):
         " folded: x",
     ],
 )
-def test_header_tricks_are_refused(server, raw, head):
+def test_header_tricks_are_refused(server, raw, head, monkeypatch):
+    monkeypatch.setattr(bodies, "BODY_S", 0.5)  # the chunks of the first never come
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         text = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n"
         with contextlib.suppress(OSError):
