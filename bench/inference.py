@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,9 @@ def alone(name: str, streams: int, threads: int) -> None:
     """Answer once and say how much memory that took."""
     rival = contestant(name, streams, threads)
     rival.generate(prompts(streams, PROMPT, 0), NEW)
-    print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    # Not `ru_maxrss`, which begins at what the process held that started this one.
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    print(json.dumps({"peak": 1024 * int(found[1]) if found else 0}))
 
 
 def main() -> None:
