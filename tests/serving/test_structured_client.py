@@ -153,6 +153,7 @@ def test_several_choices_each_in_the_form(client):
         n=4,
         response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": WEATHER}},
     )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
     for choice in answer.choices:
         jsonschema.validate(json.loads(choice.message.content), WEATHER)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from lmworks.serving.openai_types import GenerationRequest
 
 
-class Answer:
+class Answer(ABC):
     """The answer to one request; see `turns.Reply`.
 
     Args:
@@ -81,11 +82,13 @@ class Answer:
     def _chunk_kind(self) -> str:
         return self._kind
 
+    @abstractmethod
     def _whole_choice(self, completion: Completion) -> dict[str, Any]:
-        raise NotImplementedError
+        """What a choice of the whole answer holds, but its index."""
 
+    @abstractmethod
     def _piece_choice(self, delta: Delta, first: bool) -> dict[str, Any]:
-        raise NotImplementedError
+        """What a choice of a chunk holds, but its index and finish reason."""
 
 
 def says_something(delta: Delta) -> bool:

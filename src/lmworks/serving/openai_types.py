@@ -7,6 +7,7 @@ not a number. Messages hold text only: an image or a sound in `content` is refus
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -161,20 +162,22 @@ class GenerationRequest(Strict):
         return self.best_of or self.n or 1
 
     @property
+    @abstractmethod
     def top_logprobs_wanted(self) -> int | None:
-        raise NotImplementedError
+        """How many likeliest tokens to name beside each; None: no log-probabilities."""
 
     @property
+    @abstractmethod
     def token_limit(self) -> int | None:
-        raise NotImplementedError
+        """The most tokens of an answer, whatever the API calls it."""
 
+    @abstractmethod
     def openers(self, model: ChatModel, options: Mapping[str, Any]) -> list[Opener]:
         """See `turns.Turn`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reply(self) -> Answer:
         """See `turns.Turn`."""
-        raise NotImplementedError
 
     def traced(self) -> dict[str, Any]:
         """See `turns.Turn`."""
