@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
 import lmworks
-from lmworks.serving.metrics import CONTENT_TYPE
+from lmworks.serving.prometheus import CONTENT_TYPE
 from lmworks.serving.service import Service
 
 

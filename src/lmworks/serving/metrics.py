@@ -1,7 +1,6 @@
 """What the server counts, and `/metrics` in the text format of Prometheus.
 
-Written by hand: a dozen lines of a stable format, so serving needs no further package. Labels have
-few values: known models, known endpoints, statuses.
+Labels have few values: known models, known endpoints, statuses.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lmworks.inference.base import Delta
@@ -21,9 +20,9 @@ from lmworks.inference.statistics import (
     Histogram,
 )
 from lmworks.serving.catalogue import Models
+from lmworks.serving.prometheus import head, histogram_samples, sample
 
 RATE_WINDOW_S = 10
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class ModelMetrics:
@@ -124,16 +123,16 @@ class Metrics:
         return "\n".join([*(line for part in parts for line in part), ""])
 
     def _server_lines(self) -> Iterator[str]:
-        yield from _head("lmworks_requests_total", "counter", "HTTP requests by status.")
+        yield from head("lmworks_requests_total", "counter", "HTTP requests by status.")
         with self._lock:
             requests = sorted(self._requests.items())
             latencies = sorted(self._latency_s.items())
         for (endpoint, status), count in requests:
-            yield _line("lmworks_requests_total", {"endpoint": endpoint, "status": status}, count)
+            yield sample("lmworks_requests_total", {"endpoint": endpoint, "status": status}, count)
         name = "lmworks_request_seconds"
-        yield from _head(name, "histogram", "Time to the end of the answer.")
+        yield from head(name, "histogram", "Time to the end of the answer.")
         for endpoint, histogram in latencies:
-            yield from _histogram_lines(name, {"endpoint": endpoint}, histogram)
+            yield from histogram_samples(name, {"endpoint": endpoint}, histogram)
 
     def _memory_lines(self) -> Iterator[str]:
         """Of models that come and go: who is in memory, and how often each came."""
@@ -189,10 +188,10 @@ class Metrics:
             {model: m.tokens_per_s() for model, m in metrics.items()},
         )
         name = "lmworks_answers_total"
-        yield from _head(name, "counter", "Answers by how they ended.")
+        yield from head(name, "counter", "Answers by how they ended.")
         for model, m in metrics.items():
             for how, count in sorted(m.answers.items()):
-                yield _line(name, {"model": model, "end": how}, count)
+                yield sample(name, {"model": model, "end": how}, count)
         for name, text, histograms in (
             (
                 "lmworks_time_to_first_token_seconds",
@@ -271,34 +270,13 @@ _HISTOGRAMS_OF_ENGINES = (
 )
 
 
-def _head(name: str, kind: str, help_text: str) -> Iterable[str]:
-    return (f"# HELP {name} {help_text}", f"# TYPE {name} {kind}")
-
-
 def _family(name: str, kind: str, help_text: str, values: Mapping[str, float]) -> Iterator[str]:
-    yield from _head(name, kind, help_text)
+    yield from head(name, kind, help_text)
     for model, value in values.items():
-        yield _line(name, {"model": model}, value)
+        yield sample(name, {"model": model}, value)
 
 
 def _histograms(name: str, text: str, by_model: Mapping[str, Histogram]) -> Iterator[str]:
-    yield from _head(name, "histogram", text)
+    yield from head(name, "histogram", text)
     for model, histogram in by_model.items():
-        yield from _histogram_lines(name, {"model": model}, histogram)
-
-
-def _histogram_lines(name: str, labels: dict[str, Any], histogram: Histogram) -> Iterator[str]:
-    counts, total = histogram.snapshot()
-    for bound, count in zip([*map(repr, histogram.buckets), "+Inf"], counts, strict=True):
-        yield _line(name + "_bucket", labels | {"le": bound}, count)
-    yield _line(name + "_sum", labels, total)
-    yield _line(name + "_count", labels, counts[-1])
-
-
-def _line(name: str, labels: Mapping[str, Any], value: float) -> str:
-    inside = ",".join(f'{key}="{_escape(str(text))}"' for key, text in labels.items())
-    return f"{name}{{{inside}}} {value}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        yield from histogram_samples(name, {"model": model}, histogram)

@@ -24,7 +24,7 @@ from lmworks.serving.errors import install_error_handlers, model_not_found
 from lmworks.serving.gateway.admin import add_admin_routes
 from lmworks.serving.gateway.door import ENDPOINTS, Door
 from lmworks.serving.gateway.limits import NANO
-from lmworks.serving.metrics import CONTENT_TYPE
+from lmworks.serving.prometheus import CONTENT_TYPE
 
 
 def create_gateway_app(door: Door) -> FastAPI:

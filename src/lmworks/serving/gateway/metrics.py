@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lmworks.inference.statistics import LATENCY_BUCKETS_S, TTFT_BUCKETS_S, Histogram
+from lmworks.serving.prometheus import head, histogram_samples, sample
 
 if TYPE_CHECKING:
     from lmworks.serving.gateway.backends import Backend
@@ -102,22 +103,11 @@ def _gauge(
 def _family(
     name: str, kind: str, about: str, labels: tuple[str, ...], values: Mapping[Any, float]
 ) -> Iterator[str]:
-    yield f"# HELP {_PREFIX}{name} {about}"
-    yield f"# TYPE {_PREFIX}{name} {kind}"
+    yield from head(_PREFIX + name, kind, about)
     for key, value in sorted(values.items()):
-        inside = ",".join(f'{label}="{_escape(str(part))}"' for label, part in zip(labels, key))
-        yield f"{_PREFIX}{name}{{{inside}}} {value}" if inside else f"{_PREFIX}{name} {value}"
+        yield sample(_PREFIX + name, dict(zip(labels, key, strict=True)), value)
 
 
 def _histogram(name: str, about: str, histogram: Histogram) -> Iterator[str]:
-    yield f"# HELP {_PREFIX}{name} {about}"
-    yield f"# TYPE {_PREFIX}{name} histogram"
-    counts, total = histogram.snapshot()
-    for bound, count in zip([*map(repr, histogram.buckets), "+Inf"], counts, strict=True):
-        yield f'{_PREFIX}{name}_bucket{{le="{bound}"}} {count}'
-    yield f"{_PREFIX}{name}_sum {total}"
-    yield f"{_PREFIX}{name}_count {counts[-1]}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    yield from head(_PREFIX + name, "histogram", about)
+    yield from histogram_samples(_PREFIX + name, {}, histogram)
