@@ -17,6 +17,7 @@ from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import disk_full_message
+from lmworks.serving.sqlite_script import script_statements
 
 _APPLICATION_ID = 0x6C6D7763  # "lmwc"
 _BUSY_S = 10.0
@@ -167,7 +168,7 @@ class Database:
             if version > len(_STEPS):
                 raise UserError(f"{self.path} was written by a newer lmworks: update lmworks")
             for step in _STEPS[version:]:
-                for statement in _statements(step):
+                for statement in script_statements(step):
                     run(statement)
             run(f"PRAGMA application_id = {_APPLICATION_ID}")
             run(f"PRAGMA user_version = {len(_STEPS)}")
@@ -192,13 +193,3 @@ class Database:
             raise UserError(
                 f"{self.path}: conversations can't be kept there: {error.strerror or error}"
             ) from error
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script; `executescript` would commit between them."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""

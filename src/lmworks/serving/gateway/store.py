@@ -23,6 +23,7 @@ from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.serving.gateway.audit import Entry, next_entry
+from lmworks.serving.sqlite_script import script_statements
 
 Statement = tuple[str, Sequence[Any]]
 _VERSION = 1
@@ -80,7 +81,7 @@ class Store:
                 version = self._connection.execute("PRAGMA user_version").fetchone()[0]
                 if version > _VERSION:
                     raise UserError(f"{path} was made by a newer lmworks (version {version})")
-                for statement in _statements(_SCHEMA):
+                for statement in script_statements(_SCHEMA):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {_VERSION}")
         except (sqlite3.Error, OSError) as error:
@@ -220,13 +221,3 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = NORMAL")
     path.chmod(0o600)  # the log may hold what people wrote
     return connection
-
-
-def _statements(script: str) -> Iterator[str]:
-    """`executescript` would commit in between; statements end where SQLite says they do."""
-    collected = ""
-    for line in script.splitlines(keepends=True):
-        collected += line
-        if sqlite3.complete_statement(collected):
-            yield collected
-            collected = ""
