@@ -68,9 +68,11 @@ def serve_gateway(gateway: Gateway, host: str = "", port: int | None = None) -> 
         gateway = stack.enter_context(started_children(gateway))
         embed = None
         if settings.cache.semantic:
-            from lmworks.serving.gateway.semantic_cache import load_embedder
+            from lmworks.serving.gateway.semantic_cache import load_question_encoder
 
-            embed = load_embedder(settings.cache.embedder)
+            encoder = load_question_encoder(settings.cache.embedder)
+            stack.callback(encoder.close)
+            embed = encoder.encode
         door = Door(gateway, store, open_ledger(gateway, store), pepper, embed=embed)
         url = page_url(host, listener.getsockname()[1])
         lines = [

@@ -21,8 +21,11 @@ from lmworks.serving.gateway.cache import digest
 if TYPE_CHECKING:
     import numpy as np
 
+    from lmworks.inference.embedding import Embedder
+
 _MAX_SCOPES, _MAX_PER_SCOPE = 512, 1024
 _MAX_CHARACTERS = 2000  # longer messages are tasks, not questions, and differ where nobody looks
+_MAX_TOKENS = 256  # of a question that the encoder reads
 _NEGATIONS = frozenset(
     ("no", "not", "never", "none", "nor", "without", "cannot", "nobody", "nothing", "neither")
 )
@@ -124,29 +127,16 @@ def marks(text: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def load_embedder(reference: str, max_length: int = 256) -> Embed:
-    """Texts to unit vectors by an encoder of sentence-transformers' layout.
+def load_question_encoder(reference: str) -> Embedder:
+    """An encoder of sentence-transformers' layout, for questions; its `encode` is an `Embed`.
 
     Raises: UserError for a reference that leads to no such encoder.
     """
-    import numpy as np
-    import torch
-
+    from lmworks.inference.embedding import load_embedder
     from lmworks.models.config import EmbeddingHeadConfig
-    from lmworks.models.load import load_single_model
-    from lmworks.tokenizers.load import load_tokenizer
 
-    model, tokenizer = load_single_model(reference), load_tokenizer(reference)
-    if not isinstance(model.config.head, EmbeddingHeadConfig):
+    embedder = load_embedder(reference, normalize=True, max_length=_MAX_TOKENS)
+    if not isinstance(embedder.model.config.head, EmbeddingHeadConfig):
+        embedder.close()
         raise UserError(f"{reference} gives no vectors of texts: name an encoder such as minilm-l6")
-
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        vectors = []
-        for text in texts:
-            ids = tokenizer.encode(text)[:max_length]
-            with torch.inference_mode():
-                vector = model(torch.tensor([ids])).reshape(-1).numpy()
-            vectors.append(vector / max(float(np.linalg.norm(vector)), 1e-12))
-        return np.stack(vectors).astype(np.float32)
-
-    return embed
+    return embedder
