@@ -1,4 +1,4 @@
-"""Calls of the recurrences' kernels: which channels, which arguments, on which threads.
+"""Calls of compiled kernels: which channels, which arguments, on which threads, in what memory.
 
 A call works on one sequence and some blocks of channels. How the work is cut depends on its shape
 and never on the number of threads, so sums over channels come out the same on every machine.
@@ -11,6 +11,7 @@ import contextvars
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,7 @@ from lmworks.models.kernel_slots import LANES
 
 _PARTS = 8  # of the channels of a sequence
 _SPLIT_WORK = 1 << 17  # numbers of state to compute, from which on a second thread pays
+_LOCAL = threading.local()
 
 
 # What would have run, (module, kernel); None while kernels run.
@@ -88,6 +90,16 @@ def arguments(values: Mapping[str, int]) -> np.ndarray:
     for name, value in values.items():
         slots[getattr(kernel_slots, name)] = value
     return slots
+
+
+def work_space(size: int) -> torch.Tensor:
+    """This thread's float32 memory for dequantised weights, (size,); the next call reuses it."""
+    held: torch.Tensor | None = getattr(_LOCAL, "work_space", None)
+    if held is None or len(held) < size:
+        # NumPy's, since torch's would be a tensor without memory while a training is estimated,
+        # and stay here for the real one.
+        held = _LOCAL.work_space = torch.from_numpy(np.empty(size, dtype=np.float32))
+    return held[:size]
 
 
 def run(module: str, name: str, calls: Sequence[np.ndarray]) -> None:

@@ -29,7 +29,7 @@ from torch import nn
 from lmworks.core import compiled
 from lmworks.core.errors import UserError
 from lmworks.models import nf4_kernels_slots as slots
-from lmworks.models.kernel_calls import run
+from lmworks.models.kernel_calls import run, work_space
 
 BLOCK = 64
 SCALE_BLOCK = 256
@@ -116,7 +116,7 @@ class NF4Matrix(nn.Module):
             table = torch.tensor(CODE, device=codes.device)
             both = torch.stack((codes >> 4, codes & 15), 1).long()
             return (table[both].view(-1, BLOCK) * scales[:, None]).view(-1)
-        out = _buffer(len(scales) * BLOCK)
+        out = work_space(len(scales) * BLOCK)
         _dequantize(codes, scales, out)
         return out
 
@@ -211,22 +211,6 @@ def _pairs() -> torch.Tensor:
     code = torch.tensor(CODE)
     octets = torch.arange(256)
     return torch.stack((code[octets >> 4], code[octets & 15]), 1).contiguous()
-
-
-@functools.cache
-def _buffers() -> dict[int, torch.Tensor]:
-    return {}
-
-
-def _buffer(size: int) -> torch.Tensor:
-    """Memory for a slice, this thread's own."""
-    import threading
-
-    held = _buffers().get(threading.get_ident())
-    if held is None or len(held) < size:
-        held = torch.empty(max(size, _SLICE_WEIGHTS))
-        _buffers()[threading.get_ident()] = held
-    return held[:size]
 
 
 def _dequantize(codes: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:

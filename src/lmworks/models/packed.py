@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ from lmworks.core.errors import UserError
 from lmworks.core.ggml_types import TYPES
 from lmworks.core.machine import usable_cores
 from lmworks.models import packed_slots as slots
+from lmworks.models.kernel_calls import work_space
 from lmworks.models.packed_slots import BLOCK, TILE
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class PackedMatrix:
         """The dequantised matrix, some rows at a time, in memory that the next slice overwrites."""
         rows, columns = self.shape
         step = TILE * max(1, _SLICE_WEIGHTS // (TILE * columns))
-        buffer = _buffer(min(step, rows) * columns)
+        buffer = work_space(min(step, rows) * columns)
         for first in range(0, rows, step):
             count = min(step, rows - first)
             weights = buffer[: count * columns].view(count, columns)
@@ -282,19 +282,6 @@ def _lay_down(target: np.ndarray, rows: np.ndarray, first: int) -> None:
     by_lane[at : at + len(tiled)] = tiled
     if rest := len(rows) - whole:  # the last tile is filled with zeros
         by_lane[at + len(tiled), :rest] = rows[whole:]
-
-
-_LOCAL = threading.local()
-
-
-def _buffer(size: int) -> torch.Tensor:
-    """This thread's memory for dequantised weights, (size,) or longer."""
-    held: torch.Tensor | None = getattr(_LOCAL, "buffer", None)
-    if held is None or len(held) < size:
-        # NumPy's, since torch's would be a tensor without memory while a training is estimated,
-        # and stay here for the real one.
-        held = _LOCAL.buffer = torch.from_numpy(np.empty(size, dtype=np.float32))
-    return held
 
 
 def _in_threads(name: str, parts: int, count: int, arguments: np.ndarray) -> None:
