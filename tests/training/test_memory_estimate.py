@@ -191,6 +191,8 @@ def test_a_process_is_started_once_more_where_its_threads_keep_chunks(
     assert environment[threads.TUNABLES] == "glibc.malloc.arena_max=1:glibc.malloc.tcache_count=0"
     monkeypatch.setenv(threads.TUNABLES, environment[threads.TUNABLES])
     assert threads.without_kept_chunks() is None and not threads.small_chunks_kept()
+    monkeypatch.setenv(threads.TUNABLES, "glibc.malloc.tcache_count=3")
+    assert threads.without_kept_chunks() is None and threads.small_chunks_kept()
     monkeypatch.setattr(threads, "is_glibc", lambda: False)
     monkeypatch.delenv(threads.TUNABLES)
     assert threads.without_kept_chunks() is None
@@ -212,9 +214,31 @@ def test_only_commands_that_train_start_anew(
     started: list[list[str]] = []
     monkeypatch.setattr(threads, "without_kept_chunks", lambda: {"A": "B"})
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "lmworks.cli.main", *arguments])
+    monkeypatch.setattr(sys, "argv", [__file__, *arguments])
     monkeypatch.setattr(os, "execve", lambda path, words, environment: started.append(words))
     _start_for_training(arguments)
     assert started == ([[sys.executable, "-m", "lmworks.cli.main", *arguments]] if wanted else [])
+
+
+@pytest.mark.parametrize("case", ["as called", "from a program", "from stdin", "once"])
+def test_a_process_starts_anew_once_and_only_where_it_comes_out_the_same(
+    monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    arguments = ["train", "sft", "--data", "a b"]
+    script = "-" if case == "from stdin" else __file__
+    started: list[dict[str, str]] = []
+    monkeypatch.delenv("LMWORKS_STARTED_ANEW", raising=False)
+    monkeypatch.setattr(threads, "without_kept_chunks", lambda: {"A": "B"})
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.setattr(sys, "orig_argv", ["python", script, *arguments])
+    monkeypatch.setattr(os, "execve", lambda path, words, environment: started.append(environment))
+    if case == "from a program":
+        monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "pytest"])
+    if case == "once":  # what started it took the setting away again
+        monkeypatch.setenv("LMWORKS_STARTED_ANEW", str(os.getpid()))
+    _start_for_training(arguments)
+    assert len(started) == (case == "as called")
+    assert all(e["LMWORKS_STARTED_ANEW"] == str(os.getpid()) for e in started)
 
 
 def test_memory_that_is_used_again_does_not_come_from_an_estimate(
@@ -232,9 +256,9 @@ def test_memory_that_is_used_again_does_not_come_from_an_estimate(
 def test_a_model_in_four_bits_trains_after_its_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_calls, "_LOCAL", threading.local())
     torch.manual_seed(0)
-    layer = NF4Linear.of(torch.nn.Linear(64, 32))
+    layer = NF4Linear.of(torch.nn.Linear(64, 32, bias=False))
     x = torch.ones(2, 64, requires_grad=True)
     with kernel_calls.not_running(), MemoryRecord():
         shape_twin(layer)(torch.empty(64, 64))
     assert type(kernel_calls.work_space(1)) is torch.Tensor  # of shapes alone, it would end us
-    assert torch.allclose(layer(x), x @ layer.dequantized().T + layer.bias)
+    assert torch.allclose(layer(x), x @ layer.dequantized().T)

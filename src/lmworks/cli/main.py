@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -126,20 +127,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 _TRAIN = ("train", "run", "quickstart")
+_STARTED = "LMWORKS_STARTED_ANEW"  # the number of the process that was
 
 
 def _start_for_training(arguments: list[str]) -> None:
     """Start this process once more in the environment that training wants, see `threads`.
 
-    It stays the same process, with the same number, files and terminal.
+    It stays the same process, with the same number, files and terminal. Where it can't be started
+    by the same words, or where the setting is taken away from it on the way, it goes on as it is.
     """
     words = [word for word in arguments if not word.startswith("-")]
     if not words or words[0] not in _TRAIN or {"-h", "--help"} & {*arguments}:
         return
+    if os.environ.get(_STARTED) == str(os.getpid()):
+        return
+    same_words = sys.orig_argv[-len(arguments) :] == arguments
+    if not (same_words and sys.executable and Path(sys.argv[0]).is_file()):
+        return  # called from a program, or read from standard input
     from lmworks.training.threads import without_kept_chunks
 
     environment = without_kept_chunks()
-    if environment is not None and sys.executable:
+    if environment is not None:
+        environment[_STARTED] = str(os.getpid())
         with contextlib.suppress(OSError):  # it is a saving, and no more
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 

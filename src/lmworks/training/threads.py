@@ -34,16 +34,17 @@ def is_glibc() -> bool:
 
 
 def without_kept_chunks() -> dict[str, str] | None:
-    """The environment in which a process that trains should be started; None if it is this one.
+    """The environment in which a process that trains should be started; None if it is this one,
+    or if how many chunks are kept was chosen by whoever started it.
 
     torch's blocks are aligned, so each is cut out of a longer one, and the splinters at its ends
     are small chunks. While a thread keeps them, the hole that a freed block leaves is a few bytes
     too small for the next block of that size: a training whose layers are computed again takes a
     quarter more memory. The setting is read when a process starts and never again.
     """
-    if not small_chunks_kept():
-        return None
     given = os.environ.get(TUNABLES, "")
+    if not small_chunks_kept() or _KEEP_NONE.partition("=")[0] in given:
+        return None
     return {**os.environ, TUNABLES: f"{given}:{_KEEP_NONE}" if given else _KEEP_NONE}
 
 
