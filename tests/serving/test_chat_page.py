@@ -152,7 +152,7 @@ def test_editing_a_question_makes_a_version_that_can_be_gone_back_to(page, site)
     assert questions(page) == ["first edited"]
     page.locator(".message.user").hover()
     page.locator(".message.user").get_by_role("button", name="Version before").click()
-    shows(page, "1: first")
+    page.wait_for_selector(".message.user .branch >> text=1/2")
     assert questions(page) == ["first"]
     assert page.locator(".message.user .branch").inner_text().strip() == "1/2"
     ask(page, "second")
