@@ -52,16 +52,13 @@ def decoder_logprobs(model: Model, *, window: int = 0) -> LogprobFn:
 
         model.eval()
         nats = [np.zeros(max(len(ids) - 1, 0)) for ids in sequences]
-        windows = [
-            (index, *bounds)
-            for index, ids in enumerate(sequences)
-            for bounds in windows_of(len(ids), size)
-        ]
-        total = sum(end - first for _, _, end, first in windows)
+        batches = batches_of(sequences, size)
+        total = sum(num_inputs(batch) for batch in batches)
         with torch.inference_mode(), track("scoring", total=total) as bar:
-            for batch in _batches(windows):
-                _score_batch(model, sequences, batch, nats)
-                bar.advance(sum(end - first for _, _, end, first in batch))
+            for batch in batches:
+                states, targets = scored_states(model, sequences, batch)
+                put_back(nats, batch, _target_logprobs(model, states, targets))
+                bar.advance(num_inputs(batch))
         return nats
 
     return logprobs
@@ -81,20 +78,32 @@ def windows_of(length: int, size: int) -> Iterator[tuple[int, int, int]]:
         first = end
 
 
-def _batches(windows: list[Window]) -> Iterator[list[Window]]:
-    """Windows, longest first, in batches of about _TOKENS_PER_BATCH tokens."""
+def batches_of(sequences: Sequence[np.ndarray], size: int) -> list[list[Window]]:
+    """Windows of all sequences, longest first, in batches of about _TOKENS_PER_BATCH tokens."""
+    windows = [
+        (index, *bounds)
+        for index, ids in enumerate(sequences)
+        for bounds in windows_of(len(ids), size)
+    ]
     ordered = sorted(windows, key=lambda w: w[1] - w[2])
-    start = 0
+    batches, start = [], 0
     while start < len(ordered):
         _, begin, end, _ = ordered[start]
         rows = max(1, _TOKENS_PER_BATCH // (end - begin))
-        yield ordered[start : start + rows]
+        batches.append(ordered[start : start + rows])
         start += rows
+    return batches
 
 
-def _score_batch(
-    model: Model, sequences: Sequence[np.ndarray], batch: list[Window], nats: list[np.ndarray]
-) -> None:
+def num_inputs(batch: Sequence[Window]) -> int:
+    """Tokens that are read for a batch of windows."""
+    return sum(end - start for _, start, end, _ in batch)
+
+
+def scored_states(
+    model: Model, sequences: Sequence[np.ndarray], batch: Sequence[Window]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(M, H) final states of the positions of a batch that predict, and (M,) what they predict."""
     import torch
 
     width = max(end - start for _, start, end, _ in batch)
@@ -107,14 +116,17 @@ def _score_batch(
         targets.append(np.asarray(sequences[index][first + 1 : end + 1], dtype=np.int64))
     device = next(model.parameters()).device  # a packed table has none to ask
     hidden = model.hidden_states(torch.from_numpy(input_ids).to(device))
-    found = _target_logprobs(
-        model,
+    return (
         hidden[torch.from_numpy(scored).to(device)],
         torch.from_numpy(np.concatenate(targets)).to(device),
     )
+
+
+def put_back(columns: list[np.ndarray], batch: Sequence[Window], found: np.ndarray) -> None:
+    """(M,) figures of a batch's positions into the (N - 1,) columns of their sequences."""
     at = 0
     for index, _, end, first in batch:
-        nats[index][first:end] = found[at : at + end - first]
+        columns[index][first:end] = found[at : at + end - first]
         at += end - first
 
 
