@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from lmworks.compression.block_rows import BlockRows
+from lmworks.compression.layer_inputs import BATCH_TOKENS, LayerWalk
 from lmworks.core import quantizers
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json, write_json, writing
@@ -142,7 +143,7 @@ def merge_back(
     *,
     work: Path,
     damping: float = 0.5,
-    batch_tokens: int = 2048,
+    batch_tokens: int = BATCH_TOKENS,
 ) -> list[Merged]:
     """Solve every adapted matrix on calibration text and write the file; see the module.
 
@@ -166,124 +167,29 @@ def merge_back(
     for place in places:
         in_layer.setdefault(int(place.path.split(".")[1]), []).append(place)
     with torch.inference_mode(), track("merging", total=len(places)) as bar:
-        states = _first_states(model, rows, batch_tokens)
-        for index, layer in enumerate(model.layers):
+        walk = LayerWalk(model, rows, batch_tokens=batch_tokens)
+        for index in range(len(model.layers)):
             if index > max(in_layer, default=-1):
                 break
             here = in_layer.get(index, [])
-            left = [place for place in here if place.path not in done]
-            moments = _moments(model, layer, index, left, states) if left else {}
+            left = [place.path for place in here if place.path not in done]
+            inputs = walk.inputs(index, left) if left else {}
             with writing(out), open(out, "r+b") as file:
                 for place in here:
                     if place.path in done:
                         raw = _read(file, place)
                     else:
                         values = _finite(wanted[place.path](), place)
-                        raw, outcome = _solve(place, values, moments[place.path], damping)
+                        moment = inputs[place.path].moment
+                        assert moment is not None
+                        raw, outcome = _solve(place, values, moment, damping)
                         _put(file, place, raw)
                         done[place.path] = dataclasses.asdict(outcome)
                     _replace(model, place, raw)
                     bar.advance()
             write_json(work / _DONE, done)
-            for state in states:
-                state.x = state.through(layer, index)
+            walk.advance(index)
     return [Merged(**done[place.path]) for place in places]
-
-
-@dataclasses.dataclass
-class _State:
-    """A batch on its way through the layers."""
-
-    x: torch.Tensor  # (B, T, H)
-    context: Any
-    seen: torch.Tensor  # (B, T) bool: where a token is
-
-    def through(self, layer: nn.Module, index: int) -> torch.Tensor:
-        out: torch.Tensor = layer(self.x, dataclasses.replace(self.context, layer=index))
-        return out
-
-
-class _Stop(Exception):
-    pass
-
-
-def _first_states(model: Model, rows: Sequence[np.ndarray], batch_tokens: int) -> list[_State]:
-    """What the first layer is given, batch by batch; texts of like lengths together."""
-    found: list[tuple[torch.Tensor, Any]] = []
-
-    def stop(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        found.append((arguments[0], arguments[1]))
-        raise _Stop
-
-    states = []
-    handle = model.layers[0].register_forward_pre_hook(stop)
-    try:
-        for batch in _batches(rows, batch_tokens):
-            width = max(len(row) for row in batch)
-            ids = torch.zeros(len(batch), width, dtype=torch.long)
-            seen = torch.zeros(len(batch), width, dtype=torch.bool)
-            for line, row in enumerate(batch):
-                ids[line, : len(row)] = torch.from_numpy(np.asarray(row, dtype=np.int64))
-                seen[line, : len(row)] = True
-            try:
-                model.hidden_states(ids, attention_mask=seen)
-            except _Stop:
-                states.append(_State(*found.pop(), seen))
-    finally:
-        handle.remove()
-    return states
-
-
-def _batches(rows: Sequence[np.ndarray], batch_tokens: int) -> Iterator[list[np.ndarray]]:
-    batch: list[np.ndarray] = []
-    for row in sorted((row for row in rows if len(row)), key=len):
-        if batch and (len(batch) + 1) * len(row) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
-def _moments(
-    model: Model, layer: nn.Module, index: int, places: Sequence[Place], states: Sequence[_State]
-) -> dict[str, np.ndarray]:
-    """By path: the mean of x x^T over the inputs x of each module, (n, n) float32.
-
-    Modules that are given the same tensor share theirs.
-    """
-    sums: dict[str, torch.Tensor] = {}
-    leaders: dict[str, str] = {}
-    inputs: dict[str, torch.Tensor] = {}
-
-    def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def see(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            # Kept until the layer is through, so that no two live at one address.
-            inputs[path] = arguments[0]
-
-        return see
-
-    handles = [
-        model.get_submodule(place.path).register_forward_pre_hook(watch(place.path))
-        for place in places
-    ]
-    count = 0
-    try:
-        for state in states:
-            inputs.clear()
-            state.through(layer, index)
-            count += int(state.seen.sum())
-            first: dict[tuple[int, torch.Size], str] = {}
-            for path, x in inputs.items():
-                leaders[path] = first.setdefault((x.data_ptr(), x.shape), path)
-            for path in first.values():
-                x = inputs[path][state.seen]
-                total = sums.setdefault(path, x.new_zeros(x.shape[-1], x.shape[-1]))
-                total.addmm_(x.T, x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {path: (sums[leader] / count).numpy() for path, leader in leaders.items()}
 
 
 def _solve(
