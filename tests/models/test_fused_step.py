@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from torch import nn
 from lmworks.core.errors import UserError
 from lmworks.core.gguf import GGUFTensor
 from lmworks.core.quantizers import quantize
-from lmworks.models import fused_step
+from lmworks.models import fused_step, thread_team
 from lmworks.models import model as model_module
+from lmworks.models.adapters.base import add_adapter
+from lmworks.models.adapters.prefix import PrefixConfig
 from lmworks.models.cache import KVCache
 from lmworks.models.config import (
     AttentionConfig,
@@ -35,6 +39,7 @@ from lmworks.models.config import (
 from lmworks.models.config.model import EmbeddingConfig
 from lmworks.models.fused_step import why_not_fused
 from lmworks.models.model import Model
+from lmworks.models.norms import build_norm
 from lmworks.models.packed import PackedLinear
 
 TOLERANCE = 1e-4  # of logits between -10 and 10, about
@@ -285,6 +290,22 @@ def test_two_models_at_the_same_time(split: None) -> None:
     assert not wrong
 
 
+def test_where_no_thread_can_be_started_one_does_all(
+    split: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pack(model_of("llama"), "Q4_1")
+    expected = ragged(model)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    helpers = thread_team._Helpers()
+    monkeypatch.setattr(thread_team, "_HELPERS", helpers)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert all(map(torch.equal, ragged(model), expected))
+    assert helpers.jobs.empty()  # nobody would ever let go of what they hold
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_child_process_has_threads_of_its_own(split: None) -> None:
@@ -313,6 +334,14 @@ def test_a_row_that_outgrows_the_cache_is_refused() -> None:
         model(token_ids(1, 33), cache=cache.view([0]))
     with pytest.raises(ValueError, match="rows"):
         model(token_ids(2, 3), cache=cache.view([0]))
+
+
+@pytest.mark.parametrize("length", [3, 20])  # few queries where pages lie; many in one piece
+@pytest.mark.parametrize("mixer", [{"num_key_value_heads": 1}, {"head_dim": 32}])
+def test_modules_refuse_it_too(mixer: Any, length: int, calls: Calls) -> None:
+    calls.allowed = False
+    with pytest.raises(ValueError, match="another model"):
+        model_of("llama")(token_ids(1, length), cache=KVCache(config(mixer=mixer), 1, 32).view([0]))
 
 
 def test_a_cache_of_another_model_is_refused() -> None:
@@ -384,6 +413,10 @@ CHANGES: dict[str, Change] = {
     "weights change in place": lambda m: m.layers[0].feed_forward.down_proj.weight.data.mul_(2),
     "a norm changes in place": lambda m: m.norm.weight.data.add_(1),
     "an adapter stands beside a matrix": _lora_like,
+    "a prefix stands before the keys": lambda m: add_adapter(
+        m, PrefixConfig(num_virtual_tokens=3, start="normal")
+    ),
+    "a norm is added": lambda m: setattr(m.layers[1].mixer, "q_norm", build_norm(_NORM, 16)),
     "a hook changes an output": lambda m: m.layers[0].register_forward_hook(lambda *a: a[2] * 2),
 }
 
@@ -394,6 +427,43 @@ def test_a_changed_model_is_seen(change: str, calls: Calls) -> None:
     ragged(model)
     CHANGES[change](model)
     assert_alike(model, calls)
+
+
+def test_another_packed_matrix_is_seen(calls: Calls) -> None:
+    model, other = (pack(model_of("llama", seed), "Q4_1") for seed in (0, 7))
+    ragged(model)
+    there: Any = model.layers[0].mixer
+    there.q_proj.matrix = other.layers[0].mixer.q_proj.matrix  # type: ignore[union-attr]
+    assert_alike(model, calls)
+
+
+def test_a_model_that_is_gone_takes_its_weights_along() -> None:
+    model = pack(model_of("qwen3"), "Q4_1")
+    ragged(model)
+    mixer: Any = model.layers[0].mixer
+    held = [weakref.ref(part) for part in (mixer.q_norm.weight, mixer.q_proj.matrix)]
+    del model, mixer
+    gc.collect()
+    assert [part() for part in held] == [None, None]
+
+
+WRONG: dict[str, Change] = {
+    "columns": lambda m: setattr(m.layers[0].mixer, "q_proj", nn.Linear(128, 96)),
+    "rows": lambda m: setattr(m.layers[0].mixer, "q_proj", nn.Linear(64, 192)),
+    "keys": lambda m: setattr(m.layers[0].mixer, "k_proj", nn.Linear(64, 96)),
+    "down": lambda m: setattr(m.layers[0].feed_forward, "down_proj", nn.Linear(96, 128)),
+    "head": lambda m: setattr(m, "lm_head", nn.Linear(128, VOCAB, False)),
+    "bias": lambda m: setattr(m.layers[0].mixer.q_proj, "bias", nn.Parameter(torch.ones(16))),
+    "norm": lambda m: setattr(m.layers[0].mixer_norm, "bias", nn.Parameter(torch.ones(1))),
+}
+
+
+@pytest.mark.parametrize("part", WRONG)
+@pytest.mark.parametrize("kind", ["", "Q4_1"])
+def test_parts_of_other_sizes_are_left_to_the_modules(part: str, kind: str) -> None:
+    model = model_of("gpt2" if part == "norm" else "llama")
+    WRONG[part](model)
+    assert why_not_fused(pack(model, kind) if kind else model)
 
 
 def test_a_hook_that_is_gone_no_longer_matters(calls: Calls) -> None:

@@ -105,11 +105,11 @@ def test_the_gradient_reaches_the_activations(
 ) -> None:
     monkeypatch.setattr(packed, "_SLICE_WEIGHTS", slice_weights)
     columns = wide(kind, 64)
-    source = tensor(kind, 10, columns)
+    source = tensor(kind, 42, columns)  # three slices where they are smallest
     x = torch.randn(
         2, rows, columns, generator=torch.Generator().manual_seed(0), requires_grad=True
     )
-    upstream = torch.randn(2, rows, 10, generator=torch.Generator().manual_seed(1))
+    upstream = torch.randn(2, rows, 42, generator=torch.Generator().manual_seed(1))
     (PackedLinear(source)(x) * upstream).sum().backward()
     assert x.grad is not None
     close(x.grad, upstream @ torch.from_numpy(dequantize(source)))
@@ -163,6 +163,16 @@ def test_two_threads_at_once_do_not_disturb_each_other(
             close(ours, truth)
 
 
+def test_threads_that_share_a_matrix_do_not_share_its_description() -> None:
+    matrix = PackedMatrix(tensor("Q8_0", 5, 64))
+    first = matrix._arguments()
+    description = matrix.description()
+    for _ in range(3):
+        matrix._arguments()
+    start = first[packed.slots.MATRIX] - first.ctypes.data
+    assert first[start // 8 :].tolist() == description  # the call's own memory, not the matrix's
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 16])
 @pytest.mark.parametrize("rows", [1, 5, 14, 64])
 def test_split_between_threads_it_is_the_same_product(
@@ -176,11 +186,15 @@ def test_split_between_threads_it_is_the_same_product(
     close(PackedLinear(source)(x), whole)
 
 
-def test_a_prompt_is_worked_off_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tensor("Q8_0", 13, 64)
+@pytest.mark.parametrize("multiplies_bytes", [True, False])
+def test_a_prompt_is_worked_off_in_slices(
+    monkeypatch: pytest.MonkeyPatch, multiplies_bytes: bool
+) -> None:
+    source = tensor("Q8_0", 45, 64)
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(packed, "_KERNEL_ROWS", 8)
     monkeypatch.setattr(packed, "_SLICE_WEIGHTS", 8 * 64)
+    monkeypatch.setattr(packed, "_multiplies_bytes", lambda: multiplies_bytes)
     close(PackedLinear(source)(x), x @ torch.from_numpy(dequantize(source)).T)
 
 
@@ -228,3 +242,6 @@ def test_activations_of_another_length_are_refused() -> None:
     for shape in [(1, 64), (2, 16), (3,)]:
         with pytest.raises((RuntimeError, ValueError)):
             PackedLinear(tensor("Q8_0", 4, 32))(torch.ones(shape))
+    for x in (np.ones((1, 64), np.float32), np.ones((32, 2), np.float32).T):
+        with pytest.raises(ValueError, match=r"\(N, 32\)"):
+            PackedMatrix(tensor("Q8_0", 4, 32)).product(x)

@@ -60,17 +60,27 @@ class Plan:
         self._tables: list[dict[str, Any]] = []
         self._names: list[str] = []
         self._parts: list[Any] = []
+        self._owners: list[dict[str, Any]] = []
+        self._sizes: list[int] = []
         self._parameters: list[torch.Tensor] = []
         self._addresses: list[int] = []
         self._hooks: list[Any] = []
         self._places: tuple[Any, list[Any], np.ndarray] = (lambda: None, [], np.zeros(0))
 
+    def _note(self, table: dict[str, Any], name: str) -> None:
+        self._tables.append(table)
+        self._names.append(name)
+        self._parts.append(table[name])
+
     def watch(self, module: nn.Module) -> None:
         """Remember what a module consists of."""
-        for name, table in ((n, t) for t in (module._modules, module._parameters) for n in t):
-            self._tables.append(table)
-            self._names.append(name)
-            self._parts.append(table[name])
+        for table in (module._modules, module._parameters):
+            self._owners.append(table)
+            self._sizes.append(len(table))
+            for name in table:
+                self._note(table, name)
+        if isinstance(module, PackedLinear):
+            self._note(vars(module), "matrix")
         for parameter in module._parameters.values():
             if parameter is not None:
                 self._parameters.append(parameter)
@@ -113,6 +123,7 @@ class Plan:
         parts = map(dict.get, self._tables, self._names)
         return (
             all(map(operator.is_, parts, self._parts))
+            and list(map(len, self._owners)) == self._sizes
             and list(map(torch.Tensor.data_ptr, self._parameters)) == self._addresses
             and self.hooked == (self.reason == _HOOKED)
         )
@@ -131,8 +142,10 @@ class Plan:
         padded = total + 2 * f.PAGE
         return max(self.heads) * (padded + p.TILE)
 
-    def places(self, step: CacheStep) -> np.ndarray:
-        """Where keys, values and rotary tables lie, (layers, PLACES_SLOTS) int64.
+    def places(self, step: CacheStep) -> tuple[np.ndarray, list[torch.Tensor]]:
+        """Where keys, values and rotary tables lie, (layers, PLACES_SLOTS) int64; and the tables.
+
+        The caller holds the tables meanwhile: another thread's step may need longer ones.
 
         Raises: ValueError for the cache of another model.
         """
@@ -143,7 +156,7 @@ class Plan:
         tables = [found for pair in by_rotary.values() for found in pair]
         known, held_tables, places = self._places
         if known() is cache and all(map(operator.is_, tables, held_tables)):
-            return places
+            return places, tables
         places = np.zeros((self.num_layers, f.PLACES_SLOTS), dtype=np.int64)
         layers = zip(places, cache.growing, cache.rings, self.rotaries)
         self._check(cache)
@@ -154,7 +167,7 @@ class Plan:
                 addresses = (table.data_ptr() for table in by_rotary[rotary])
                 place[f.COSINES_AT], place[f.SINES_AT] = addresses
         self._places = (weakref.ref(cache), tables, places)
-        return places
+        return places, tables
 
 
 def make_plan(model: Model) -> Plan:
@@ -195,9 +208,11 @@ class _Maker:
         plan.has_head = plain or tied
         plan.logit_scale = head.scale if isinstance(head, LMHeadConfig) else 1.0
         if plain:
-            plan.head = np.array(self.matrix(model.lm_head), dtype=np.int64)
+            numbers = self.matrix(model.lm_head, config.hidden_size)
+            plan.head = np.array(numbers, dtype=np.int64)
         elif tied:
-            plan.head = np.array(self.floats(model.embed_tokens.weight, None), dtype=np.int64)
+            numbers = self.floats(model.embed_tokens.weight, None, config.hidden_size)
+            plan.head = np.array(numbers, dtype=np.int64)
 
     def layer(self, layer: nn.Module, config: LayerConfig) -> list[int]:
         """The numbers of one layer. Raises: NotFused."""
@@ -221,12 +236,15 @@ class _Maker:
             if name == "mixer":
                 for norm in (mixer.q_norm, mixer.k_norm):
                     numbers += self.norm(norm, mixer.config.head_dim)
-        matrices = (
-            mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.o_proj,
-            mlp.gate_proj, mlp.up_proj, mlp.down_proj,
-        )  # fmt: skip
-        for matrix in matrices:
-            numbers += self.matrix(matrix)
+        wide, narrow = (numbers[n] * numbers[f.HEAD_DIM] for n in (f.HEADS, f.KV_HEADS))
+        inner = numbers[f.INTERMEDIATE]
+        for matrix, columns, rows in (
+            (mixer.q_proj, hidden, wide), (mixer.k_proj, hidden, narrow),
+            (mixer.v_proj, hidden, narrow), (mixer.o_proj, wide, hidden),
+            (mlp.gate_proj, hidden, inner), (mlp.up_proj, hidden, inner),
+            (mlp.down_proj, inner, hidden),
+        ):  # fmt: skip
+            numbers += self.matrix(matrix, columns, rows)
         assert len(numbers) == f.LAYER_SLOTS
         return numbers
 
@@ -273,28 +291,34 @@ class _Maker:
         need(type(norm) in (RMSNorm, LayerNorm), f"a {_name(norm)}")
         assert isinstance(norm, RMSNorm | LayerNorm)
         weight, bias = norm.weight, getattr(norm, "bias", None)
-        need(weight.shape == (size,), f"a norm over {tuple(weight.shape)}")
+        for part in (weight, bias):
+            need(part is None or part.shape == (size,), f"a norm that is not over {size}")
         kind = f.RMS if isinstance(norm, RMSNorm) else f.LAYER
         offset = int(isinstance(norm, RMSNorm) and norm.unit_offset)
         addresses = [_address(weight), 0 if bias is None else _address(bias)]
         return [kind, *addresses, _bits(norm.eps), offset, 0, 0, 0]
 
-    def matrix(self, module: nn.Module | None) -> list[int]:
-        """The eight numbers of a matrix. Raises: NotFused."""
+    def matrix(self, module: nn.Module | None, columns: int, rows: int = 0) -> list[int]:
+        """The eight numbers of a matrix, (rows, columns); 0 for any rows. Raises: NotFused."""
         if module is None:
             return [p.NONE] + [0] * (p.MATRIX_SLOTS - 1)
         if type(module) is nn.Linear:
-            return self.floats(module.weight, module.bias)
+            return self.floats(module.weight, module.bias, columns, rows)
         need(type(module) is PackedLinear, f"a {_name(module)}")
         assert isinstance(module, PackedLinear)
         matrix = module.matrix
+        need(_matches(matrix.shape, rows, columns), f"a matrix of {matrix.shape}")
         self.plan.widest = max(self.plan.widest, matrix.shape[1])
         self.plan.num_weights += matrix.shape[0] * matrix.shape[1]
         return matrix.description(self.bias(module.bias, matrix.shape[0]))
 
-    def floats(self, weight: torch.Tensor, bias: torch.Tensor | None) -> list[int]:
+    def floats(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, columns: int, rows: int = 0
+    ) -> list[int]:
         """Of a float32 matrix."""
-        rows, columns = weight.shape
+        shape = tuple(weight.shape)
+        need(_matches(shape, rows, columns), f"a matrix of {shape}")
+        rows = shape[0]
         need(columns % p.TILE == 0 and rows >= 4, f"a matrix of {rows} x {columns}")
         self.plan.num_weights += rows * columns
         bias_at = self.bias(bias, rows)
@@ -304,7 +328,7 @@ class _Maker:
         """Where a bias lies; 0 for none."""
         if bias is None:
             return 0
-        need(rows % p.TILE == 0, f"a bias of {rows}")
+        need(rows % p.TILE == 0 and bias.shape == (rows,), f"a bias of {tuple(bias.shape)}")
         return _address(bias)
 
 
@@ -312,6 +336,11 @@ def need(given: bool, otherwise: str) -> None:
     """Raises: NotFused unless a condition is given."""
     if not given:
         raise NotFused(otherwise)
+
+
+def _matches(shape: tuple[int, ...], rows: int, columns: int) -> bool:
+    # The kernel takes buffers to be as wide as the config says; what fits elsewhere, modules tell.
+    return len(shape) == 2 and shape[1] == columns and rows in (0, shape[0])
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -5,8 +5,9 @@ in products. Here a plan is made once of a model: the addresses of its weights a
 its layers. A step is then one call for all layers, on a team of threads, and reads and writes the
 pages of the cache where they lie. What the kernel can't do, modules do: `why_not_fused` says why.
 
-A plan holds no weights. It is made anew if a module or a parameter was replaced, and is not used
-where a hook stands on a module; weights that change in place are seen.
+A plan lives as long as its model and holds the weights as they are. It is made anew if a module or
+a parameter was replaced or added, and is not used where a hook stands on a module; weights that
+change in place are seen.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _run(
     if count * plan.num_weights >= _SPLIT_WORK:
         threads = min(torch.get_num_threads(), usable_cores(), f.MOST_THREADS)
     memory = _memory(plan, count, step.total, threads)
-    places = plan.places(step)
+    places, tables = plan.places(step)
     stages = np.zeros(2 * f.STAGES_OF_LAYER * (plan.num_layers + 1), dtype=np.int64)
     slots = np.array(step.view.slots, dtype=np.int64)
     table = np.ascontiguousarray(step.table, dtype=np.int32)
@@ -111,7 +112,8 @@ def _run(
     }  # fmt: skip
     a = memory.arguments[:threads].copy()  # of this call alone: a helper may come late
     a[:, list(told)] = list(told.values())
-    run_together(_kernel(), list(a), (a, stages, table, slots, step, states, found, memory, places))
+    keep = (plan, a, stages, table, slots, step, states, found, memory, places, tables)
+    run_together(_kernel(), list(a), keep)
     if found is not None:
         found = found[..., :size]
         if plan.logit_scale != 1:
@@ -135,7 +137,9 @@ class _Memory:
     """
 
     def __init__(self, plan: Plan, count: int, total: int, threads: int) -> None:
-        self.plan, self.fits = plan, (count, total, threads)
+        # Weakly, since a thread keeps its memory: a model that is gone takes its weights along.
+        self.plan, self.fits = weakref.ref(plan), (count, total, threads)
+        self._layers = (plan.layers, plan.end_norm, plan.head)
         sizes = {slot: count * width * 4 for slot, width in plan.widths.items()}
         sizes[f.RECORDS] = count * plan.widest // p.BLOCK * p.RECORD_BYTES
         sizes[f.STEP_SIZES] = count * 4
@@ -162,7 +166,7 @@ class _Memory:
 def _memory(plan: Plan, count: int, total: int, threads: int) -> _Memory:
     total = -(-total // 512) * 512
     held = cast("_Memory | None", getattr(_LOCAL, "memory", None))
-    if held is None or held.plan is not plan or not _enough(held, count, total, threads):
+    if held is None or held.plan() is not plan or not _enough(held, count, total, threads):
         held = _LOCAL.memory = _Memory(plan, count, total, threads)
     return held
 

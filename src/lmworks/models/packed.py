@@ -133,12 +133,17 @@ class PackedMatrix:
         a[slots.OUT], a[slots.OUT_ROW], a[slots.OUT_ROWS] = out.ctypes.data, out.shape[1], len(out)
         a[slots.SKIPPED] = first
         parts = _threads() if out.size >= _SPLIT_WEIGHTS else 1
-        _in_threads("values", parts, -(-len(out) // TILE), a)
+        _in_threads("values", parts, -(-len(out) // TILE), a, self, out)
 
     def product(self, x: np.ndarray) -> np.ndarray:
-        """x (N, columns) float32 -> (N, rows) float32. Raises: TypeError for another precision."""
+        """x (N, columns) float32, rows side by side -> (N, rows) float32.
+
+        Raises: TypeError for another precision, ValueError for another layout.
+        """
         if x.dtype != np.float32:
             raise TypeError(f"a packed matrix takes float32 activations, not {x.dtype}")
+        if x.shape[1:] != self.shape[1:] or not x.flags.c_contiguous:
+            raise ValueError(f"activations (N, {self.shape[1]}) are needed, not {x.shape}")
         if len(x) > _KERNEL_ROWS:
             if not _multiplies_bytes():
                 return self._matrix_product(x)
@@ -155,14 +160,16 @@ class PackedMatrix:
         a[slots.OUT], a[slots.OUT_ROW], a[slots.WIDTH] = out.ctypes.data, out.shape[1], columns
         work = self.shape[0] * columns * count
         parts = _threads() if work >= _SPLIT_PRODUCTS else 1
-        _in_threads("records", parts if count > parts else 1, count, a)
-        _in_threads("product", parts, num_tiles, a)
+        held = (self, x, out, records, steps)
+        _in_threads("records", parts if count > parts else 1, count, a, *held)
+        _in_threads("product", parts, num_tiles, a, *held)
         return out[:, : self.shape[0]]
 
     def _arguments(self) -> np.ndarray:
-        self._described = np.array(self.description(), dtype=np.int64)
-        a = np.zeros(slots.ARGUMENTS, dtype=np.int64)
-        a[slots.MATRIX] = self._described.ctypes.data
+        # The description lies behind the arguments, so that it lives as long as the call.
+        a = np.zeros(slots.ARGUMENTS + slots.MATRIX_SLOTS, dtype=np.int64)
+        a[slots.ARGUMENTS :] = self.description()
+        a[slots.MATRIX] = a[slots.ARGUMENTS :].ctypes.data
         return a
 
     def _matrix_product(self, x: np.ndarray) -> np.ndarray:
@@ -284,8 +291,12 @@ def _lay_down(target: np.ndarray, rows: np.ndarray, first: int) -> None:
         by_lane[at + len(tiled), :rest] = rows[whole:]
 
 
-def _in_threads(name: str, parts: int, count: int, arguments: np.ndarray) -> None:
-    """The kernel `name` for `parts` parts of range(count), at the same time."""
+def _in_threads(name: str, parts: int, count: int, arguments: np.ndarray, *held: Any) -> None:
+    """The kernel `name` for `parts` parts of range(count), at the same time.
+
+    Args:
+        held: what the arguments point to. Ctrl-C may end this call before the other threads' parts.
+    """
     run = compiled.kernel(_KERNELS, name)
     ends = [count * i // parts for i in range(parts + 1)]
     calls = []
@@ -296,10 +307,14 @@ def _in_threads(name: str, parts: int, count: int, arguments: np.ndarray) -> Non
     scratch = np.empty((parts, slots.MOST_AT_ONCE * TILE), dtype=np.float32)
     for a, own in zip(calls, scratch):
         a[slots.SCRATCH] = own.ctypes.data
-    waiting = [_pool().submit(run, a.ctypes.data) for a in calls[1:]]
+    waiting = [_pool().submit(_run, run, a, arguments, scratch, *held) for a in calls[1:]]
     run(calls[0].ctypes.data)
     for part in waiting:
         part.result()
+
+
+def _run(kernel: compiled.Kernel, arguments: np.ndarray, *held: Any) -> None:
+    kernel(arguments.ctypes.data)
 
 
 @functools.cache

@@ -57,7 +57,12 @@ def attend(
     step: CacheStep,
     scale: float | None,
 ) -> torch.Tensor:
-    """Write k and v (B, K, T, D) into pools (pages, K, PAGE, D); q (B, N, T, D) -> the same."""
+    """Write k and v (B, K, T, D) into pools (pages, K, PAGE, D); q (B, N, T, D) -> the same.
+
+    Raises: ValueError for keys or values that the pools were not made for.
+    """
+    _check(keys, k, step)
+    _check(values, v, step)
     batch, heads, num_new, size = k.shape
     q, k, v = _rows(q), _rows(k), _rows(v)
     out = torch.empty(batch, num_new, q.shape[1], size)
@@ -75,7 +80,11 @@ def attend(
 
 
 def extend(pool: torch.Tensor, new: torch.Tensor, step: CacheStep) -> torch.Tensor:
-    """Write `new` (B, heads, T, D) into the pool; what is held, (B, heads, S, D)."""
+    """Write `new` (B, heads, T, D) into the pool; what is held, (B, heads, S, D).
+
+    Raises: ValueError for heads that the pool was not made for.
+    """
+    _check(pool, new, step)
     begins = step.even and step.start == 0
     if not computes(pool, new):
         _write(pool, new, step)
@@ -132,6 +141,12 @@ def _attending(step: CacheStep, heads: int, size: int, group: int, scale: float 
         call[paged_attention_slots.SCRATCH] = scratch.ctypes.data
     calls.held = [scales, *scratches]
     return calls
+
+
+def _check(pool: torch.Tensor, new: torch.Tensor, step: CacheStep) -> None:
+    _, heads, _, size = pool.shape
+    if new.shape != (len(step.starts), heads, step.num_new, size):
+        raise ValueError("the cache was made for another model")
 
 
 def _write(pool: torch.Tensor, new: torch.Tensor, step: CacheStep) -> None:

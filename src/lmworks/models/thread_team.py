@@ -27,18 +27,19 @@ class _Helpers:
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
 
-    def wake(self, count: int) -> None:
-        """See that there are so many; fewer where the system gives no more."""
+    def wake(self, count: int) -> int:
+        """See that there are so many; how many, which is fewer where the system gives no more."""
         if len(self._threads) >= count:
-            return
+            return count
         with self._lock:
             while len(self._threads) < count:
                 thread = threading.Thread(target=self._run, name="lmworks-team", daemon=True)
                 try:
                     thread.start()
                 except RuntimeError:
-                    return
+                    break
                 self._threads.append(thread)
+            return min(count, len(self._threads))
 
     def _run(self) -> None:
         while True:
@@ -58,8 +59,8 @@ def run_together(kernel: Kernel, arguments: Sequence[np.ndarray], keep: Any) -> 
         keep: whatever holds the memory that the arguments point to.
     """
     if len(arguments) > 1:
-        _HELPERS.wake(len(arguments) - 1)
-        for one in arguments[1:]:
+        # A job that nobody takes would be held for ever.
+        for one in arguments[1 : 1 + _HELPERS.wake(len(arguments) - 1)]:
             _HELPERS.jobs.put((kernel, one, keep))
     kernel(arguments[0].ctypes.data)
 
