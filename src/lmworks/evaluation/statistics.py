@@ -93,13 +93,7 @@ def paired_interval(
     Source: Koehn 2004. Differs: documents in clusters, expanded percentiles.
     """
     difference, size = _sum_by_group(numerator, other, denominator, groups)
-    estimate = float(difference.sum() / size.sum())
-    if len(size) < MIN_GROUPS:
-        return Interval(estimate, -math.inf, math.inf)
-    draws = _ratios_of_draws(difference, size, seed, num_resamples)
-    tail = _expanded_tail(len(size), confidence)
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high))
+    return _interval_of_ratio(difference, size, seed, num_resamples, confidence)
 
 
 def share_of_gain(
@@ -126,15 +120,7 @@ def share_of_gain(
     )
     if whole.sum() <= 0:
         raise ValueError("there is no gain to keep a share of")
-    estimate = float(gain.sum() / whole.sum())
-    random = np.random.default_rng(seed)
-    drawn = random.integers(0, len(whole), (num_resamples, len(whole)))
-    wholes = whole[drawn].sum(1)
-    if len(whole) < MIN_GROUPS or wholes.min() <= 0:
-        return Interval(estimate, -math.inf, math.inf)
-    tail = _expanded_tail(len(whole), confidence)
-    low, high = np.quantile(gain[drawn].sum(1) / wholes, [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high))
+    return _interval_of_ratio(gain, whole, seed, num_resamples, confidence)
 
 
 def mean_interval(values: Sequence[float] | np.ndarray, *, confidence: float = 0.95) -> Interval:
@@ -217,16 +203,31 @@ def _sum_by_group(
     return np.bincount(place, columns[0] - columns[1]), size
 
 
-def _ratios_of_draws(
-    numerator: np.ndarray, denominator: np.ndarray, seed: int, num_resamples: int
-) -> np.ndarray:
-    """(num_resamples,) ratios, each over G groups drawn with replacement."""
+def _interval_of_ratio(
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    seed: int,
+    num_resamples: int,
+    confidence: float,
+) -> Interval:
+    """Of sums over G groups, drawn with replacement.
+
+    Infinite ends for too few groups, and where a drawn denominator is not above zero.
+    """
+    estimate, num_groups = float(numerator.sum() / denominator.sum()), len(numerator)
+    unknown = Interval(estimate, -math.inf, math.inf)
+    if num_groups < MIN_GROUPS:
+        return unknown
     random = np.random.default_rng(seed)
-    num_groups = len(numerator)
     rows = max(1, _BLOCK_CELLS // num_groups)
     blocks = []
     for start in range(0, num_resamples, rows):
         shape = (min(rows, num_resamples - start), num_groups)
         drawn = random.integers(0, num_groups, shape)
-        blocks.append(numerator[drawn].sum(1) / denominator[drawn].sum(1))
-    return np.concatenate(blocks)
+        sizes = denominator[drawn].sum(1)
+        if sizes.min() <= 0:
+            return unknown
+        blocks.append(numerator[drawn].sum(1) / sizes)
+    tail = _expanded_tail(num_groups, confidence)
+    low, high = np.quantile(np.concatenate(blocks), [tail, 1 - tail])
+    return Interval(estimate, float(low), float(high))

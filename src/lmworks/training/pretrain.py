@@ -45,6 +45,14 @@ class Shape:
     num_experts: int = option(8, help="experts of a layer that has some")
     num_experts_per_tok: int = option(2, help="experts that a token goes through")
 
+    def sizes(self, depth: int, context_length: int) -> Sizes:
+        """All sizes of a model of `depth` layers."""
+        from lmworks.models.config.patterns import HEAD_DIM, Sizes
+
+        values = dataclasses.asdict(self)
+        values["hidden_size"] = self.hidden_size or HEAD_DIM * depth
+        return Sizes(context_length=context_length, **values)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
@@ -113,19 +121,7 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
 
 def sizes_of(config: PretrainConfig) -> Sizes:
     """What the dial and its overrides say of the sizes."""
-    from lmworks.models.config.patterns import HEAD_DIM, Sizes
-
-    shape = config.shape
-    return Sizes(
-        hidden_size=shape.hidden_size or HEAD_DIM * config.depth,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        intermediate_size=shape.intermediate_size,
-        context_length=config.context_length,
-        window=shape.window,
-        num_experts=shape.num_experts,
-        num_experts_per_tok=shape.num_experts_per_tok,
-    )
+    return config.shape.sizes(config.depth, config.context_length)
 
 
 def new_model(config: PretrainConfig, vocab_size: int) -> Any:

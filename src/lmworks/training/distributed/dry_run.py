@@ -86,24 +86,14 @@ def dry_run(config: DryRunConfig, run: Run) -> dict[str, Any]:
 def model_of(config: DryRunConfig, run: Run) -> ModelConfig:
     """The sizes that are asked about. Raises: UserError for a config that is no decoder's."""
     from lmworks.models.config import LMHeadConfig, ModelConfig
-    from lmworks.models.config.patterns import HEAD_DIM, Sizes, decoder_config
+    from lmworks.models.config.patterns import decoder_config
 
     if config.model:
         found = _read_config(run.inputs["model"])
         if not isinstance(found, ModelConfig) or not isinstance(found.head, LMHeadConfig):
             raise UserError(f"{config.model} is no model that continues text")
         return found
-    shape = config.shape
-    sizes = Sizes(
-        hidden_size=shape.hidden_size or HEAD_DIM * config.depth,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        intermediate_size=shape.intermediate_size,
-        context_length=config.context_length,
-        window=shape.window,
-        num_experts=shape.num_experts,
-        num_experts_per_tok=shape.num_experts_per_tok,
-    )
+    sizes = config.shape.sizes(config.depth, config.context_length)
     return decoder_config(
         config.layers, depth=config.depth, vocab_size=config.vocab_size, sizes=sizes
     )

@@ -47,8 +47,8 @@ class Share:
     Attributes:
         place: where it stands in the grid.
         layers: which layers it has.
-        pieces: of each trained parameter.
-        whole: numbers of its parameters before `shard` spread their rows.
+        pieces: what it holds of each trained parameter.
+        before_shard: the same before `shard` spread their rows.
         state_bytes: of its optimizer.
         partial: parameters whose gradients are summed within the tensor group.
     """
