@@ -11,21 +11,7 @@ found() {
 }
 
 found && exit 0
-if command -v apt-get >/dev/null 2>&1; then
-    if [ "$(id -u)" = 0 ]; then
-        as_root=""
-    elif sudo -n true 2>/dev/null; then
-        as_root="sudo -n"
-    else
-        as_root="none"
-    fi
-    if [ "$as_root" != none ]; then
-        echo "installing Chromium from the system's packages"
-        # fonts: without any, a headless page has no letters to look at
-        { $as_root apt-get update -qq &&
-            $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-                --no-install-recommends chromium fonts-dejavu-core; } </dev/null >/dev/null 2>&1
-    fi
-fi
+# fonts: without any, a headless page has no letters to look at
+sh "$(dirname "$0")/apt_install.sh" Chromium chromium fonts-dejavu-core
 found || echo "no chromium or google-chrome here: the browser tests will be skipped"
 exit 0
