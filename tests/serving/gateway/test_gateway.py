@@ -155,7 +155,8 @@ def test_a_wrong_secret_takes_as_long_as_an_unknown_id(fake, gateway):
                 started = time.perf_counter()
                 client.get("/v1/models", headers={"x-api-key": text})
                 seen.append(time.perf_counter() - started)
-    a, b = (statistics.median(seen) for seen in times.values())
+    # The quickest tenth: what else this machine does makes requests slower, never quicker.
+    a, b = (statistics.quantiles(seen, n=10)[0] for seen in times.values())
     assert 0.7 < a / b < 1.4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import time
 
@@ -144,6 +145,19 @@ def test_values_keep_their_shape():
 
 
 # --- keys ---
+
+
+def test_an_unknown_id_is_hashed_and_compared_like_a_known_one(monkeypatch):
+    """A microsecond that no test over HTTP could see."""
+    _, key = new_key(PEPPER, "alice")
+    done: list[str] = []
+    for name in ("digest", "compare_digest"):
+        work = getattr(hmac, name)
+        monkeypatch.setattr(hmac, name, lambda *a, n=name, w=work: (done.append(n), w(*a))[1])
+    assert not is_right(PEPPER, key.id, "0" * 64, key)
+    known, done[:] = list(done), []
+    assert not is_right(PEPPER, "0" * 12, "0" * 64, None)
+    assert done == known == ["digest", "compare_digest"]
 
 
 def test_a_key_is_kept_as_a_hash_only(tmp_path):
