@@ -13,6 +13,7 @@ from lmworks.inference.chat import ScriptedChat
 from lmworks.serving.guard import LOOPBACK_HOSTS
 
 REQUEST = {"model": "s", "messages": [{"role": "user", "content": "x"}]}
+CANCEL = {"type": "cancel"}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,15 @@ def test_ping_and_cancel_in_the_middle(socket, server):
     send(socket, type="cancel", id="a")
     assert until_end(socket, "a")[1]["a"]["type"] == "cancelled"
     assert not server.app.state.service._running
+
+
+def test_a_cancel_that_comes_with_its_request_is_told_too(socket):
+    for _ in range(2):  # the id is free again
+        with socket.protocol_mutex:
+            for message in ({"type": "request", "request": REQUEST | {"model": "slow"}}, CANCEL):
+                socket.protocol.send_text(json.dumps({"id": "a"} | message).encode())
+            socket.send_data()  # both in one packet
+        assert until_end(socket, "a")[1]["a"]["type"] == "cancelled"
 
 
 def test_a_lost_connection_ends_its_answers(server):

@@ -66,7 +66,7 @@ class Connection:
             if kind == "ping":
                 await self._send(type="pong", **({"id": name} if name is not None else {}))
             elif kind == "request":
-                self._begin(_checked_id(name), message.get("request"))
+                await self._begin(_checked_id(name), message.get("request"))
             elif kind == "cancel":
                 if (task := self._tasks.get(_checked_id(name))) is None:
                     raise ApiError(404, f"no answer called {name!r} is being made", param="id")
@@ -76,7 +76,7 @@ class Connection:
         except ApiError as error:
             await self._send(type="error", id=name, **error.body())
 
-    def _begin(self, name: str, values: Any) -> None:
+    async def _begin(self, name: str, values: Any) -> None:
         if name in self._tasks:
             raise ApiError(400, f"id: an answer called {name!r} is being made", param="id")
         if len(self._tasks) >= MAX_AT_A_TIME:
@@ -86,6 +86,9 @@ class Connection:
             values = {**values, "stream": True}
         request = parse(ChatCompletionRequest, values)
         self._tasks[name] = asyncio.create_task(self._answer(name, request))
+        # Let it begin: the next message may be here already and cancel it, and a task that is
+        # cancelled before its first step ends without a word and would keep its id.
+        await asyncio.sleep(0)
 
     async def _answer(self, name: str, request: ChatCompletionRequest) -> None:
         last: dict[str, Any] = {"type": "done"}
