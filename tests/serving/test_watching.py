@@ -12,9 +12,12 @@ import time
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from lmworks.core.errors import MissingExtra
 from lmworks.inference.chat import ScriptedChat
+from lmworks.serving.guard import LOOPBACK_HOSTS
 from lmworks.serving.json_log import LOG, log_json
 from lmworks.serving.tracing import Tracing, otlp_tracing
 
@@ -142,10 +145,10 @@ def logged(live_server):
     handler = log_json(stream)
     try:
         with (
-            live_server(MODELS) as server,
+            live_server(MODELS, allowed_hosts=LOOPBACK_HOSTS) as server,
             httpx.Client(base_url=server.url, headers=HEADERS) as client,
         ):
-            client.stream_of_log = stream
+            client.stream_of_log, client.socket_url = stream, f"ws://127.0.0.1:{server.port}/v1/stream"
             yield client
     finally:
         root.removeHandler(handler)
@@ -171,6 +174,28 @@ def test_a_line_per_request_and_answer(logged):
     assert (answer["model"], answer["prompt_tokens"], answer["completion_tokens"]) == ("s", 3, 3)
     assert answer["finish_reasons"] == {"stop": 1}
     assert answer["client"].startswith("user:")
+
+
+def test_a_line_per_websocket_and_answer_on_it(logged):
+    with connect(logged.socket_url, additional_headers=HEADERS) as socket:
+        for name in "ab":
+            socket.send(json.dumps({"type": "request", "id": name, "request": ASK}))
+        ended = 0
+        while ended < 2:
+            ended += json.loads(socket.recv(timeout=10))["type"] == "done"
+    *answers, request = lines_of(logged, 3)
+    assert [answer["event"] for answer in answers] == ["answer"] * 2
+    assert {line["request_id"] for line in (*answers, request)} == {"mine-1"}
+    told = (request["event"], request["method"], request["endpoint"], request["status"])
+    assert told == ("request", "GET", "/v1/stream", 101)
+
+
+def test_a_refused_websocket_is_a_line_too(logged):
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(logged.socket_url, origin="https://evil.example")
+    (request,) = lines_of(logged, 1)
+    assert (request["event"], request["endpoint"], request["status"]) == ("request", "other", 403)
+    assert "evil" not in logged.stream_of_log.getvalue()
 
 
 def test_no_line_holds_a_secret_or_a_word_of_the_talk(logged):

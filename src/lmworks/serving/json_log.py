@@ -55,7 +55,7 @@ def log_json(stream: IO[str] | None = None) -> logging.Handler:
 
 
 def log_request(name: str, method: str, endpoint: str, status: int, seconds: float) -> None:
-    """An HTTP request was answered, or its client left (status 499)."""
+    """An HTTP request was answered, its client left (status 499), or a WebSocket (101) closed."""
     if LOG.isEnabledFor(logging.INFO):
         fields = {
             "request_id": name,

@@ -1,4 +1,5 @@
-"""What is seen of every HTTP request: a count, an id, a line in the log, a span.
+"""What is seen of every HTTP request: a count, an id, a line in the log, a span. Of a WebSocket it
+is the id and the line, once it is closed.
 
 The outermost layer, so that refusals are seen too. A path counts as its route, since paths come
 from outside: whatever is no route of ours is `other`.
@@ -27,6 +28,9 @@ class WatchMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on and watch the answer."""
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -50,6 +54,23 @@ class WatchMiddleware:
             self._metrics.count_request(endpoint, status, seconds)
             span.end(endpoint, status)
             log_request(name, scope["method"], endpoint, status, seconds)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started_s, status = time.monotonic(), CLIENT_LEFT
+        name = request_id(scope)  # the answers on it have the same
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "websocket.accept":
+                status = 101
+            elif message["type"] == "websocket.close" and status == CLIENT_LEFT:
+                status = 403  # what a client sees of one that is closed before it was accepted
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        finally:
+            log_request(name, "GET", endpoint_of(scope), status, time.monotonic() - started_s)
 
 
 def endpoint_of(scope: Any) -> str:
