@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from lmworks.core.errors import UserError
@@ -15,7 +16,7 @@ from lmworks.inference.embedding import Embedder
 from lmworks.inference.text_rows import Row, TextTooLong
 from lmworks.serving.bodies import read_json
 from lmworks.serving.encoders import Work, encoded, lent_embedder
-from lmworks.serving.errors import CLIENT_LEFT, ApiError
+from lmworks.serving.errors import ApiError
 from lmworks.serving.openai_types import Strict, Text, parse
 from lmworks.serving.openapi import takes
 from lmworks.serving.service import Service
@@ -71,7 +72,8 @@ def _rows(embedder: Embedder, request: EmbeddingsRequest, inputs: Any) -> list[R
         raise ApiError(400, f"{param}: {error}", param=param, code="invalid_value") from None
 
 
-def _answer(request: EmbeddingsRequest, vectors: np.ndarray, tokens: int) -> dict[str, Any]:
+def _answer(request: EmbeddingsRequest, found: tuple[np.ndarray, int]) -> dict[str, Any]:
+    vectors, tokens = found
     data = [
         {"object": "embedding", "index": index, "embedding": _encoded(request, vector)}
         for index, vector in enumerate(vectors)
@@ -92,11 +94,5 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings", **takes(app, EmbeddingsRequest))
     async def embeddings(http: Request) -> Response:
         request = parse(EmbeddingsRequest, await read_json(http, service.max_body_bytes))
-        found = await encoded(
-            http, service, request.model, lambda model, work: embed(request, model, work)
-        )
-        if found is None:
-            return Response(status_code=CLIENT_LEFT)
-        vectors, tokens = found
-        service.metrics.of(request.model).prompt_tokens += tokens
-        return JSONResponse(_answer(request, vectors, tokens))
+        work, answer = partial(embed, request), partial(_answer, request)
+        return await encoded(http, service, request.model, work, answer)

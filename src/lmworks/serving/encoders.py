@@ -5,7 +5,6 @@ A pool lends its models; a chat model that stands there by itself makes vectors 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import weakref
@@ -14,10 +13,12 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
+from fastapi.responses import JSONResponse, Response
 
 from lmworks.inference.embedding import Embedder
 from lmworks.inference.reranking import CosineReranker, CrossEncoder
-from lmworks.serving.errors import ApiError
+from lmworks.serving.errors import CLIENT_LEFT, ApiError
+from lmworks.serving.generation import in_thread
 from lmworks.serving.metrics import ModelMetrics
 from lmworks.serving.service import Service
 from lmworks.serving.streaming import unless_left
@@ -80,40 +81,26 @@ class Work:
             self._queued.cancel()
 
 
-async def in_thread(work: Callable[[], T]) -> T:
-    """The result of `work`, in a thread of its own: it may wait long for a model, and a pool of
-    threads that others need too would be full of waiting ones."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def tell(set_it: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            set_it(value)
-
-    def run() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it who waits
-            try:
-                result = work()
-            except Exception as error:
-                loop.call_soon_threadsafe(tell, future.set_exception, error)
-            else:
-                loop.call_soon_threadsafe(tell, future.set_result, result)
-
-    threading.Thread(target=run, name="lmworks-encode", daemon=True).start()
-    return await future
-
-
 async def encoded(
-    http: Request, service: Service, name: str, work: Callable[[Any, Work], T]
-) -> T | None:
-    """What `work(model, Work())` gives, or None once the client has left."""
+    http: Request,
+    service: Service,
+    name: str,
+    work: Callable[[Any, Work], T],
+    answer: Callable[[T], dict[str, Any]],
+) -> Response:
+    """What `answer` makes of `work(model, Work())`, counted; nothing once the client has left."""
     service.check_open()
     model = await service.model(name)
     metrics: ModelMetrics = service.metrics.of(name)
     state = Work()
     metrics.in_flight += 1
     try:
-        return await unless_left(http, in_thread(lambda: work(model, state)))
+        found = await unless_left(http, in_thread(lambda: work(model, state)))
     finally:
         state.cancel()
         metrics.in_flight -= 1
+    if found is None:
+        return Response(status_code=CLIENT_LEFT)
+    body = answer(found)
+    metrics.prompt_tokens += body["usage"]["prompt_tokens"]
+    return JSONResponse(body)

@@ -7,17 +7,18 @@ cross-encoder, or as the cosine of two vectors.
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import Field
 
 from lmworks.inference.text_rows import TextTooLong
 from lmworks.serving.bodies import read_json
 from lmworks.serving.encoders import Work, encoded, lent_reranker
-from lmworks.serving.errors import CLIENT_LEFT, ApiError
+from lmworks.serving.errors import ApiError
 from lmworks.serving.openai_types import Strict, Text, parse
 from lmworks.serving.openapi import takes
 from lmworks.serving.service import Service
@@ -62,7 +63,8 @@ def rerank(request: RerankRequest, model: Any, work: Work) -> tuple[np.ndarray, 
         return scores, reranker.method, sum(map(len, rows))
 
 
-def _answer(request: RerankRequest, scores: np.ndarray, method: str, tokens: int) -> dict[str, Any]:
+def _answer(request: RerankRequest, found: tuple[np.ndarray, str, int]) -> dict[str, Any]:
+    scores, method, tokens = found
     order = np.argsort(-scores, kind="stable")[: request.top_n]
     texts = request.texts
     results = []
@@ -86,14 +88,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     async def rank(http: Request) -> Response:
         request = parse(RerankRequest, await read_json(http, service.max_body_bytes))
-        found = await encoded(
-            http, service, request.model, lambda model, work: rerank(request, model, work)
-        )
-        if found is None:
-            return Response(status_code=CLIENT_LEFT)
-        scores, method, tokens = found
-        service.metrics.of(request.model).prompt_tokens += tokens
-        return JSONResponse(_answer(request, scores, method, tokens))
+        work, answer = partial(rerank, request), partial(_answer, request)
+        return await encoded(http, service, request.model, work, answer)
 
     # Cohere's client asks at /v2 since its newer one; Jina's at /v1.
     app.post("/v1/rerank", **takes(app, RerankRequest))(rank)
