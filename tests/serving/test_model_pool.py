@@ -111,7 +111,8 @@ def test_what_guesses_tokens_counts_too(folders, size, how):
 def test_a_smaller_cache_is_what_it_takes_and_what_the_engine_has(folders, size):
     settings = {"cache_tokens": 208, "prefix_tokens": 64, "turn_tokens": 32}
     pool = ModelPool(spec(folders, "a", **settings))
-    engine = pool.get("a").engine
+    pool.load("a")
+    engine = pool.loaded()["a"].engine
     # 2 slots of 192 positions would be 24 pages: two layers, keys and values, 2 heads of 8.
     assert pool.entry("a").measure() == size - (24 - 13) * 2 * 2 * 16 * 16 * 4
     assert engine.statistics.num_pages == 13

@@ -148,7 +148,10 @@ def logged(live_server):
             live_server(MODELS, allowed_hosts=LOOPBACK_HOSTS) as server,
             httpx.Client(base_url=server.url, headers=HEADERS) as client,
         ):
-            client.stream_of_log, client.socket_url = stream, f"ws://127.0.0.1:{server.port}/v1/stream"
+            client.stream_of_log, client.socket_url = (
+                stream,
+                f"ws://127.0.0.1:{server.port}/v1/stream",
+            )
             yield client
     finally:
         root.removeHandler(handler)

@@ -18,11 +18,11 @@ class TokenCounter:
     """
 
     def __init__(self, model: ChatModel) -> None:
-        engine: Any = getattr(model, "engine", None)
-        self._tokenizer = getattr(engine, "tokenizer", None)
+        holder: Any = getattr(model, "engine", None) or model
+        self._tokenizer = getattr(holder, "tokenizer", None)
         self.exact = self._tokenizer is not None
         self._count = getattr(model, "count_tokens", None)  # with what the model adds by itself
-        limit = getattr(engine, "max_positions", None) or getattr(model, "max_positions", None)
+        limit = getattr(holder, "max_positions", None)
         self.context: int | None = int(limit) if limit else None
 
     def text(self, text: str) -> int:

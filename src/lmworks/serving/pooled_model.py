@@ -32,11 +32,20 @@ class PooledModel:
         self._pool, self._entry = pool, entry
         self.name = entry.name
 
+    # No `engine`: it may be unloaded once a lease has ended. What outlives one is here.
+
     @property
-    def engine(self) -> Any:
-        """The engine behind it, loaded if need be; None for a model that is elsewhere."""
+    def tokenizer(self) -> Any:
+        """The tokenizer, the model loaded if need be; None for a model that is elsewhere."""
         with self._pool.acquire(self.name) as lease:
-            return getattr(_loaded(lease).chat, "engine", None)
+            engine = getattr(_loaded(lease).chat, "engine", None)
+            return getattr(engine, "tokenizer", None)
+
+    @property
+    def max_positions(self) -> int:
+        """Prompt and answer together, in tokens, the model loaded if need be; 0: unknown."""
+        with self._pool.acquire(self.name) as lease:
+            return _loaded(lease).context
 
     def complete(self, messages: Messages, **settings: Any) -> Completion:
         """See `ChatModel.complete`."""
