@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 
-from lmworks.core.config import from_mapping, lay_over, to_mapping
 from lmworks.core.errors import UserError
 from lmworks.inference.base import ChatModel
 from lmworks.inference.memory_recall import LazyEncoder
@@ -75,14 +74,7 @@ class TerminalChat:
             )
             if name in values
         }
-        merged = lay_over(
-            to_mapping(self.settings), values | ({"memory": memory} if memory else {})
-        )
-        made = from_mapping(ChatSettings, merged, where="settings")
-        from lmworks.inference.sampling import Sampling
-
-        Sampling.of(made.sampling())
-        self._change(made)
+        self._change(self.settings.changed(values | ({"memory": memory} if memory else {})))
 
     def _change(self, settings: ChatSettings) -> None:
         self.settings = settings

@@ -68,16 +68,9 @@ def _tree(store: ConversationStore, conversation: Conversation) -> dict[str, Any
         "settings": to_mapping(conversation.settings),
         "active_root": conversation.active_root,
         "messages": [
-            {
-                "id": message.id,
-                "parent_id": message.parent_id,
-                "active_child": message.active_child,
-                "role": message.role,
-                "content": message.content,
-                "state": message.state,
-                "model": message.model,
+            message.described()
+            | {
                 "info": {k: v for k, v in message.info.items() if k in _KEPT_INFO},
-                "created_s": message.created_s,
                 "attachments": [
                     {"name": found.name, "text": found.text}
                     for found in map(store.attachments.get, message.attachment_ids)

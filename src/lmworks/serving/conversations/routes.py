@@ -29,7 +29,7 @@ from urllib.parse import quote
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from lmworks.core.config import from_mapping, lay_over, to_mapping
+from lmworks.core.config import to_mapping
 from lmworks.core.errors import UserError
 from lmworks.serving.bodies import read_body, read_json
 from lmworks.serving.conversations.answers import plan_answer
@@ -363,14 +363,9 @@ def _settings(before: ChatSettings, fields: dict[str, Any]) -> ChatSettings:
     if not given:
         return before
     try:
-        merged = lay_over(to_mapping(before), given)
-        made = from_mapping(ChatSettings, merged, where="settings")
-        from lmworks.inference.sampling import Sampling
-
-        Sampling.of(made.sampling())
+        return before.changed(given)
     except UserError as error:
         raise ApiError(400, str(error), param="settings", code="invalid_value") from None
-    return made
 
 
 def _number(text: str | None) -> float | None:
@@ -404,16 +399,8 @@ def _whole(store: ConversationStore, conversation_id: str) -> dict[str, Any]:
 
 
 def _message(store: ConversationStore, message: Message) -> dict[str, Any]:
-    return {
-        "id": message.id,
-        "parent_id": message.parent_id,
-        "active_child": message.active_child,
-        "role": message.role,
-        "content": message.content,
-        "state": message.state,
-        "model": message.model,
+    return message.described() | {
         "info": message.info | _memory_counts(message),
-        "created_s": message.created_s,
         "attachments": [
             _attachment(store.attachments.get(found)) for found in message.attachment_ids
         ],
@@ -447,11 +434,4 @@ def _attachment(found: Attachment) -> dict[str, Any]:
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:
-    return {
-        "id": prompt.id,
-        "name": prompt.name,
-        "kind": prompt.kind,
-        "text": prompt.text,
-        "built_in": prompt.built_in,
-        "fields": prompt.fields,
-    }
+    return to_mapping(prompt) | {"fields": prompt.fields}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from lmworks.core.config import from_mapping, lay_over, to_mapping
 from lmworks.core.errors import UserError
 from lmworks.inference.memory import MemorySettings
 
@@ -44,6 +46,18 @@ class ChatSettings:
             chosen["seed"] = self.seed
         return chosen
 
+    def changed(self, values: Mapping[str, Any]) -> ChatSettings:
+        """With other values, nested ones (`memory`) one by one.
+
+        Raises: UserError for an unknown name or a bad value.
+        """
+        from lmworks.inference.sampling import Sampling
+
+        merged = lay_over(to_mapping(self), values)
+        made = from_mapping(ChatSettings, merged, where="settings")
+        Sampling.of(made.sampling())
+        return made
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attachment:
@@ -71,6 +85,19 @@ class Message:
     info: dict[str, Any]  # figures, the error, what the model was sent
     created_s: float
     attachment_ids: tuple[str, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """The fields that leave as they are: to the page, and into a file."""
+        return {
+            "id": self.id,
+            "parent_id": self.parent_id,
+            "active_child": self.active_child,
+            "role": self.role,
+            "content": self.content,
+            "state": self.state,
+            "model": self.model,
+            "created_s": self.created_s,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
