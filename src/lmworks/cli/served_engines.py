@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lmworks.cli.served_models import pool_of
+from lmworks.cli.served_models import named_reference, pool_of
 from lmworks.core.errors import UserError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,14 +52,11 @@ def models_of(
         raise UserError(f"--{option.replace('_', '-')} is for lmworks' own engine, not {engine}")
     if not references:
         raise UserError("no model: name one, such as qwen=hf:Qwen/Qwen2.5-7B-Instruct")
-    from lmworks.cli.printing import reference_name
     from lmworks.serving.engines import engine_models
 
     named = {}
     for text in references:
-        name, equals, reference = text.partition("=")
-        if not equals or "/" in name or ":" in name:
-            name, reference = reference_name(text), text
+        name, reference = named_reference(text)
         if name in named:
             raise UserError(f"two models are called {name!r}: give one as other-name={reference}")
         named[name] = reference

@@ -91,6 +91,16 @@ def pool_of(references: tuple[str, ...], *, adapter_folder: Path | None, **given
     return ModelPool(_spec(references, **given), adapter_folder=adapter_folder)
 
 
+def named_reference(text: str) -> tuple[str, str]:
+    """The name that clients ask for, and the reference: of NAME=REFERENCE or a reference alone."""
+    from lmworks.cli.printing import reference_name
+
+    name, equals, reference = text.partition("=")
+    if not equals or "/" in name or ":" in name:
+        return reference_name(text), text
+    return name, reference
+
+
 def load_first(pool: ModelPool, preload: bool | None) -> None:
     """Load the models that are to be there when the server answers."""
     if preload or (preload is None and pool.spec.memory_budget is None):
@@ -113,16 +123,10 @@ def _spec(
     pin: tuple[str, ...],
 ) -> PoolSpec:
     """The models of the command line and of the file; the command line's words count."""
-    from lmworks.cli.printing import reference_name
     from lmworks.core.quantities import parse_bytes, parse_seconds
     from lmworks.serving.model_specs import PoolSpec, read_pool_spec, specs_of_references
 
-    named = []
-    for text in references:
-        name, equals, reference = text.partition("=")
-        if not equals or "/" in name or ":" in name:
-            name, reference = reference_name(text), text
-        named.append((name, reference))
+    named = [named_reference(text) for text in references]
     models = specs_of_references(named, base=base, max_batch=max_batch, max_positions=max_positions)
     engine: dict[str, Any] = {
         "cache_tokens": cache_tokens,
