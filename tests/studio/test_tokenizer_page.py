@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.parse
 
 import pytest
@@ -165,6 +166,17 @@ def test_a_tokenizer_can_be_added(page, site, saved):
     page.keyboard.press("Enter")
     page.locator(".pick[aria-pressed=true]", has_text="added").wait_for()
     assert "added" in urllib.parse.unquote(page.url)
+
+
+def test_one_that_says_nothing_for_long_is_added_too(page, site, saved, monkeypatch):
+    monkeypatch.setattr("lmworks.serving.streaming.SILENCE_S", 0.05)  # then comments are sent
+    shelf = site.app.state.studio.tokenizers
+    load = shelf.load
+    monkeypatch.setattr(shelf, "load", lambda *given: time.sleep(0.3) or load(*given))
+    show(page, site)
+    page.fill("#reference", f"slow={saved}")
+    page.keyboard.press("Enter")
+    page.locator(".pick[aria-pressed=true]", has_text="slow").wait_for()
 
 
 def test_languages_and_changes(page, site):

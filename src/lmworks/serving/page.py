@@ -1,4 +1,4 @@
-"""The chat page, put together from `chat_page/`, and the headers that hold a page to its server.
+"""How a page is put together, the chat page, and the headers that hold a page to its server.
 
 The policy names the one script and the one style sheet by their hashes: whatever a model writes,
 nothing else can run or load.
@@ -11,20 +11,24 @@ import functools
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
 from lmworks.serving.service import Service
 
-
-@functools.cache
-def chat_page() -> str:
-    """The page's HTML: one text, with one style and the scripts inline."""
+if TYPE_CHECKING:
     import jinja2
 
-    parts = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "chat_page"),
+
+def page_parts(folder: Path) -> jinja2.Environment:
+    """The files of `folder` and those that all pages share (`page_parts/`), as templates that put
+    a page together. The delimiters are `<% %>`, since scripts are full of braces."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent / "page_parts"]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         block_start_string="<%",
@@ -35,7 +39,12 @@ def chat_page() -> str:
         comment_end_string="%>",
         trim_blocks=True,
     )
-    return parts.get_template("chat.html").render()
+
+
+@functools.cache
+def chat_page() -> str:
+    """The page's HTML: one text, with one style and the scripts inline."""
+    return page_parts(Path(__file__).parent / "chat_page").get_template("chat.html").render()
 
 
 @functools.cache

@@ -98,11 +98,11 @@ for (const [name, content] of Object.entries(EXAMPLES)) {
 }
 async function askAbout(path, body, signal) { // a text that the server dropped is sent again
   await sendText(text, signal);
-  try { return await ask(path, { model: model.name, text: text.id, ...body }, signal); } catch (error) {
+  try { return await ask(path, { model: model.name, text: text.id, ...body }, { signal }); } catch (error) {
     if (error.code !== "text_gone") throw error;
     text.id = null;
     await sendText(text, signal);
-    return ask(path, { model: model.name, text: text.id, ...body }, signal);
+    return ask(path, { model: model.name, text: text.id, ...body }, { signal });
   }
 }
 

@@ -17,7 +17,7 @@ async function draw() {
   if (wrong) { $("failure").textContent = `${wrong.parentElement.firstChild.textContent.trim()}: from ${wrong.min} to ${Number(wrong.max).toLocaleString("en")}${wrong.step === "2" ? ", in twos" : ""}.`; return; }
   history.replaceState(null, "", `#${new URLSearchParams(question())}`);
   try {
-    shown = await (await ask("api/positions", question(), asking.signal)).json();
+    shown = await (await ask("api/positions", question(), { signal: asking.signal })).json();
     drawAll();
     $("pictures").setAttribute("aria-busy", "false");
   } catch (error) { fail(error); }

@@ -1,4 +1,4 @@
-// Numbers as people read them, and texts on their way to the server.
+// Numbers as people read them, texts on their way to the server, files on theirs to the person.
 
 const number = (value, digits = 0) => value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const size = (bytes) => bytes < 1000 ? `${bytes} bytes` : bytes < 1e6 ? `${number(bytes / 1000, 1)} kB` : `${number(bytes / 1e6, 2)} MB`;
@@ -18,6 +18,14 @@ async function blobOf(content, signal) { // bit by bit: a browser turns text int
 async function sendText(text, signal) {
   if (text.id || text.content === null || text.content === "") return;
   const body = text.content instanceof Blob ? text.content : await blobOf(text.content, signal);
-  const known = await (await ask("api/texts", body, signal)).json();
+  const known = await (await ask("api/texts", body, { signal })).json();
   Object.assign(text, known);
+}
+
+function save(blob, name) { // as a file of the person's own
+  const link = element("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

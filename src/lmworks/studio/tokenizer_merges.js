@@ -10,7 +10,7 @@ async function drawMerges() {
   const word = $("word").value, tokenizer = $("merging").value;
   if (!word || !tokenizer) { $("steps").replaceChildren(); return; }
   try {
-    const pieces = await (await ask("api/tokenizers/merges", { tokenizer, word }, merging.signal)).json();
+    const pieces = await (await ask("api/tokenizers/merges", { tokenizer, word }, { signal: merging.signal })).json();
     const merges = pieces.reduce((sum, states) => sum + states.length - 1, 0);
     $("merge-note").textContent = `${pieces.length} piece${pieces.length === 1 ? "" : "s"}, ${merges} merge${merges === 1 ? "" : "s"}: always the pair that was learnt first. The number says when that was.`;
     $("steps").replaceChildren(...pieces.map(stepsOf));

@@ -61,11 +61,11 @@ async function recallTexts() {
 
 async function askAbout(path, body, signal) {
   try {
-    return await ask(path, body(), signal);
+    return await ask(path, body(), { signal });
   } catch (error) {
     if (error.code !== "text_gone") throw error;
     for (const text of texts) { if (text.content !== null) text.id = null; await sendText(text, signal); }
-    return ask(path, body(), signal);
+    return ask(path, body(), { signal });
   }
 }
 function full() { return texts.filter(({ id }) => id); }

@@ -58,7 +58,7 @@ async function follow(conversation, message) {
         if (isFresh) shown.content = "";
         const path = `api/conversations/${conversation.id}/messages/${id}/events?after=${shown.content.length}`;
         isFresh = false;
-        for await (const event of events(await ask(path, undefined, "GET", controller.signal))) {
+        for await (const event of events(await ask(path, undefined, { signal: controller.signal }))) {
           failures = 0;
           if (await heard(conversation.id, id, event)) return;
         }

@@ -1,13 +1,4 @@
-// Nodes without HTML, drawings, and asking the server.
-
-const $ = (id) => document.getElementById(id);
-
-function element(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
+// Drawings, what a person is told, figures, and what this browser keeps.
 
 const DRAWINGS = {
   side: "M3 5h14v10H3zM8 5v10", plus: "M10 4v12M4 10h12", search: "M9 15A6 6 0 1 0 9 3a6 6 0 0 0 0 12zM13.5 13.5L17 17",
@@ -42,46 +33,7 @@ function iconButton(name, label, work) {
 }
 for (const node of document.querySelectorAll("[data-icon]")) node.prepend(icon(node.dataset.icon));
 
-class ServerError extends Error {
-  constructor(problem, status) {
-    super(problem?.message ?? `the server answered with status ${status}`);
-    this.code = problem?.code;
-    this.status = status;
-  }
-}
-async function ask(path, body, method = body === undefined ? "GET" : "POST", signal = undefined) {
-  const options = { method, signal };
-  if (body instanceof Blob || typeof body === "string") options.body = body;
-  else if (body !== undefined) {
-    options.headers = { "Content-Type": "application/json" };
-    options.body = JSON.stringify(body);
-  }
-  const response = await fetch(path, options);
-  if (!response.ok) throw new ServerError((await response.json().catch(() => null))?.error, response.status);
-  return response;
-}
-async function get(path, body, method, signal) { return (await ask(path, body, method, signal)).json(); }
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) {
-      const data = part.replace(/^data: ?/, "");
-      if (data === part || data === "[DONE]") continue; // a comment against silence, or the end
-      const event = JSON.parse(data);
-      if (event.error) throw new ServerError(event.error);
-      yield event;
-    }
-  }
-}
-function plain(error) {
-  return error instanceof TypeError ? "The server can't be reached. Is it still running?" : error.message;
-}
+async function get(path, body, method) { return (await ask(path, body, { method })).json(); }
 function say(text) { $("status").textContent = text; }
 
 let toastTimer = 0;
@@ -98,10 +50,6 @@ function toast(text, action, work) {
 }
 function fail(error) { if (error.name !== "AbortError") toast(plain(error)); }
 
-function debounced(wait, work) {
-  let timer = 0;
-  return (...values) => { clearTimeout(timer); timer = setTimeout(work, wait, ...values); };
-}
 const number = (value) => Math.round(Number(value) || 0).toLocaleString("en");
 const speed = (rate) => `${rate < 100 ? Number(rate).toFixed(1) : number(rate)} tokens/s`;
 function size(bytes) {

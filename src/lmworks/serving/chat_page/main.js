@@ -1,4 +1,4 @@
-// Keys, the menu, the theme, and the start.
+// Keys, the menu, and the start.
 
 const KEYS = [
   ["Enter", "send; Shift+Enter starts a new line"], ["Esc", "stop the answer, close what is open"],
@@ -56,12 +56,6 @@ $("open-more").addEventListener("click", () => {
   items.push(menuItem("plus", "New chat", startNew), menuItem("keys", "Keys", showKeys));
   $("more").replaceChildren(...items);
   toggleMenu($("more"), $("open-more"));
-});
-$("theme").addEventListener("click", () => {
-  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-  const theme = (root.dataset.theme || system) === "dark" ? "light" : "dark";
-  root.dataset.theme = theme;
-  try { localStorage.setItem("lmworks.theme", theme); } catch { /* for this page only, then */ }
 });
 const place = () => decodeURIComponent(location.hash.slice(1));
 addEventListener("popstate", () => {

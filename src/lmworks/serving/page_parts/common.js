@@ -1,4 +1,4 @@
-// What every page has: the theme, nodes without HTML, and asking the server.
+// What the chat page and the Studio's pages share: nodes without HTML, the theme, asking the server.
 
 const $ = (id) => document.getElementById(id);
 
@@ -21,18 +21,20 @@ class ServerError extends Error {
   constructor(problem, status) {
     super(problem?.message ?? `the server answered with status ${status}`);
     this.code = problem?.code;
+    this.status = status;
   }
 }
 
-async function ask(path, body, signal) {
-  const options = body === undefined ? { signal } : { method: "POST", signal, body };
-  if (body !== undefined && typeof body !== "string" && !(body instanceof Blob)) {
+async function ask(path, body, { method = body === undefined ? "GET" : "POST", signal } = {}) {
+  const options = { method, signal };
+  if (body instanceof Blob || typeof body === "string") options.body = body;
+  else if (body !== undefined) {
     options.headers = { "Content-Type": "application/json" };
     options.body = JSON.stringify(body);
   }
   const response = await fetch(path, options);
-  if (response.ok) return response;
-  throw new ServerError((await response.json().catch(() => null))?.error, response.status);
+  if (!response.ok) throw new ServerError((await response.json().catch(() => null))?.error, response.status);
+  return response;
 }
 
 async function* events(response) {
@@ -45,7 +47,7 @@ async function* events(response) {
     rest = parts.pop();
     for (const part of parts) {
       const data = part.replace(/^data: ?/, "");
-      if (data === "[DONE]") continue;
+      if (data === part || data === "[DONE]") continue; // a comment against silence, or the end
       const event = JSON.parse(data);
       if (event.error) throw new ServerError(event.error);
       yield event;
@@ -60,12 +62,4 @@ function plain(error) {
 function debounced(wait, work) {
   let timer = 0;
   return (...values) => { clearTimeout(timer); timer = setTimeout(work, wait, ...values); };
-}
-
-function save(blob, name) { // as a file of the person's own
-  const link = element("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
