@@ -22,7 +22,7 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@sh tools/install_browser.sh
 	@sh tools/install_redis.sh
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-all: $(VENV)/.installed-dev
 	@sh tools/install_browser.sh

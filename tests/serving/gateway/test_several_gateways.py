@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
@@ -252,10 +251,9 @@ def test_kill_9_loses_at_most_the_last_second(written, start):
             assert ask(client, max_tokens=5).status_code == 200
         back.mode("slow")
         with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            started = time.monotonic()
             for line in answer.iter_lines():
                 seen += line.count('"content": "w')
-                if time.monotonic() - started > 2.5:
+                if seen >= 36:  # of 64, one every 50 ms: it is not over, and was saved
                     break
             running.end()
     before = live.rows("SELECT sum(requests) AS n, sum(completion_tokens) AS t FROM usage")[0]
@@ -264,7 +262,7 @@ def test_kill_9_loses_at_most_the_last_second(written, start):
     running = start(path)
     row = live.rows("SELECT * FROM usage WHERE interrupted > 0")[0]
     per_second = 1 / 0.05
-    assert seen - 1.5 * per_second <= row["completion_tokens"] <= seen + 2
+    assert seen - 1.5 * per_second <= row["completion_tokens"] < 64
     with httpx.Client(base_url=running.url, headers=headers) as client:
         left = client.get("/v1/key").json()["left"]
     spent = 3 * (7 + 5) + row["prompt_tokens"] + row["completion_tokens"]

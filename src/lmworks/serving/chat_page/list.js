@@ -3,12 +3,13 @@
 let conversations = []; // { id, title, changed_s, running, excerpt? }
 let query = "";
 let renaming = null; // the id of the one whose title is being written
+let listRequest = 0; // of the newest one: an answer that comes after it was asked for is old
 
 async function loadList() {
-  const wanted = query;
+  const wanted = query, number = ++listRequest;
   const path = wanted ? `api/conversations?query=${encodeURIComponent(wanted)}` : "api/conversations";
   const found = (await get(path)).conversations;
-  if (wanted !== query) return;
+  if (number !== listRequest || wanted !== query) return;
   conversations = found;
   drawList();
 }
@@ -72,6 +73,7 @@ function titleInput(entry) {
       if (isKept && title && title !== entry.title) {
         await get(`api/conversations/${entry.id}`, { title }, "PATCH");
         for (const each of conversations) if (each.id === entry.id) each.title = title;
+        loadList().catch(fail); // one on its way would bring the old title
         if (current?.id === entry.id) { current.title = title; drawTitle(); }
         tell(entry.id);
       }
