@@ -183,6 +183,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.models.upcycle:upcycle_stage",
         "Make a model with experts out of a dense one.",
     ),
+    "model extend-context": (
+        "stage:lmworks.models.extend_context:extend_context",
+        "Let a model read longer texts than it was trained on.",
+    ),
     "model merge-adapter": (
         "stage:lmworks.models.adapters.merge_stage:merge_adapter",
         "Fold an adapter into the weights of its base.",

@@ -231,7 +231,7 @@ def _frequencies(rope: RoPEConfig, p: Parameters) -> torch.Tensor:
 def _rope_picture(name: str, rope: RoPEConfig, p: Parameters) -> Picture:
     half, length = p.dimensions // 2, max(p.length, round(p.context * p.factor))
     cos, _ = shared_rotary(rope, p.dimensions).tables(length, torch.device("cpu"))
-    values = cos[: p.length, :half] / attention_factor(rope)
+    values = cos[: p.length, :half] / attention_factor(rope, length)
     kind = name.partition(", ")[2]
     meaning = "cos of the angle by which each pair of a query's and key's dimensions is turned."
     if kind:
@@ -272,7 +272,8 @@ def _similarity(vectors: torch.Tensor) -> np.ndarray:
 
 def _waves(name: str, rope: RoPEConfig, p: Parameters) -> Waves:
     lengths = (2 * math.pi / _frequencies(rope, p)).tolist()
-    return Waves(name=name, lengths=lengths, attention_factor=attention_factor(rope))
+    factor = attention_factor(rope, round(p.context * p.factor))
+    return Waves(name=name, lengths=lengths, attention_factor=factor)
 
 
 def _decay(

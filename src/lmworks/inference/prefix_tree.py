@@ -2,8 +2,8 @@
 
 A node is one full page: 16 token ids after those of its parent, and the page of the cache that
 holds what the model made of them. A prompt walks down from the root as far as its ids go, and its
-sequence begins with the pages it met. Adapters change what a model makes of a text, so each has a
-root of its own.
+sequence begins with the pages it met. Adapters change what a model makes of a text, and so may the
+length of the whole (`rotary_regimes`): each adapter has a root for each regime.
 
 A page in the tree is used once by the tree and once by each sequence that holds it (`PagePool`).
 When pages run short, those that the tree alone uses go, the one first that was longest not asked
@@ -40,7 +40,7 @@ class PrefixTree:
 
     def __init__(self, pool: PagePool, most_pages: int) -> None:
         self._pool, self.most_pages = pool, most_pages
-        self._roots: dict[str, _Node] = {}
+        self._roots: dict[tuple[str, int], _Node] = {}
         self._by_age: OrderedDict[_Node, None] = OrderedDict()  # longest not asked for first
 
     def __len__(self) -> int:
@@ -57,21 +57,23 @@ class PrefixTree:
         """Pages that the tree alone uses, which `evict` could free."""
         return sum(1 for _ in self._idle())
 
-    def match(self, token_ids: Sequence[int], adapter: str = "") -> list[int]:
+    def match(self, token_ids: Sequence[int], adapter: str = "", regime: int = 0) -> list[int]:
         """The pages of the longest known beginning, in order.
 
         At least one token is left over: the model has to read one to say what comes next. Whoever
         uses the pages has to retain them before anything else is done with the tree.
         """
-        path = self._path(token_ids, (len(token_ids) - 1) // PAGE, adapter)
+        path = self._path(token_ids, (len(token_ids) - 1) // PAGE, (adapter, regime))
         self._touch(path)
         return [node.page for node in path]
 
-    def insert(self, token_ids: Sequence[int], pages: Sequence[int], adapter: str = "") -> None:
+    def insert(
+        self, token_ids: Sequence[int], pages: Sequence[int], adapter: str = "", regime: int = 0
+    ) -> None:
         """Know a beginning whose full pages are these. Where one is known already, it stays."""
-        count = min(len(pages), len(token_ids) // PAGE)
-        path = self._path(token_ids, count, adapter)
-        node = path[-1] if path else self._roots.setdefault(adapter, _Node(-1, (), None, adapter))
+        count, root = min(len(pages), len(token_ids) // PAGE), (adapter, regime)
+        path = self._path(token_ids, count, root)
+        node = path[-1] if path else self._roots.setdefault(root, _Node(-1, (), None, adapter))
         for index in range(len(path), count):
             key = tuple(token_ids[index * PAGE : (index + 1) * PAGE])
             self._pool.retain([pages[index]])
@@ -109,14 +111,15 @@ class PrefixTree:
             if adapter is None or node.adapter == adapter:
                 self._pool.release([node.page])
                 del self._by_age[node]
-        for name in list(self._roots) if adapter is None else [adapter]:
-            self._roots.pop(name, None)
+        for root in list(self._roots):
+            if adapter is None or root[0] == adapter:
+                del self._roots[root]
 
-    def _path(self, token_ids: Sequence[int], most: int, adapter: str) -> list[_Node]:
-        return list(self._walk(token_ids, most, adapter))
+    def _path(self, token_ids: Sequence[int], most: int, root: tuple[str, int]) -> list[_Node]:
+        return list(self._walk(token_ids, most, root))
 
-    def _walk(self, token_ids: Sequence[int], most: int, adapter: str) -> Iterator[_Node]:
-        node = self._roots.get(adapter)
+    def _walk(self, token_ids: Sequence[int], most: int, root: tuple[str, int]) -> Iterator[_Node]:
+        node = self._roots.get(root)
         for start in range(0, most * PAGE, PAGE):
             node = node and node.children.get(tuple(token_ids[start : start + PAGE]))
             if node is None:

@@ -145,10 +145,21 @@ class Steps:
 
     def _reuse(self, request: Request) -> None:
         """Let an empty slot begin with what the tree knows of the request's tokens."""
+        self._expect(request)
         if self.tree is not None:
-            pages = self.tree.match(request.token_ids, request.adapter)
+            regime = self.cache.regimes[request.slot]
+            pages = self.tree.match(request.token_ids, request.adapter, regime)
             self.cache.share(request.slot, pages)
             request.num_computed = request.num_reused = len(pages) * PAGE
+
+    def _expect(self, request: Request) -> None:
+        """Tell the cache by which length the request is read.
+
+        That of all there is so far, so that what a request says can be read anew as if it had come
+        at once; where every length has its own frequencies, that of the prompt, as the first time.
+        """
+        whole = request.num_prompt if self.cache.all_regimes.grows else len(request.token_ids)
+        self.cache.expect(request.slot, whole)
 
     def _make_room(self, count: int) -> None:
         if self.tree is not None and self.tree.num_idle >= count:
@@ -169,8 +180,10 @@ class Steps:
     def _keep(self, request: Request) -> None:
         """Put what a request computed into the tree."""
         if self.tree is not None and request.num_computed:
-            pages = self.cache.tables[request.slot][: request.num_computed // PAGE]
-            self.tree.insert(request.token_ids[: request.num_computed], pages, request.adapter)
+            cache = self.cache
+            pages = cache.tables[request.slot][: request.num_computed // PAGE]
+            known, regime = request.token_ids[: request.num_computed], cache.regimes[request.slot]
+            self.tree.insert(known, pages, request.adapter, regime)
 
     def _with_pages(self, requests: list[Request], num_new: int) -> list[Request]:
         """Those of `requests` that can go `num_new` positions on, after others had to leave."""
@@ -225,14 +238,15 @@ class Steps:
     def _begin(self, request: Request) -> None:
         """Look once more: what the tree did not know when the slot was given it may know now."""
         if self.tree is not None:
-            pages = self.tree.match(request.token_ids, request.adapter)
+            regime = self.cache.regimes[request.slot]
+            pages = self.tree.match(request.token_ids, request.adapter, regime)
             if len(pages) * PAGE > request.num_reused:
                 self.cache.free(request.slot)
                 self._reuse(request)
 
     def _chunk_size(self, request: Request) -> int:
         start = request.num_computed
-        if self.cache.depends_on_length and start >= request.num_prompt:
+        if self.cache.all_regimes.grows and start >= request.num_prompt:
             return 1  # as it was computed the first time
         return min((start // self._chunk + 1) * self._chunk - start, request.num_pending)
 
@@ -245,7 +259,7 @@ class Steps:
         if not self._with_pages([request], size):
             return False
         start = request.num_computed
-        self.cache.expect(request.slot, request.num_prompt)
+        self._expect(request)
         logits = self.forward([request], [request.token_ids[start : start + size]])
         if logits is None:
             return False
@@ -265,6 +279,10 @@ class Steps:
 
     def decode(self) -> None:
         """A step for all requests that run."""
+        if self.cache.all_regimes.bounds:
+            for request in self.scheduler.decoding:
+                if self.cache.regime_after(request.slot, 1) != self.cache.regimes[request.slot]:
+                    self._read_anew(request)
         for group in self._groups():
             requests = [r for r in group if r.slot >= 0]  # others may have had to leave for one
             proposals = self._proposals(requests)
@@ -286,11 +304,28 @@ class Steps:
             for request, scores in zip(requests, logits, strict=True):
                 self._sample(request, scores, proposals.get(request, ()))
 
+    def _read_anew(self, request: Request) -> None:
+        """Let a request that outgrew its regime be read from its beginning in the next one.
+
+        What deeper layers made of its tokens goes by the frequencies it began with. It is made anew
+        in the turns that follow, as for a prompt of that length, while others go on.
+        """
+        self._keep(request)
+        self.cache.free(request.slot)
+        request.num_computed = request.num_reused = 0
+        request.was_preempted = True
+        self._reuse(request)
+
     def _groups(self) -> list[list[Request]]:
         """The requests that run, by what can be one forward."""
-        running = list(self.scheduler.decoding)
+        regimes, by_regime = self.cache.regimes, dict[int, list[Request]]()
+        for request in self.scheduler.decoding:
+            by_regime.setdefault(regimes[request.slot], []).append(request)
+        return [group for running in by_regime.values() for group in self._by_adapter(running)]
+
+    def _by_adapter(self, running: list[Request]) -> list[list[Request]]:
         if self.adapters is None or not any(request.adapter for request in running):
-            return [running] if running else []
+            return [running]
         rows = self.adapters.groups([request.adapter for request in running])
         return [[running[row] for row in group] for group in rows]
 
@@ -298,7 +333,10 @@ class Steps:
         """Token ids that may come next, for as many rows as can be taken back."""
         if self.proposer is None or not requests or not self.cache.can_truncate:
             return {}
-        room = self.cache.max_positions - max(len(request.token_ids) for request in requests)
+        cache = self.cache
+        longest = cache.all_regimes.longest(cache.regimes[requests[0].slot])
+        most_held = int(min(cache.max_positions, longest))
+        room = most_held - max(len(request.token_ids) for request in requests)
         most = [min(room, r.max_tokens - r.num_generated - 1) for r in requests]
         try:
             proposed = self.proposer.propose(requests, most)

@@ -59,7 +59,7 @@ class Attention(nn.Module):
             if rotary is not None:
                 cos, sin = turns(rotary, context, x.shape[1], x.device)
                 q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
-        elif rotary is not None and rotary.depends_on_length:
+        elif rotary is not None and rotary.grows:
             # Kept unturned: see `positions`.
             k, v = cache.append(k, v)
             q = apply_rotary(q, *cache.rotary(rotary))

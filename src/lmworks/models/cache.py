@@ -25,6 +25,7 @@ from lmworks.core.errors import UserError
 from lmworks.models.cache_step import CacheStep
 from lmworks.models.config import ModelConfig
 from lmworks.models.pages import PAGE, OutOfPages, PagePool
+from lmworks.models.rotary_regimes import Regimes
 
 __all__ = ["PAGE", "CacheView", "KVCache", "OutOfPages"]
 
@@ -43,6 +44,7 @@ class KVCache:
         states: for each layer, by name: (num_slots, *shape), of recurrent layers.
         rings: for each layer the size of its rings, or None where all positions are kept in pages.
         lengths: how many positions each slot holds.
+        regimes: by which rotary frequencies each slot's keys are turned, where its length decides.
         tables: the pages of each slot, in order.
         pool: who uses which page.
         can_truncate: whether a sequence can be taken back.
@@ -91,13 +93,14 @@ class KVCache:
         self.num_slots, self.max_positions = num_slots, max_positions
         self.lengths = [0] * num_slots
         self.expected = [0] * num_slots
+        self.regimes = [0] * num_slots
+        self.all_regimes = Regimes(config)
         self.tables: list[list[int]] = [[] for _ in range(num_slots)]
         self._table: np.ndarray = np.zeros((num_slots, most if paged else 0), dtype=np.int32)
         self.make_room: Callable[[int], None] | None = None
         bounded = any(ring is not None for ring in self.rings)
         self.can_truncate = not any(self.states) and not bounded
-        self.depends_on_length = _depends_on_length(config)
-        self.can_share = paged and self.can_truncate and not self.depends_on_length
+        self.can_share = paged and self.can_truncate and not self.all_regimes.grows
 
     @property
     def num_bytes(self) -> int:
@@ -126,10 +129,12 @@ class KVCache:
         frequencies depend on the length.
         """
         self.expected[slot] = length
+        if not self.lengths[slot]:
+            self.regimes[slot] = self.all_regimes.of(length)
 
     def free(self, slot: int) -> None:
         """Forget the sequence of `slot`."""
-        self.lengths[slot] = self.expected[slot] = 0
+        self.lengths[slot] = self.expected[slot] = self.regimes[slot] = 0
         self._hold(slot, [])
         for layer in self.states:
             for state in layer.values():
@@ -138,6 +143,7 @@ class KVCache:
     def reserve(self, slots: Sequence[int], num_new: int) -> None:
         """Make sure that each slot can be written `num_new` positions on: pages of its own.
 
+        All of its pages, where those positions lead it into another regime.
         Raises: OutOfPages, and nothing is changed.
         """
         if not self.pool.num_pages:
@@ -166,7 +172,20 @@ class KVCache:
 
     def _touched(self, slot: int, num_new: int) -> range:
         start = self.lengths[slot]
-        return range(start // PAGE, -(-(start + num_new) // PAGE))
+        first = start // PAGE if self.regime_after(slot, num_new) == self.regimes[slot] else 0
+        return range(first, -(-(start + num_new) // PAGE))
+
+    def regime_after(self, slot: int, num_new: int) -> int:
+        """The regime of a slot that holds `num_new` positions more."""
+        return self.all_regimes.of(max(self.lengths[slot] + num_new, self.expected[slot]))
+
+    def turn_keys(self, slot: int, regime: int) -> None:
+        """Turn the keys that a slot holds as sequences of a regime are; its pages are its own."""
+        if regime != self.regimes[slot] and self.lengths[slot]:
+            pages, length = self.tables[slot], self.lengths[slot]
+            change = (self.regimes[slot], regime)
+            self.all_regimes.turn(self.growing, self.rings, pages, slot, length, change)
+        self.regimes[slot] = regime
 
     def _missing(self, wanted: Sequence[tuple[int, int]]) -> int:
         """Pages to take: new ones, and for a shared one as many as leave one user behind."""
@@ -241,7 +260,7 @@ class KVCache:
         for layer in self.states:
             for state in layer.values():
                 state[to] = state[from_]
-        for counts in (self.lengths, self.expected):
+        for counts in (self.lengths, self.expected, self.regimes):
             held_counts = [counts[source] for source in sources]
             for slot, count in zip(slots, held_counts, strict=True):
                 counts[slot] = count
@@ -274,12 +293,6 @@ def _shape(
     return (num_pages, heads, PAGE, size) if ring is None else (num_slots, heads, ring, size)
 
 
-def _depends_on_length(config: ModelConfig) -> bool:
-    """Whether what is kept of a beginning depends on how long the whole is."""
-    ropes = (getattr(layer.mixer, "rope", None) for layer in config.layers)
-    return any(rope is not None and rope.depends_on_length for rope in ropes)
-
-
 def _zeros(shape: tuple[int, ...], device: torch.device | str | None) -> torch.Tensor:
     with torch.inference_mode(False):  # a cache made in that mode could be used only there
         # NumPy's zeros are pages that the system hands out when they are written to; torch's
@@ -301,6 +314,15 @@ class CacheView:
         """The positions that each row holds."""
         return [self.cache.lengths[slot] for slot in self.slots]
 
+    def reading_lengths(self, num_new: int) -> list[int]:
+        """Of each row with `num_new` positions more, or what it is expected to have later."""
+        cache = self.cache
+        return [max(cache.lengths[slot] + num_new, cache.expected[slot]) for slot in self.slots]
+
+    def regimes(self, num_new: int) -> list[int]:
+        """Of each row with `num_new` positions more."""
+        return [self.cache.regime_after(slot, num_new) for slot in self.slots]
+
     def begin(self, batch_size: int, num_new: int) -> CacheStep:
         """Prepare one forward over `num_new` positions of each row.
 
@@ -315,5 +337,8 @@ class CacheView:
                 f"{longest} tokens do not fit the {self.cache.max_positions} positions of the "
                 "cache: shorten the prompt, ask for fewer new tokens, or make the cache larger"
             )
-        self.cache.reserve(self.slots, num_new)
+        cache = self.cache
+        cache.reserve(self.slots, num_new)
+        for slot in self.slots:
+            cache.turn_keys(slot, cache.regime_after(slot, num_new))
         return CacheStep(self, num_new)

@@ -34,6 +34,8 @@ class CacheStep:
         starts: (B,) int64, how many positions each row holds before the step.
         total: the positions of the longest row after it.
         table: (B, pages) int32, the pages of each row; 0 where a row has fewer.
+        lengths: of each row after the step, or what it is expected to have later: the length that
+            its rotary frequencies go by.
         positions: (B, T) of each new token in its own row.
     """
 
@@ -47,6 +49,7 @@ class CacheStep:
         self.rows = _as_slice(view.slots)
         self.slots = torch.tensor(view.slots, device=self.device)
         self.starts = np.array(starts, dtype=np.int64)
+        self.lengths = view.reading_lengths(num_new)
         self.table = cache.table_of(view.slots, self.total)
         new = torch.arange(num_new, device=self.device)
         self.positions = torch.tensor(starts, device=self.device)[:, None] + new
@@ -71,8 +74,9 @@ class CacheStep:
         """Cosines and sines of the new positions, broadcastable to (B, heads, T, D)."""
         if rotary not in self._rotary:
             positions = self.positions[:1] if self.even else self.positions
-            if self.total > _LONGEST_TABLE and not rotary.depends_on_length:
-                cos, sin = rotary.at(positions)
+            alike = not rotary.grows and rotary.same_tables(self.lengths)
+            if self.total > _LONGEST_TABLE and alike:
+                cos, sin = rotary.at(positions, self.lengths[0])
                 self._rotary[rotary] = cos[:, None], sin[:, None]
             else:
                 cos, sin = self.tables(rotary)
@@ -85,17 +89,15 @@ class CacheStep:
         Where they depend on the length, each row's are those of its own, whatever rows stand
         beside it.
         """
-        expected = [self.view.cache.expected[slot] for slot in self.view.slots]
-        if not rotary.depends_on_length or (self.even and len(set(expected)) == 1):
-            cos, sin = rotary.tables(max(self.total, *expected), self.device)
-            return cos[None, : self.total], sin[None, : self.total]
+        total = self.total
+        if rotary.same_tables(self.lengths):
+            cos, sin = rotary.tables(self.lengths[0], self.device, num_positions=total)
+            return cos[None, :total], sin[None, :total]
         tables = [
-            rotary.tables(max(start + self.num_new, length), self.device, num_positions=self.total)
-            for start, length in zip(self.view.lengths, expected, strict=True)
+            rotary.tables(length, self.device, num_positions=total) for length in self.lengths
         ]
         cosines, sines = (
-            torch.stack([table[: self.total] for table in kind])
-            for kind in zip(*tables, strict=True)
+            torch.stack([table[:total] for table in kind]) for kind in zip(*tables, strict=True)
         )
         return cosines, sines
 

@@ -129,7 +129,10 @@ class Plan:
         )
 
     def fits(self, view: CacheView, num_new: int) -> bool:
-        """Whether this step can be fused: rings are not written over what the step needs."""
+        """Whether this step can be fused: all rows are turned alike, and rings are not written
+        over what the step needs."""
+        if len(set(view.regimes(num_new))) > 1:
+            return False
         rings = [ring for ring in view.cache.rings if ring is not None]
         if not rings or view.cache.device.type != "cpu":
             return view.cache.device.type == "cpu"
@@ -152,7 +155,11 @@ class Plan:
         cache = step.view.cache
         cpu = torch.device("cpu")
         different = dict.fromkeys(self.rotaries)
-        by_rotary = {r: r.tables(step.total, cpu) for r in different if r is not None}
+        by_rotary = {
+            r: r.tables(step.lengths[0], cpu, num_positions=step.total)
+            for r in different
+            if r is not None
+        }
         tables = [found for pair in by_rotary.values() for found in pair]
         known, held_tables, places = self._places
         if known() is cache and all(map(operator.is_, tables, held_tables)):
@@ -261,7 +268,7 @@ class _Maker:
         rotary_dim = 0
         rotary = None
         if config.rope is not None:
-            need(not config.rope.depends_on_length, "rotary angles that depend on the length")
+            need(not config.rope.grows, "rotary angles that depend on the length")
             rotary_dim = config.rope.rotary_dim(config.head_dim)
             rotary = shared_rotary(config.rope, rotary_dim)
         self.plan.rotaries.append(rotary)

@@ -7,11 +7,13 @@ put in this order when they are read. Sines and cosines are computed once per (c
 shared by all layers and grown when a longer sequence comes, so a long `max_position_embeddings`
 costs nothing until it is used.
 
-Some scalings choose their frequencies by the length of the sequence. A table is then one of a
-length, and attention keeps its keys unturned and turns them all at each step: queries and keys
-always agree. A prompt that is run at once, or in chunks after `KVCache.expect`, gives what
-transformers gives. A sequence that grows past its original length goes on with the frequencies of
-its new one; what deeper layers made of earlier positions stays as it was.
+Some frequencies depend on the length of the sequence; a table is then one of a length. Queries and
+keys always agree: where a few lengths divide all (`RoPEConfig.bounds`), the cache turns its keys
+anew when a sequence passes one (`turned_anew`); where each has its own (`RoPEConfig.grows`),
+attention keeps its keys unturned and turns them all at each step. A prompt that is run at once, or
+in chunks after `KVCache.expect`, gives what transformers gives. A sequence that grows past such a
+length goes on with the frequencies of its new one; what deeper layers made of earlier positions
+stays as it was, unless it is read anew (as the engine does).
 
 Source: Su et al. 2021, arXiv 2104.09864.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,16 +54,17 @@ class Rotary:
     def __init__(self, rope: RoPEConfig, rotary_dim: int) -> None:
         self._rope, self._rotary_dim = rope, rotary_dim
         self._tables: dict[tuple[torch.device, int], tuple[torch.Tensor, torch.Tensor]] = {}
-        self.depends_on_length = rope.depends_on_length
+        self.depends_on_length, self.grows = rope.depends_on_length, rope.grows
 
     def tables(
-        self, length: int, device: torch.device, *, num_positions: int = 0
+        self, length: int, device: torch.device, *, num_positions: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines for a sequence of `length`, on `device`.
 
-        At least as many rows as it is long, and no fewer than `num_positions`.
+        At least as many rows as it is long, or as `num_positions`.
         """
-        key, wanted = (device, reach(self._rope, length)), max(length, num_positions)
+        wanted = length if num_positions is None else num_positions
+        key = (device, reach(self._rope, length))
         tables = self._tables.pop(key, None)
         if tables is None or len(tables[0]) < wanted:
             rows = max(_FIRST_LENGTH, 1 << (wanted - 1).bit_length())
@@ -78,20 +82,41 @@ class Rotary:
             cosines, sines = self._turns(torch.arange(rows), length)
         return cosines.to(device), sines.to(device)
 
-    def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines at some positions (...) alone, each (..., rotary_dim).
+    def at(self, positions: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines at some positions (...) of a sequence of `length` alone, each
+        (..., rotary_dim).
 
-        For single steps of long sequences, whose tables would grow with them. Only where the
-        frequencies do not depend on the length.
+        For single steps of long sequences, whose tables would grow with them.
         """
-        assert not self.depends_on_length
         with torch.no_grad():
-            return self._turns(positions, 0)
+            return self._turns(positions, length)
+
+    def same_tables(self, lengths: Sequence[int]) -> bool:
+        """Whether sequences of these lengths are turned alike."""
+        return not self.depends_on_length or len({reach(self._rope, n) for n in lengths}) == 1
+
+    def turned_anew(
+        self, keys: torch.Tensor, positions: torch.Tensor, lengths: tuple[int, int]
+    ) -> torch.Tensor:
+        """Keys (..., D) of a sequence of `lengths[0]` as those of one of `lengths[1]`.
+
+        Args:
+            positions: where they stand, of the keys' shape without D, or one that spreads to it.
+        """
+        old, new = lengths
+        rows = int(positions.max()) + 1
+        cos, sin = (
+            table[positions] / attention_factor(self._rope, old) ** 2
+            for table in self.tables(old, keys.device, num_positions=rows)
+        )
+        unturned = apply_rotary(keys, cos, -sin)
+        cos, sin = (t[positions] for t in self.tables(new, keys.device, num_positions=rows))
+        return apply_rotary(unturned, cos, sin)
 
     def _turns(self, positions: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         frequencies = inverse_frequencies(self._rope, self._rotary_dim, length)
         angles = positions[..., None].float() * frequencies.to(positions.device)
-        factor = attention_factor(self._rope)
+        factor = attention_factor(self._rope, length)
         cos, sin = angles.cos() * factor, angles.sin() * factor
         return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 

@@ -1,8 +1,8 @@
 """How fast each pair of a head's dimensions turns, and how scalings for longer contexts change it.
 
-All of them give one angle per position and pair, and a factor for queries and keys; two of them
-depend on the length of the sequence (`RoPEConfig.depends_on_length`). Sources stand with the
-configs in `config.positions`; the arithmetic is that of transformers, operation by operation.
+All of them give one angle per position and pair, and a factor for queries and keys; they may depend
+on the length of the sequence (`RoPEConfig.depends_on_length`). Sources stand with the configs in
+`config.positions`; the arithmetic is that of transformers, operation by operation.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def inverse_frequencies(rope: RoPEConfig, rotary_dim: int, length: int = 0) -> t
     `length` is that of the sequence, for the scalings that depend on it.
     """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim
+    rope = rope.at(length)
     scaling = rope.scaling
     if isinstance(scaling, LongRoPEScaling):
         long = length > scaling.original_max_position_embeddings
@@ -50,7 +51,7 @@ def _base(rope: RoPEConfig, rotary_dim: int, length: int) -> float:
     """`theta`, raised by the NTK scalings."""
     scaling = rope.scaling
     if isinstance(scaling, DynamicNTKScaling):
-        grown = reach(rope, length) / scaling.original_max_position_embeddings
+        grown = max(length / scaling.original_max_position_embeddings, 1.0)
         factor = scaling.factor * grown - (scaling.factor - 1)
     elif isinstance(scaling, NTKScaling):
         factor = scaling.factor
@@ -90,9 +91,9 @@ def _turning(rotations: float, scaling: YaRNScaling, theta: float, rotary_dim: i
     return rotary_dim * math.log(positions) / (2 * math.log(theta))
 
 
-def attention_factor(rope: RoPEConfig) -> float:
-    """What queries and keys are multiplied by."""
-    scaling = rope.scaling
+def attention_factor(rope: RoPEConfig, length: int) -> float:
+    """What queries and keys of a sequence of `length` are multiplied by."""
+    scaling = rope.at(length).scaling
     if not isinstance(scaling, YaRNScaling | LongRoPEScaling):
         return 1.0
     if scaling.attention_factor is not None:
@@ -114,11 +115,8 @@ def yarn_mscale(scaling: YaRNScaling, mscale: float = 1.0) -> float:
 
 
 def reach(rope: RoPEConfig, length: int) -> int:
-    """The length that stands for all lengths with the same frequencies; 0 if all have them."""
+    """The length that stands for all lengths with the same frequencies; 0 for the shortest."""
     scaling = rope.scaling
     if isinstance(scaling, DynamicNTKScaling):
-        return max(length, scaling.original_max_position_embeddings)
-    if isinstance(scaling, LongRoPEScaling):
-        original = scaling.original_max_position_embeddings
-        return original + 1 if length > original else original
-    return 0
+        return length if length > scaling.original_max_position_embeddings else 0
+    return max((bound + 1 for bound in rope.bounds if bound < length), default=0)

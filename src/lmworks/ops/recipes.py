@@ -39,6 +39,7 @@ STAGES: dict[str, str] = {
     "compare_tokenizers": "lmworks.evaluation.compare_tokenizers:compare_tokenizers",
     "transplant": "lmworks.models.transplant.stage:transplant_stage",
     "upcycle": "lmworks.models.upcycle:upcycle_stage",
+    "extend_context": "lmworks.models.extend_context:extend_context",
     "transplant_leaderboard": "lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",
     "pretrain": "lmworks.training.pretrain:pretrain",
     "search_architecture": "lmworks.training.architecture_search:search_architecture",

@@ -169,7 +169,7 @@ class Prefix(nn.Module):
             return self.keys
         count = self.keys.shape[1]
         cos, sin = (
-            table[count] / attention_factor(self.rope)
+            table[count] / attention_factor(self.rope, count + 1)
             for table in self.rotary.tables(count + 1, self.keys.device)
         )
         return apply_rotary(self.keys, cos, -sin)

@@ -3,6 +3,9 @@
 Both spellings of Hugging Face are read: `rope_theta` + `rope_scaling`, and `rope_parameters` as
 transformers 5 writes it. The first is written, since every version reads it.
 
+A native window (`NativeWindow`) stands beside them under a key of our own, `rope_native`, which
+others pass over: there, the scaling holds at all lengths.
+
 GGUF files hold llama3 scaling as the tensor `rope_freqs.weight`, the divisor of each frequency,
 from which its parameters are recovered, and LongRoPE as the tensors of both sets of factors.
 """
@@ -10,7 +13,8 @@ from which its parameters are recovered, and LongRoPE as the tensors of both set
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
@@ -20,6 +24,7 @@ from lmworks.models.config import (
     LinearScaling,
     Llama3Scaling,
     LongRoPEScaling,
+    NativeWindow,
     RoPEConfig,
     RoPEScaling,
     YaRNScaling,
@@ -28,6 +33,7 @@ from lmworks.models.config import (
 if TYPE_CHECKING:
     import numpy as np
 
+NATIVE = "rope_native"
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 # Further settings of YaRN, and what llama.cpp takes for one that is left out.
@@ -84,13 +90,39 @@ def rope_from_settings(
         theta=rope.number("rope_theta", values.number("rope_theta", theta)),
         scaling=scaling_from_hf(rope, values, kind=kind, original=original),
         fraction=part,
+        native=_native_from_hf(values, part),
     )
 
 
+def _native_from_hf(values: Values, fraction: float) -> NativeWindow | None:
+    """The ladder of `rope_native`, a list of objects with the shortest lengths first."""
+    steps = values.raw(NATIVE, None) or []
+    if not isinstance(steps, Sequence) or not all(isinstance(s, Mapping) for s in steps):
+        raise UserError(f"{NATIVE} must be a list of objects, not {steps!r}")
+    native = None
+    for step in map(Values, steps):
+        kind = step.text("rope_type", "default")
+        rope = RoPEConfig(
+            theta=step.number("rope_theta"),
+            scaling=scaling_from_hf(step, values, kind=kind, original=None),
+            fraction=fraction,
+            native=native,
+        )
+        native = NativeWindow(length=step.count("length"), rope=rope)
+    return native
+
+
 def rope_to_hf(rope: RoPEConfig) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, and the turned part where it is not all."""
-    part = {} if rope.fraction == 1 else {"partial_rotary_factor": rope.fraction}
-    return {"rope_theta": rope.theta, "rope_scaling": scaling_to_hf(rope.scaling)} | part
+    """`rope_theta` and `rope_scaling`; the turned part where it is not all, a native window."""
+    settings: dict[str, Any] = {"rope_theta": rope.theta}
+    settings["rope_scaling"] = scaling_to_hf(rope.scaling)
+    if rope.fraction != 1:
+        settings["partial_rotary_factor"] = rope.fraction
+    steps, native = [], rope.native
+    while native is not None:
+        steps.append({"length": native.length, **rope_to_settings(native.rope)})
+        native = native.rope.native
+    return settings | ({NATIVE: steps[::-1]} if steps else {})
 
 
 def rope_to_settings(rope: RoPEConfig) -> dict[str, Any]:
@@ -104,10 +136,23 @@ def rope_from_gguf(
     """The settings of a GGUF file; `values` are its metadata under the architecture's prefix."""
     theta = values.number("rope.freq_base", 10000.0)
     scaling = _scaling_from_gguf(values, tensors, theta, rotary_dim)
-    rope = RoPEConfig(theta=theta, scaling=scaling, fraction=_fraction(rotary_dim, head_dim))
+    rope = RoPEConfig(
+        theta=theta,
+        scaling=scaling,
+        fraction=_fraction(rotary_dim, head_dim),
+        native=_native_from_gguf(values, _fraction(rotary_dim, head_dim)),
+    )
     if rope.rotary_dim(head_dim) != rotary_dim:
         raise UserError(f"rope.dimension_count {rotary_dim} of head size {head_dim}: not supported")
     return rope
+
+
+def _native_from_gguf(values: Values, fraction: float) -> NativeWindow | None:
+    length = values.count("rope.native_context_length", 0)
+    if not length:
+        return None
+    rope = RoPEConfig(theta=values.number("rope.native_freq_base"), fraction=fraction)
+    return NativeWindow(length=length, rope=rope)
 
 
 def _fraction(rotary_dim: int, head_dim: int) -> float:
@@ -212,14 +257,19 @@ def rope_to_gguf(rope: RoPEConfig, head_dim: int) -> dict[str, Any]:
             "rope.scaling.original_context_length": scaling.original_max_position_embeddings,
             "rope.scaling.attn_factor": shortest(attention_factor_of(rope)),
         }
+    if rope.native is not None:  # with a scaling or window of its own: the reader won't agree
+        values |= {
+            "rope.native_context_length": rope.native.length,
+            "rope.native_freq_base": float(rope.native.rope.theta),
+        }
     return values
 
 
 def attention_factor_of(rope: RoPEConfig) -> float:
-    """What queries and keys are multiplied by."""
+    """What queries and keys of long sequences are multiplied by."""
     from lmworks.models.rotary_frequencies import attention_factor
 
-    return attention_factor(rope)
+    return attention_factor(rope, sys.maxsize)
 
 
 def rope_extras(rope: RoPEConfig | None, head_dim: int) -> dict[str, np.ndarray]:

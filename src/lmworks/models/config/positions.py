@@ -142,21 +142,64 @@ class RoPEConfig:
     """Rotary positions: `theta` is the base of the wave lengths, `scaling` stretches them.
 
     `fraction` is the part of each head that is turned, the first dimensions (GPT-NeoX, Phi).
+    `native` says how sequences are turned that are no longer than the model was trained on: with
+    it, a scaling for longer ones changes nothing about them.
     """
 
     theta: float = 10000.0
     scaling: RoPEScaling | None = None
     fraction: float = 1.0
+    native: NativeWindow | None = None
 
     def __post_init__(self) -> None:
         check_positive(self, "theta", "fraction")
         if self.fraction > 1:
             raise UserError(f"rope: fraction {self.fraction:g} must be at most 1")
+        if self.native is not None:
+            self._check_native(self.native)
+
+    def _check_native(self, native: NativeWindow) -> None:
+        if native.rope.fraction != self.fraction:
+            raise UserError(
+                f"rope: {native.rope.fraction:g} of a head is turned in the native window and "
+                f"{self.fraction:g} beyond it: both must be the same"
+            )
+        if native.rope.native is not None and native.rope.native.length >= native.length:
+            raise UserError(
+                f"rope: a native window of {native.rope.native.length} can't lie in one of "
+                f"{native.length}"
+            )
+        if self.grows or native.rope.grows:
+            raise UserError("rope scaling dynamic has a native window of its own: leave it out")
+
+    def at(self, length: int) -> RoPEConfig:
+        """What turns a sequence of `length`: this, or what its native window says."""
+        rope = self
+        while rope.native is not None and length <= rope.native.length:
+            rope = rope.native.rope
+        return rope
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """The lengths beyond which a sequence is turned otherwise than up to them, ascending."""
+        found = set[int]()
+        if isinstance(self.scaling, LongRoPEScaling):
+            found.add(self.scaling.original_max_position_embeddings)
+        if self.native is not None:
+            above = {bound for bound in found if bound > self.native.length}
+            below = {bound for bound in self.native.rope.bounds if bound < self.native.length}
+            found = above | below | {self.native.length}
+        return tuple(sorted(found))
+
+    @property
+    def grows(self) -> bool:
+        """Whether every length beyond the original one has frequencies of its own."""
+        return isinstance(self.scaling, DynamicNTKScaling)
 
     @property
     def depends_on_length(self) -> bool:
-        """Whether the frequencies change as a sequence grows."""
-        return isinstance(self.scaling, DynamicNTKScaling | LongRoPEScaling)
+        """Whether the frequencies change as a sequence grows, at some lengths or at all."""
+        return self.grows or bool(self.bounds)
 
     def rotary_dim(self, head_dim: int) -> int:
         """How many of a head's dimensions are turned.
@@ -175,7 +218,23 @@ class RoPEConfig:
             raise UserError(f"rope scaling {self.scaling.kind} needs more than {dim} dimensions")
         if isinstance(self.scaling, YaRNScaling) and self.theta <= 1:
             raise UserError(f"rope scaling yarn needs a theta above 1, not {self.theta:g}")
+        if self.native is not None:
+            self.native.rope.rotary_dim(head_dim)
         return dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeWindow:
+    """How a model that was stretched turns sequences of at most `length` positions.
+
+    `rope` may have a native window itself: a ladder of scalings, each for lengths up to the next.
+    """
+
+    length: int
+    rope: RoPEConfig
+
+    def __post_init__(self) -> None:
+        check_count(self, "length")
 
 
 @dataclass(frozen=True, kw_only=True)
