@@ -259,3 +259,52 @@ def test_the_picker_shows_models_and_the_choice_stays_with_its_conversation(page
     page.get_by_role("option", name="hostile").click()
     open_page(page, site, place)
     assert page.inner_text("#model-name") == "echo"
+
+
+def test_thumbs_and_what_was_wrong(page, site):
+    ask(page, "Is it good?", "echo")
+    done(page)
+    last = page.locator(".message.assistant").last
+    up, down = (last.get_by_role("button", name=f"{word} answer") for word in ("Good", "Bad"))
+    up.click()
+    last.locator(".thumbs [aria-pressed=true][aria-label='Good answer']").wait_for()
+    assert last.locator(".wrong").count() == 0
+    down.click()
+    last.locator(".wrong input").wait_for()
+    assert up.get_attribute("aria-pressed") == "false"
+    assert page.evaluate("document.activeElement.placeholder") == "What was wrong?"
+    page.keyboard.type("too vague")
+    page.keyboard.press("Enter")
+    last.locator(".wrong").wait_for(state="detached")
+    store = site.app.state.service.conversations
+    where = page.url.rpartition("#")[2]
+    assert [(v.thumb, v.comment) for v in store.feedback.votes(where).values()] == [
+        ("down", "too vague")
+    ]
+    page.reload()
+    last.locator("[aria-label='Bad answer'][aria-pressed=true]").wait_for()
+    down.click()  # the same again takes it back
+    last.locator("[aria-label='Bad answer'][aria-pressed=false]").wait_for()
+    assert store.feedback.votes(where) == {}
+
+
+def test_a_thumb_down_leads_to_a_correction(page, site):
+    ask(page, "Say it right", "echo")
+    done(page)
+    last = page.locator(".message.assistant").last
+    last.get_by_role("button", name="Bad answer").focus()
+    page.keyboard.press("Enter")
+    last.get_by_role("button", name="Write it better").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("It, right")
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_selector(".branch >> text=2/2")
+    from lmworks.serving.feedback.reading import feedback_of
+
+    store = site.app.state.service.conversations
+    where = "chat:" + page.url.rpartition("#")[2]
+    told = [one for one in feedback_of(store) if one.source == where]
+    assert [(one.answer, one.rating, one.correction) for one in told] == [
+        ("Say it right", -1, ""),
+        ("Say it right", 0, "It, right"),
+    ]

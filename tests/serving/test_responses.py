@@ -200,3 +200,8 @@ def test_calls_come_and_their_results_go_back(live_server):
         assert done.output_text == "It is warm."
         assert [message["role"] for message in seen[-1]] == ["user", "assistant", "tool"]
         assert seen[-1][1]["tool_calls"][0]["id"] == call.call_id
+
+
+def test_an_item_that_is_null_is_the_requests_fault(answers):
+    with pytest.raises(openai.BadRequestError, match="input"):
+        answers.create(model="s", input=[None])

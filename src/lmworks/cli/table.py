@@ -53,6 +53,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.data.needles:plant_needles",
         "Put a sentence to find into every passage of a corpus.",
     ),
+    "data feedback": (
+        "stage:lmworks.serving.feedback.stage:collect_feedback",
+        "Thumbs and corrections that a server collected, filtered, as data to train on.",
+    ),
     "data why": ("lmworks.cli.data_why:command", "Why a document is not in a corpus."),
     "tokenizer train": (
         "stage:lmworks.tokenizers.train:train_tokenizer",

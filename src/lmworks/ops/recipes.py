@@ -33,6 +33,7 @@ STAGES: dict[str, str] = {
     "build_parallel": "lmworks.data.parallel:build_parallel",
     "draw_questions": "lmworks.data.questions:draw_questions",
     "draw_preferences": "lmworks.data.preferences:draw_preferences",
+    "collect_feedback": "lmworks.serving.feedback.stage:collect_feedback",
     "plant_needles": "lmworks.data.needles:plant_needles",
     "train_tokenizer": "lmworks.tokenizers.train:train_tokenizer",
     "extend_tokenizer": "lmworks.tokenizers.extend:extend_tokenizer",

@@ -22,6 +22,7 @@ APIS: tuple[str, ...] = (
     "lmworks.serving.websocket:add_routes",
     "lmworks.serving.embeddings:add_routes",
     "lmworks.serving.rerank:add_routes",
+    "lmworks.serving.feedback.routes:add_routes",
     "lmworks.serving.streams:add_routes",
     "lmworks.serving.models:add_routes",
     "lmworks.serving.health:add_routes",

@@ -69,7 +69,9 @@ class ReasoningItem(Strict):
 
 
 def _kind(item: Any) -> str:
-    return str(item.get("type", "message") if isinstance(item, dict) else item.type)
+    return str(
+        item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    )
 
 
 Item = Annotated[

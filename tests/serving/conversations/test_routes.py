@@ -138,7 +138,7 @@ def test_edit_regenerate_and_choose(api):
     corrected = api.post(
         f"/conversations/{conversation}/messages/{second['id']}/edit", json={"content": "zwei"}
     ).json()
-    assert corrected["info"] == {"edited": True}
+    assert corrected["info"] == {"edited": True, "edit_of": second["id"]}
     assert path_of(api, conversation)[-1]["content"] == "zwei"
 
 

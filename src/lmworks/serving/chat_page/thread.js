@@ -72,7 +72,7 @@ function drawAll() {
 }
 function nodeOf(message) {
   const around = childrenOf(message.parent_id).map(({ id }) => id);
-  const version = JSON.stringify([message.content, message.state, message.info, around, editing === message.id, message.status]);
+  const version = JSON.stringify([message.content, message.state, message.info, around, editing === message.id, message.status, message.feedback, asking === message.id]);
   let node = drawn.get(message.id);
   if (node?.version === version) return node;
   if (!node) {
@@ -107,7 +107,7 @@ function drawAnswer(node, message) {
   if (message.state === "writing") {
     if (!message.content) body.after(element("p", "waiting", waitingFor(message)));
     innermost(body).append(element("span", "caret"));
-  } else node.append(foot(message));
+  } else node.append(foot(message), ...(asking === message.id ? [wrong(message)] : []));
 }
 function waitingFor(message) {
   if (message.status === "loading") return `Loading ${message.model}…`;
@@ -136,7 +136,7 @@ function foot(message) {
   const node = element("div", "foot");
   const copy = iconButton("copy", message.role === "user" ? "Copy the message" : "Copy the answer", () => copyText(message.content, copy));
   node.append(copy, iconButton("edit", "Edit", () => edit(message.id)));
-  if (message.role === "assistant") node.append(iconButton("again", "Answer again", () => regenerate(message)));
+  if (message.role === "assistant") node.append(iconButton("again", "Answer again", () => regenerate(message)), thumbs(message));
   const around = childrenOf(message.parent_id);
   if (around.length > 1) node.append(switcher(message, around));
   if (message.role === "assistant") {

@@ -17,6 +17,7 @@ from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import disk_full_message
+from lmworks.serving.feedback.store import FEEDBACK_TABLE
 from lmworks.serving.sqlite_script import script_statements
 
 _APPLICATION_ID = 0x6C6D7763  # "lmwc"
@@ -92,6 +93,7 @@ _STEPS = (
         PRIMARY KEY (conversation_id, encoder, key)
     ) WITHOUT ROWID;
     """,
+    FEEDBACK_TABLE,
 )
 
 

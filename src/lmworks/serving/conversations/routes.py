@@ -7,6 +7,7 @@
 | `POST .../ID/restore`, `.../ID/forget` | undo a delete; delete for good |
 | `POST .../ID/answers` | ask: a question (or a version of one) in, both messages out |
 | `POST .../ID/messages/M/regenerate`, `edit`, `choose`, `stop` | what their names say |
+| `POST .../ID/messages/M/feedback` | a thumb up or down, or none |
 | `GET .../ID/messages/M/events` | follow an answer, from any character on |
 | `GET .../ID/memory`, `.../ID/messages/M/memory` | what the model would be sent now, what it was |
 | `GET .../ID/export?format=`, `POST /api/conversations/import` | files |
@@ -47,6 +48,7 @@ from lmworks.serving.conversations.values import (
     NotFound,
 )
 from lmworks.serving.errors import ApiError
+from lmworks.serving.feedback.values import RATINGS, Vote
 from lmworks.serving.service import Service
 from lmworks.serving.streaming import Event, EventStream
 
@@ -266,6 +268,20 @@ def _add_messages(app: FastAPI, service: Service, runs: Runs) -> None:
         await in_conversation(conversation_id, message_id)
         return {"stopping": runs.stop(message_id)}
 
+    @app.post(one + "/feedback")
+    async def feedback(conversation_id: str, message_id: str, http: Request) -> Any:
+        message = await in_conversation(conversation_id, message_id)
+        fields = await _fields(http, service, rating=(str, type(None)), comment=str)
+        rating = fields.get("rating")
+        if rating is not None and rating not in RATINGS:
+            said = f"rating: must be up, down or null, not {rating[:40]!r}"
+            raise ApiError(400, said, param="rating", code="invalid_value")
+        if message.role != "assistant" or message.state == "writing":
+            raise ApiError(400, "only answers that are written can be judged")
+        comment = fields.get("comment", "").strip()
+        await _work(store.feedback.rate, message_id, RATINGS.get(rating or "", 0), comment)
+        return _message(store, message, await _work(store.feedback.vote, message_id))
+
     @app.get(one + "/memory")
     async def sent(conversation_id: str, message_id: str) -> Any:
         message = await in_conversation(conversation_id, message_id)
@@ -391,16 +407,19 @@ def _entry(conversation: Conversation) -> dict[str, Any]:
 
 def _whole(store: ConversationStore, conversation_id: str) -> dict[str, Any]:
     messages = store.messages(conversation_id)
-    conversation = store.get(conversation_id)
+    conversation, votes = store.get(conversation_id), store.feedback.votes(conversation_id)
     return _entry(conversation) | {
         "active_root": conversation.active_root,
-        "messages": [_message(store, message) for message in messages],
+        "messages": [_message(store, message, votes.get(message.id)) for message in messages],
     }
 
 
-def _message(store: ConversationStore, message: Message) -> dict[str, Any]:
+def _message(
+    store: ConversationStore, message: Message, vote: Vote | None = None
+) -> dict[str, Any]:
     return message.described() | {
         "info": message.info | _memory_counts(message),
+        "feedback": {"rating": vote.thumb, "comment": vote.comment} if vote else None,
         "attachments": [
             _attachment(store.attachments.get(found)) for found in message.attachment_ids
         ],

@@ -35,6 +35,7 @@ from lmworks.serving.conversations.values import (
     branch,
     title_of,
 )
+from lmworks.serving.feedback.store import FeedbackStore
 
 KEPT_WHEN_DELETED_S = 30 * 86400.0
 _SILENT_S = 600.0  # an answer that was not saved for so long has no writer any more
@@ -61,6 +62,7 @@ class ConversationStore:
         self.prompts = Prompts(self.database)
         self.attachments = Attachments(self.database)
         self.memories = Memories(self.database)
+        self.feedback = FeedbackStore(self.database)
         self._writer = f"{platform.node()}:{os.getpid()}:{secrets.token_hex(4)}"
         _LIVES.add(self._writer)
         self.mark_cut()
@@ -229,7 +231,8 @@ class ConversationStore:
         return self.message(message_id)
 
     def edit(self, message_id: str, content: str) -> Message:
-        """Another version of a message, beside it, with the same attachments. Raises: NotFound."""
+        """Another version of a message, beside it, with the same attachments; of an answer it is
+        a correction, and says so. Raises: NotFound."""
         old = self.message(message_id)
         return self.add(
             old.conversation_id,
@@ -238,7 +241,7 @@ class ConversationStore:
             parent=old.parent_id,
             attachments=old.attachment_ids,
             model=old.model,
-            info={"edited": True} if old.role == "assistant" else None,
+            info={"edited": True, "edit_of": message_id} if old.role == "assistant" else None,
         )
 
     def choose(self, message_id: str) -> None:

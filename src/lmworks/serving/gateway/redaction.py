@@ -90,6 +90,15 @@ def redact(text: str) -> str:
     return text
 
 
+def found_kinds(text: str) -> list[str]:
+    """What the patterns find in `text`, by kind, the longest and surest first."""
+    return [
+        kind
+        for kind, pattern, check in _COMPILED
+        if any(check(found[0]) for found in pattern.finditer(text))
+    ]
+
+
 # What says how to answer rather than what about: a model's name is no secret.
 _KEPT = frozenset({"model", "role", "type", "id", "tool_call_id", "name", "finish_reason"})
 
