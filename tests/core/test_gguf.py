@@ -18,6 +18,7 @@ from lmworks.core.errors import UserError
 from lmworks.core.ggml_types import TYPES
 from lmworks.core.gguf import (
     GGUFTensor,
+    LaterTensor,
     dequantize,
     find_gguf,
     read_gguf,
@@ -70,6 +71,37 @@ def small_file() -> bytes:
         kinds = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
         write_gguf(path, METADATA, {kind: encoded(kind, 3, 64) for kind in kinds})
         return path.read_bytes()
+
+
+def test_tensors_made_when_their_turn_comes_are_written_one_at_a_time(tmp_path: Path) -> None:
+    kinds = ["Q8_0", "F32", "Q4_1", "F16"]
+    ready = {str(i): encoded(kind, 64, 2048, i) for i, kind in enumerate(kinds)}
+    write_gguf(tmp_path / "ready.gguf", METADATA, ready)
+    largest = max(tensor.data.nbytes for tensor in ready.values())
+    (tmp_path / "raw").mkdir()
+    for name, tensor in ready.items():
+        (tmp_path / "raw" / name).write_bytes(tensor.data.tobytes())
+
+    def later(tensor: GGUFTensor, name: str) -> LaterTensor:
+        def make() -> np.ndarray:
+            return np.fromfile(tmp_path / "raw" / name, np.uint8)
+
+        return LaterTensor(name=name, shape=tensor.shape, type=tensor.type, make=make)
+
+    tensors = {name: later(tensor, name) for name, tensor in ready.items()}
+    tracemalloc.start()
+    write_gguf(tmp_path / "later.gguf", METADATA, tensors)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (tmp_path / "later.gguf").read_bytes() == (tmp_path / "ready.gguf").read_bytes()
+    assert peak < 1.5 * largest + 200_000
+
+
+def test_another_number_of_bytes_than_was_told_leaves_no_file(tmp_path: Path) -> None:
+    short = LaterTensor(name="a", shape=(2, 32), type="Q8_0", make=lambda: np.zeros(67, np.uint8))
+    with pytest.raises(ValueError, match=r"a: Q8_0 .* 68 bytes, not 67"):
+        write_gguf(tmp_path / "model.gguf", {}, {"a": short})
+    assert not list(tmp_path.iterdir())
 
 
 # --- parity with the reference package -------------------------------------------------------

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,7 @@ from lmworks.core.ggml_types import NAMES, TYPES
 __all__ = [
     "GGUF",
     "GGUFTensor",
+    "LaterTensor",
     "dequantize",
     "find_gguf",
     "read_gguf",
@@ -77,6 +78,21 @@ class GGUFTensor:
     type: str
     data: np.ndarray
     start: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterTensor:
+    """A tensor to write whose bytes are made when its turn comes, so that one at a time is there.
+
+    Attributes:
+        shape, type: as in GGUFTensor; they say how many bytes there must be.
+        make: gives them, uint8; called once.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    make: Callable[[], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,7 +230,7 @@ def _map_tensors(
             )
         if offset % alignment:
             raise cursor.fail(f"tensor {name!r} lies at {offset}, which is not aligned")
-        num_bytes = math.prod(shape) // block.size * block.num_bytes
+        num_bytes = tensor_bytes(shape, kind)
         first = start + offset
         missing = first + num_bytes - len(cursor.data)
         if missing > 0:
@@ -254,8 +270,15 @@ def dequantize(tensor: GGUFTensor) -> np.ndarray:
     return values.reshape(tensor.shape)
 
 
+def tensor_bytes(shape: Sequence[int], kind: str) -> int:
+    """How many bytes a tensor of this shape and type has. Its rows must divide into blocks."""
+    return math.prod(shape) // TYPES[kind].size * TYPES[kind].num_bytes
+
+
 def write_gguf(
-    path: str | Path, metadata: Mapping[str, Any], tensors: Mapping[str, GGUFTensor]
+    path: str | Path,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, GGUFTensor | LaterTensor],
 ) -> None:
     """Write a version 3 file, whole or not at all. Same content, same bytes.
 
@@ -263,9 +286,12 @@ def write_gguf(
         metadata: values may be bool, int, float, str, lists of one of these, and bytes, which
             become a list of uint8.
             `general.alignment` is kept to.
-        tensors: by name; `data` must hold exactly the bytes that type and shape ask for.
+        tensors: by name, written in this order; what they hold or make must be exactly the bytes
+            that type and shape ask for.
+    Raises: ValueError for another number of bytes.
     """
     alignment = metadata.get("general.alignment", _ALIGNMENT)
+    sizes = [tensor_bytes(tensor.shape, tensor.type) for tensor in tensors.values()]
 
     def padding(count: int) -> int:
         return -count % alignment
@@ -276,16 +302,23 @@ def write_gguf(
             file.write(_packed_string(key))
             _write_value(file, value)
         offset = 0
-        for tensor in tensors.values():
+        for tensor, size in zip(tensors.values(), sizes, strict=True):
             dims = tensor.shape[::-1]
             file.write(_packed_string(tensor.name))
             file.write(struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
             file.write(struct.pack("<IQ", TYPES[tensor.type].number, offset))
-            offset += tensor.data.nbytes + padding(tensor.data.nbytes)
+            offset += size + padding(size)
         file.write(bytes(padding(file.tell())))
-        for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor.data).tobytes())
-            file.write(bytes(padding(tensor.data.nbytes)))
+        for tensor, size in zip(tensors.values(), sizes, strict=True):
+            data = tensor.make() if isinstance(tensor, LaterTensor) else tensor.data
+            if data.nbytes != size:
+                raise ValueError(
+                    f"{tensor.name}: {tensor.type} {tensor.shape} takes {size} bytes, "
+                    f"not {data.nbytes}"
+                )
+            file.write(np.ascontiguousarray(data).data)
+            del data  # before the next is made
+            file.write(bytes(padding(size)))
 
 
 def _packed_string(text: str) -> bytes:
