@@ -56,6 +56,12 @@ _OPTIONS = (
         metavar="FILE",
         help="More models, each with its settings: a models.yaml.",
     ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="CPU threads that models compute with; by default what torch takes.",
+    ),
     click.option("--memory-budget", metavar="SIZE", help="For all models together, such as 4GB."),
     click.option("--keep-alive", metavar="TIME", help="Unload what was idle so long: 10m."),
     click.option("--pin", multiple=True, metavar="NAME", help="Never unload it to make room."),
@@ -118,6 +124,7 @@ def _spec(
     turn_tokens: int | None,
     speculate: str,
     file: Path | None,
+    threads: int | None,
     memory_budget: str | None,
     keep_alive: str | None,
     pin: tuple[str, ...],
@@ -150,4 +157,9 @@ def _spec(
         budget = parse_bytes(memory_budget, "--memory-budget")
     if keep_alive:
         seconds = parse_seconds(keep_alive, "--keep-alive")
-    return PoolSpec(models=models, memory_budget=budget, keep_alive_s=seconds)
+    return PoolSpec(
+        models=models,
+        memory_budget=budget,
+        keep_alive_s=seconds,
+        threads=threads or spec.threads,
+    )

@@ -228,6 +228,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.compression.quantize:quantize",
         "Make weights smaller; write a GGUF file.",
     ),
+    "compress analyze": (
+        "stage:lmworks.evaluation.quality_speed:analyze",
+        "Variants of a model in quality, speed, memory and size, and which to take.",
+    ),
+    "compress optimize": (
+        "stage:lmworks.evaluation.optimize_serving:optimize",
+        "The fastest way to serve a model here within a bound on quality; writes a models.yaml.",
+    ),
     "compress merge-adapter": (
         "stage:lmworks.evaluation.merged_adapter:merge_into_blocks",
         "Fold an adapter into a GGUF file, keeping the types of its tensors.",

@@ -33,12 +33,18 @@ class Speedup:
 
 
 def speedup(before: Speed, after: Speed) -> Speedup:
-    """Compare two models of one `measure_speed`, round by round.
+    """Compare two models of one `measure_speed`, round by round."""
+    rounds = zip(before.round_seconds, after.round_seconds, strict=True)
+    return speedup_of([a / b for a, b in rounds])
+
+
+def speedup_of(ratios: Sequence[float]) -> Speedup:
+    """What the ratios of neighbouring rounds, times as fast each, allow to say.
 
     The interval needs no assumption on the noise: fewer than k of n rounds lie on one side of the
     median as rarely as coins fall that way (the sign test). Under 6 rounds it is unbounded.
     """
-    ratios = sorted(a / b for a, b in zip(before.round_seconds, after.round_seconds, strict=True))
+    ratios = sorted(ratios)
     cut = _rounds_outside(len(ratios))
     return Speedup(
         ratio=statistics.median(ratios),

@@ -85,6 +85,11 @@ class Divergences:
             self.nats, self.reference_nats, self.num_tokens, self.groups, seed=seed
         )
 
+    def loss_growth(self, *, seed: int = 0) -> Interval:
+        """Nats of the candidate over those of the reference, minus 1: 0.01 is a loss 1 % higher."""
+        found = ratio_interval(self.nats, self.reference_nats, self.groups, seed=seed)
+        return Interval(found.estimate - 1, found.low - 1, found.high - 1)
+
     def kl_above(self, other: Divergences, *, seed: int = 0) -> Interval:
         """Mean KL minus that of another candidate on the same texts; below zero: this is nearer."""
         self._check_same(other)

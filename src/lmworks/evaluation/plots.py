@@ -72,8 +72,8 @@ def curve_picture(
     if not thinned:
         return None
     everything = [point for _, points in thinned for point in points]
-    x_axis = _Axis.around([x for x, _ in everything], whole=True)
-    y_axis = _Axis.around([y for _, y in everything])
+    x_axis = Axis.around([x for x, _ in everything], whole=True)
+    y_axis = Axis.around([y for _, y in everything])
     lines = [
         Line(
             name=name,
@@ -99,7 +99,7 @@ def dot_picture(rows: Sequence[tuple[str, Interval]]) -> DotPicture | None:
     reaches = sorted(_reach(interval) for _, interval in rows)
     usual = reaches[(len(reaches) - 1) // 2]
     shown = [i for _, i in rows if _reach(i) <= 4 * usual or usual == 0]
-    axis = _Axis.around([0.0, *(end for i in shown for end in _ends(i))], margin=0.08)
+    axis = Axis.around([0.0, *(end for i in shown for end in _ends(i))], margin=0.08)
     return DotPicture(
         ticks=[tick for tick in axis.ticks() if 5 <= tick.at <= 95],  # a label needs room
         zero=axis.place(0.0),
@@ -107,7 +107,7 @@ def dot_picture(rows: Sequence[tuple[str, Interval]]) -> DotPicture | None:
     )
 
 
-def _dot_row(name: str, interval: Interval, axis: _Axis) -> DotRow:
+def _dot_row(name: str, interval: Interval, axis: Axis) -> DotRow:
     beyond = "left" if interval.estimate < axis.low else "right"
     if axis.low <= interval.estimate <= axis.high:
         beyond = ""
@@ -132,13 +132,15 @@ def _reach(interval: Interval) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Axis:
+class Axis:
+    """From `low` to `high`, with a mark at each multiple of `step`."""
+
     low: float
     high: float
     step: float
 
     @classmethod
-    def around(cls, values: Sequence[float], *, margin: float = 0.0, whole: bool = False) -> _Axis:
+    def around(cls, values: Sequence[float], *, margin: float = 0.0, whole: bool = False) -> Axis:
         """An axis over all values; without a margin its ends are rounded to a step."""
         low, high = min(values), max(values)
         size = max(abs(low), abs(high))
@@ -154,9 +156,11 @@ class _Axis:
         return cls(low, high, step)
 
     def place(self, value: float) -> float:
+        """In percent from the low end."""
         return 100 * (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[Tick]:
+        """The marks."""
         first = math.ceil(self.low / self.step - 1e-9)
         last = math.floor(self.high / self.step + 1e-9)
         values = [index * self.step for index in range(first, last + 1)]

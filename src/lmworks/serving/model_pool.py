@@ -50,6 +50,10 @@ class ModelPool:
         self._adapter_folder = adapter_folder
         self._entries: dict[str, Entry] = {}
         self._generations = 0
+        if spec.threads:
+            import torch
+
+            torch.set_num_threads(spec.threads)
         for name, model in spec.models.items():
             self._add(Entry(name, model))
         for name, model in spec.models.items():

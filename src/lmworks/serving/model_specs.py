@@ -2,6 +2,7 @@
 
 memory_budget: 4GB
 keep_alive: 10m
+threads: 4
 models:
   chat:
     model: smollm2-135m
@@ -28,7 +29,7 @@ from lmworks.core.errors import UserError, nearest
 from lmworks.core.quantities import parse_bytes, parse_seconds
 from lmworks.models.adapters.base import is_adapter
 
-_WORDS = ("models", "memory_budget", "keep_alive")
+_WORDS = ("models", "memory_budget", "keep_alive", "threads")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,11 +89,13 @@ class PoolSpec:
     Attributes:
         memory_budget: bytes for weights, adapters and caches together; None: no limit.
         keep_alive_s: see `ModelSpec.keep_alive`; None: for ever.
+        threads: that models compute with; 0: what torch takes.
     """
 
     models: dict[str, ModelSpec]
     memory_budget: int | None = None
     keep_alive_s: float | None = None
+    threads: int = 0
 
 
 def read_pool_spec(path: str | Path) -> PoolSpec:
@@ -127,6 +130,9 @@ def read_pool_spec(path: str | Path) -> PoolSpec:
         except UserError as error:
             raise UserError(str(error) if where in str(error) else f"{where}: {error}") from None
     budget, keep_alive = values.get("memory_budget"), values.get("keep_alive")
+    threads = values.get("threads", 0)
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 0:
+        raise UserError(f"{path}: threads: a number from 0 (what torch takes) up, not {threads!r}")
     return PoolSpec(
         models=models,
         memory_budget=None
@@ -135,6 +141,7 @@ def read_pool_spec(path: str | Path) -> PoolSpec:
         keep_alive_s=None
         if keep_alive is None
         else parse_seconds(str(keep_alive), f"{path}: keep_alive"),
+        threads=threads,
     )
 
 

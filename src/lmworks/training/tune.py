@@ -27,13 +27,12 @@ from lmworks.core.config import REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.files import write_json, write_text
 from lmworks.core.machine import usable_cores
+from lmworks.core.racing import race
 from lmworks.core.stages import Run, stage
 from lmworks.training.pretrain import PretrainConfig, Shape
 from lmworks.training.trainer_config import LoopConfig
 
 _COMPILERS = ("g++", "c++", "clang++")
-_NEAR, _BEHIND = 1.15, 1.03  # times the best time: still in after one look; out after several
-_ROUNDS = 3
 _PRECISIONS = ("bfloat16", "float16")
 
 
@@ -153,22 +152,7 @@ class Search:
             )
 
     def _race(self, settings: Sequence[Setting]) -> Setting:
-        for setting in settings:
-            self._time(setting)
-        least = min(self.times[setting][-1] for setting in settings)
-        alive = [s for s in settings if self.times[s][-1] <= _NEAR * least]
-        rounds: list[dict[Setting, float]] = []
-        while len(alive) > 1 and len(rounds) < _ROUNDS:
-            rounds.append({setting: self._time(setting) for setting in alive})
-            leader = min(alive, key=lambda s: statistics.median(r[s] for r in rounds))
-            alive = [
-                setting
-                for setting in alive
-                if statistics.median(r[setting] / r[leader] for r in rounds) <= _BEHIND
-            ]
-        if not rounds:
-            return alive[0]
-        return min(alive, key=lambda s: statistics.median(r[s] for r in rounds))
+        return race(settings, self._time)
 
     def _time(self, setting: Setting) -> float:
         found = self.seconds_per_row(setting)

@@ -1,0 +1,139 @@
+"""The search for how to serve a model fastest: one question after the other, each a race.
+
+First the format: the fastest one whose quality is within the bound. Quality takes far longer to
+measure than speed, so formats race first, the winner's quality is measured, and only where it does
+not do is the next one looked for. What the winner is then asked (threads, guessed tokens, prompts
+read between steps, answers at the same time) changes no answer, and one question's answer hardly
+touches another's: races one behind the other come to what a search over all combinations finds,
+which `exhaustive` does, to be checked once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from lmworks.core.racing import race
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServingSetting:
+    """One way to serve a model.
+
+    Attributes:
+        format: name of the variant; see `optimize_serving`.
+        threads: of the process.
+        max_batch: answers at the same time. turn_tokens: of prompts read between two steps; 0
+            takes the engine's.
+        speculate: how tokens are guessed; "": not at all.
+    """
+
+    format: str
+    threads: int
+    max_batch: int
+    turn_tokens: int = 0
+    speculate: str = ""
+
+    def words(self) -> str:
+        """`Q4_0, 2 threads, 4 answers at the same time, guesses by lookup`."""
+        words = [self.format, f"{self.threads} thread" + "s" * (self.threads > 1)]
+        words += [f"{self.max_batch} answers at the same time"] * (self.max_batch > 1)
+        words += [f"{self.turn_tokens} prompt tokens between steps"] * bool(self.turn_tokens)
+        words += [f"guesses by {self.speculate}"] * bool(self.speculate)
+        return ", ".join(words)
+
+    def engine(self) -> dict[str, Any]:
+        """Settings of `inference.engine.Engine`, and of a model in a models.yaml."""
+        turn = {"turn_tokens": self.turn_tokens} if self.turn_tokens else {}
+        return {"max_batch": self.max_batch, **turn}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Space:
+    """What may be chosen; the first of each is where the search starts."""
+
+    format: tuple[str, ...]
+    threads: tuple[int, ...]
+    max_batch: tuple[int, ...]
+    turn_tokens: tuple[int, ...]
+    speculate: tuple[str, ...]
+
+    def start(self) -> ServingSetting:
+        """The first of each."""
+        return next(self.all())
+
+    def all(self) -> Iterator[ServingSetting]:
+        """All combinations."""
+        names = [field.name for field in dataclasses.fields(self)]
+        for values in itertools.product(*(getattr(self, name) for name in names)):
+            yield ServingSetting(**dict(zip(names, values, strict=True)))
+
+
+@dataclasses.dataclass(kw_only=True)
+class ServingSearch:
+    """Looks for the setting with the least time.
+
+    Args:
+        time: seconds of one round of the workload.
+        good_enough: whether a format's quality is within the bound; asked as rarely as possible.
+        leave: called with settings that are out, whose process can go.
+    Attributes:
+        times: all that was timed, in order.
+        asked: formats whose quality was asked for, and the answer.
+    """
+
+    time: Callable[[ServingSetting], float]
+    good_enough: Callable[[str], bool]
+    leave: Callable[[ServingSetting], None] = lambda setting: None
+    rounds: int = 3
+    times: dict[ServingSetting, list[float]] = dataclasses.field(default_factory=dict)
+    asked: dict[str, bool] = dataclasses.field(default_factory=dict)
+
+    def run(self, space: Space) -> ServingSetting:
+        """The fastest within the bound; the first format is taken to be so."""
+        best = self._format(space)
+        for name in ("threads", "speculate", "turn_tokens", "max_batch"):
+            others = [value for value in getattr(space, name) if value != getattr(best, name)]
+            if others:
+                settings = [dataclasses.replace(best, **{name: value}) for value in others]
+                best = self._race([best, *settings])
+        return best
+
+    def exhaustive(self, space: Space) -> ServingSetting:
+        """The fastest of all combinations, each timed `rounds` times; bad formats are left out."""
+        good = [name for name in space.format if self._good(name, space)]
+        settings = list(dataclasses.replace(space, format=tuple(good)).all())
+        for _ in range(self.rounds):
+            for setting in settings:
+                self._timed(setting)
+        return min(settings, key=lambda s: statistics.median(self.times[s]))
+
+    def _format(self, space: Space) -> ServingSetting:
+        left = [dataclasses.replace(space.start(), format=name) for name in space.format]
+        while len(left) > 1:
+            best = self._race(left)
+            if self._good(best.format, space):
+                return best
+            left.remove(best)
+        return left[0]
+
+    def _good(self, name: str, space: Space) -> bool:
+        if name not in self.asked:
+            self.asked[name] = name == space.format[0] or self.good_enough(name)
+        return self.asked[name]
+
+    def _race(self, settings: Sequence[ServingSetting]) -> ServingSetting:
+        return race(settings, self._timed, rounds=self.rounds, leave=self.leave)
+
+    def _timed(self, setting: ServingSetting) -> float:
+        seconds = self.time(setting)
+        self.times.setdefault(setting, []).append(seconds)
+        return seconds
+
+
+def median_seconds(times: Mapping[ServingSetting, Sequence[float]]) -> dict[ServingSetting, float]:
+    """The middle of each one's rounds."""
+    return {setting: statistics.median(found) for setting, found in times.items()}
