@@ -207,6 +207,18 @@ def _split_q2_k(raw: np.ndarray) -> Parts:
     )
 
 
+def _join_q2_k(parts: Parts) -> np.ndarray:
+    if parts.scales is None or parts.offsets is None:
+        raise ValueError("blocks of this type have scales and offsets for each group")
+    small = parts.scales.view(np.uint8) | (-parts.offsets).view(np.uint8) << np.uint8(4)
+    return np.hstack([small, _pairs(parts.codes), _raw(parts.d), _shift(parts)])
+
+
+def _pairs(codes: np.ndarray) -> np.ndarray:
+    """(N, 256) -> (N, 64): the two lowest bits of four codes, 32 apart, in a byte."""
+    return _from_bits((codes & 3).reshape(-1, 2, 4, 32), 2).reshape(-1, 64)
+
+
 def _split_q3_k(raw: np.ndarray) -> Parts:
     high = _bits(raw[:, :32], 1).reshape(len(raw), 256)
     low = _bits(raw[:, 32:96].reshape(-1, 2, 32), 2).reshape(len(raw), 256)
@@ -216,6 +228,16 @@ def _split_q3_k(raw: np.ndarray) -> Parts:
     return Parts(
         codes=_minus(low | high << np.uint8(2), 4), d=_f16(raw[:, 108:]), scales=_minus(scales, 32)
     )
+
+
+def _join_q3_k(parts: Parts) -> np.ndarray:
+    if parts.scales is None:
+        raise ValueError("blocks of this type have scales for each group")
+    codes, scales = _plus(parts.codes, 4), _plus(parts.scales, 32)
+    high = _from_bits((codes >> np.uint8(2)).reshape(-1, 8, 32), 1)
+    low_scales = _from_bits((scales & 15).reshape(-1, 2, 8), 4)
+    high_scales = _from_bits((scales >> np.uint8(4)).reshape(-1, 4, 4), 2)
+    return np.hstack([high, _pairs(codes), low_scales, high_scales, _raw(parts.d)])
 
 
 def _split_q4_k(raw: np.ndarray) -> Parts:
@@ -307,8 +329,13 @@ FORMATS: dict[str, Format] = {
     "Q5_0": Format(group=32, low=-16, high=15, split=_split_q5_0, join=_join_q5_0),
     "Q5_1": Format(group=32, low=0, high=31, split=_split_q5_1, join=_join_q5_1, shifted=True),
     "Q8_0": Format(group=32, low=-127, high=127, split=_split_q8_0, join=_join_q8_0),
-    "Q2_K": Format(group=16, low=0, high=3, split=_split_q2_k, shifted=True),
-    "Q3_K": Format(group=16, low=-4, high=3, split=_split_q3_k),
+    "Q2_K": Format(
+        group=16, low=0, high=3, split=_split_q2_k, join=_join_q2_k,
+        scales=(0, 15), offsets=(-15, 0), shifted=True,
+    ),
+    "Q3_K": Format(
+        group=16, low=-4, high=3, split=_split_q3_k, join=_join_q3_k, scales=(-32, 31)
+    ),
     "Q4_K": Format(
         group=32, low=0, high=15, split=_split_q4_k, join=_join_q4_k,
         scales=(0, 63), offsets=(-63, 0), shifted=True,

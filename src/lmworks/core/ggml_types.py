@@ -14,6 +14,7 @@ import numpy as np
 from lmworks.core.block_parts import FORMATS
 
 BLOCK = 32
+SUPER_BLOCK = 256  # of the K types
 
 _Codec = Callable[[np.ndarray], np.ndarray]
 
