@@ -87,9 +87,9 @@ def test_the_stage_tells_the_models_own_losses(
     position_perplexity(given, tmp_path / "report")
     models = json.loads((tmp_path / "report/report.json").read_text())["models"]
     assert [model["name"] for model in models] == ["<b>one", "two"]
-    from lmworks.evaluation.position_perplexity import _stream
+    from lmworks.evaluation.position_perplexity import token_stream_of
 
-    sequences = cut(_stream(tmp_path / "text.txt", tokenizer), 65, given)
+    sequences = cut(token_stream_of(tmp_path / "text.txt", tokenizer), 65, given)
     model = load_model(folders[1])
     with torch.no_grad():
         ids = torch.from_numpy(sequences.astype(np.int64))

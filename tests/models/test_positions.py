@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +169,36 @@ def test_scalings_equal_those_of_transformers(
     cos, sin = (t[:rows] for t in Rotary(rope, 2 * pairs).tables(length, torch.device("cpu")))
     assert (cos[:, :pairs] - angles.cos() * factor).abs().max() < 1e-6
     assert (sin[:, pairs:] - angles.sin() * factor).abs().max() < 1e-6
+
+
+GGML = json.loads(Path(__file__).with_name("rope_ggml.json").read_text())
+RECORDED = {
+    "none": RoPEConfig(theta=1e5),
+    "linear": RoPEConfig(theta=1e5, scaling=LinearScaling(factor=4.0)),
+    "ntk": RoPEConfig(theta=1e5, scaling=NTKScaling(factor=4.0)),
+    "yarn": RoPEConfig(
+        theta=1e5, scaling=YaRNScaling(factor=4.0, original_max_position_embeddings=8192)
+    ),
+    "llama3": RoPEConfig(theta=5e5, scaling=Llama3Scaling(factor=32.0)),
+    "longrope": RoPEConfig(
+        theta=1e4,
+        scaling=LongRoPEScaling(
+            short_factor=(1.0,) * 32,
+            long_factor=tuple(1 + 39 * i / 31 for i in range(32)),
+            original_max_position_embeddings=4096,
+            factor=32.0,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_rotary_tables_equal_those_of_ggml(kind: str) -> None:
+    # At low positions: ggml multiplies angles up from pair to pair, and what that rounds grows
+    # with the position.
+    cos, sin = Rotary(RECORDED[kind], 64).tables(10**5, torch.device("cpu"), num_positions=8)
+    ours = torch.cat((cos[:, :32], sin[:, 32:]), 1)[GGML["positions"]]
+    assert (ours - torch.tensor(GGML[kind])).abs().max() < 1e-6
 
 
 def test_ntk_scaling_keeps_the_shortest_wave_and_stretches_the_longest() -> None:

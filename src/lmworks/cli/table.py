@@ -155,6 +155,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.position_perplexity:position_perplexity",
         "How well a model reads on, by how much it has read before.",
     ),
+    "eval context": (
+        "stage:lmworks.evaluation.context:context",
+        "A model before and after its context was extended: sentences found, loss by length.",
+    ),
     "eval positions": (
         "stage:lmworks.evaluation.length_extrapolation:length_extrapolation",
         "Train one model per way of telling positions; measure beyond its context.",

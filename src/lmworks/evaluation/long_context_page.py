@@ -11,6 +11,9 @@ from lmworks.evaluation.plots import curve_picture
 from lmworks.evaluation.report import clean
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from lmworks.evaluation.context import Comparison, ContextConfig
     from lmworks.evaluation.needle import Cell, NeedleConfig
     from lmworks.evaluation.position_perplexity import Reading, Span
 
@@ -53,6 +56,36 @@ def position_page(title: str, readings: Sequence[Reading], num_sequences: int) -
         readings=readings,
         picture=curve_picture(curves),
     )
+
+
+def write_context_page(
+    path: Path,
+    title: str,
+    found: Comparison,
+    losses: dict[str, np.ndarray],
+    config: ContextConfig,
+) -> None:
+    """Both models by length: a table, and the loss over the position in the longest texts."""
+    from lmworks.core.files import write_text
+    from lmworks.evaluation.context import summary
+    from lmworks.evaluation.pages import render_page
+    from lmworks.evaluation.position_perplexity import reading
+
+    curves = []
+    for name in ("after", "before"):
+        spans = reading(name, losses[name]).spans
+        curves.append((name, [_middle(s) for s in spans], [s.nats.estimate for s in spans]))
+    page = render_page(
+        "context.html.jinja",
+        title=title,
+        summary=summary(found),
+        found=found,
+        config=config,
+        num_texts=len(losses["after"]),
+        longest=losses["after"].shape[1] + 1,
+        picture=curve_picture(curves),
+    )
+    write_text(path, page)
 
 
 def _middle(span: Span) -> float:

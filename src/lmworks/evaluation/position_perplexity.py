@@ -24,6 +24,7 @@ from lmworks.core.stages import Run, stage
 if TYPE_CHECKING:
     import numpy as np
 
+    from lmworks.evaluation.context import ContextConfig
     from lmworks.evaluation.statistics import Interval
 
 _FIRST_SPAN = 16
@@ -110,14 +111,16 @@ def _read(
     model = load_language_model(path)
     if sequences is None:
         length = config.length or model.config.max_position_embeddings
-        sequences = cut(_stream(text, load_tokenizer(path)), length, config)
+        stream = token_stream_of(text, load_tokenizer(path))
+        sequences = cut(stream, length, config)
     elif int(sequences.max()) >= model.config.vocab_size:
         raise UserError(f"{config.compare_with} has another tokenizer: it can't read the same ids")
     logprobs = decoder_logprobs(model, window=sequences.shape[1])
     return -np.stack(logprobs(list(sequences))), sequences
 
 
-def _stream(path: Path, tokenizer: Any) -> np.ndarray:
+def token_stream_of(path: Path, tokenizer: Any) -> np.ndarray:
+    """The ids of a corpus folder's held-out documents, or of the texts of a file, in a row."""
     from lmworks.data.documents import Document, read_documents
     from lmworks.tokenizers.train import read_texts
     from lmworks.training.tokens import token_stream
@@ -131,7 +134,9 @@ def _stream(path: Path, tokenizer: Any) -> np.ndarray:
     return token_stream(documents, tokenizer)
 
 
-def cut(stream: np.ndarray, length: int, config: PositionPerplexityConfig) -> np.ndarray:
+def cut(
+    stream: np.ndarray, length: int, config: PositionPerplexityConfig | ContextConfig
+) -> np.ndarray:
     """(tokens,) -> (sequences, length), a fixed draw of them in their order.
 
     Raises: UserError if there are not two.

@@ -55,6 +55,7 @@ STAGES: dict[str, str] = {
     "preferences": "lmworks.evaluation.preferences:eval_preferences",
     "speculation": "lmworks.evaluation.speculation:speculation",
     "needle": "lmworks.evaluation.needle:needle",
+    "context": "lmworks.evaluation.context:context",
     "position_perplexity": "lmworks.evaluation.position_perplexity:position_perplexity",
     "compare_tuned": "lmworks.evaluation.tuning:compare_tuned",
     "evaluate": "lmworks.evaluation.bits_per_byte:evaluate",
