@@ -228,6 +228,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "lmworks.cli.gateway_reports:audit",
         "What admins did, and whether that log is whole.",
     ),
+    "compress prune": (
+        "stage:lmworks.compression.pruning.stage:prune_stage",
+        "A shorter or narrower model out of a trained one, for distillation to heal.",
+    ),
     "compress quantize": (
         "stage:lmworks.compression.quantize:quantize",
         "Make weights smaller; write a GGUF file.",

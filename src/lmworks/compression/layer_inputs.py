@@ -111,6 +111,10 @@ class LayerWalk:
             for state in self._states:
                 state.x = state.through(self.model.layers[index], index)
 
+    def states(self) -> list[torch.Tensor]:
+        """(N, H) of each batch: what the next layer is given at every token."""
+        return [state.tokens(state.x) for state in self._states]
+
     def final(self, *, moments: bool = True) -> LayerInputs:
         """What the head's matrix is given, once all layers are passed."""
         total = _Sums(moments)

@@ -51,6 +51,7 @@ STAGES: dict[str, str] = {
     "distill": "lmworks.training.distill:distill",
     "embed": "lmworks.training.embed:embed",
     "merge_adapter": "lmworks.models.adapters.merge_stage:merge_adapter",
+    "prune": "lmworks.compression.pruning.stage:prune_stage",
     "quantize": "lmworks.compression.quantize:quantize",
     "preferences": "lmworks.evaluation.preferences:eval_preferences",
     "speculation": "lmworks.evaluation.speculation:speculation",
