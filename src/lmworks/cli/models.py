@@ -28,7 +28,7 @@ def list_command(server: str, as_json: bool) -> None:
       lmworks models list
       lmworks models list --server http://127.0.0.1:9000 --json
     """
-    models = _ask(server, "GET", "/v1/models", None)["data"]
+    models = ask_server(server, "GET", "/v1/models", None)["data"]
     if as_json:
         click.echo(json.dumps(models, indent=2))
         return
@@ -48,7 +48,7 @@ def load_command(name: str, server: str) -> None:
     Examples:
       lmworks models load minilm
     """
-    click.echo("  ".join(_row(_ask(server, "POST", "/v1/models/load", {"model": name}))))
+    click.echo("  ".join(_row(ask_server(server, "POST", "/v1/models/load", {"model": name}))))
 
 
 @click.command()
@@ -61,7 +61,7 @@ def unload_command(name: str, server: str) -> None:
     Examples:
       lmworks models unload minilm
     """
-    click.echo("  ".join(_row(_ask(server, "POST", "/v1/models/unload", {"model": name}))))
+    click.echo("  ".join(_row(ask_server(server, "POST", "/v1/models/unload", {"model": name}))))
 
 
 def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ def _row(model: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _ask(server: str, method: str, path: str, body: Any) -> Any:
+def ask_server(server: str, method: str, path: str, body: Any) -> Any:
     import os
 
     import httpx

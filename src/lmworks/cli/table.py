@@ -119,6 +119,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.training.reward:reward",
         "Train a model that tells how good an answer is.",
     ),
+    "train continue": (
+        "lmworks.cli.train_continue:command",
+        "Learn task after task, and serve only what passed its gates.",
+    ),
+    "train round": (
+        "stage:lmworks.evaluation.continual.round:continual_round",
+        "One task more, held to earlier ones, with gates: a round of train continue.",
+    ),
     "train distill": (
         "stage:lmworks.training.distill:distill",
         "Teach a small model what a large one holds likely.",
@@ -162,6 +170,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "eval positions": (
         "stage:lmworks.evaluation.length_extrapolation:length_extrapolation",
         "Train one model per way of telling positions; measure beyond its context.",
+    ),
+    "eval forgetting": (
+        "stage:lmworks.evaluation.continual.compare:compare_continual",
+        "What is forgotten from task to task, by method, over seeds, with intervals.",
     ),
     "eval transplant": (
         "stage:lmworks.evaluation.transplant_leaderboard:transplant_leaderboard",

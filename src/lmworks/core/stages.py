@@ -254,6 +254,11 @@ def references(config: Any) -> Iterator[tuple[str, str]]:
             yield item.name, str(value)
 
 
+def content_hash(reference: str) -> str:
+    """What the manifest of a stage says of an input, `sha256`. Raises: UserError as a stage."""
+    return _content_hash(_resolve_input(reference))
+
+
 def _resolve_input(ref: str) -> Path:
     resolved = resolve(ref)
     if resolved.path is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.tables import look_up
@@ -92,6 +92,42 @@ class FromStart(Retention):
         self._start = copied(model)
 
 
+class Several(Retention):
+    """Methods together: what rehearses does so, penalties add up, what settles does so at the end.
+
+    Args:
+        methods: of which at most one rehearses; none holds on to nothing.
+    """
+
+    def __init__(self, methods: Sequence[Retention]) -> None:
+        self._methods = list(methods)
+        self._rehearsing = next((m for m in methods if m.rehearses), None)
+        self.rehearses = self._rehearsing is not None  # type: ignore[misc]
+        self.settles = any(type(m).settle is not Retention.settle for m in methods)
+
+    @property
+    def strength(self) -> float:  # type: ignore[override]
+        """That of the method that rehearses, else of the first."""
+        method = self._rehearsing or next(iter(self._methods), None)
+        return 0.0 if method is None else method.strength
+
+    def learn(self, model: Model, batch: Batch) -> Loss:
+        """See `Retention`."""
+        if self._rehearsing is None:
+            return super().learn(model, batch)
+        return self._rehearsing.learn(model, batch)
+
+    def penalty(self, model: Model) -> torch.Tensor | None:
+        """See `Retention`."""
+        found = [p for m in self._methods if (p := m.penalty(model)) is not None]
+        return sum(found[1:], found[0]) if found else None
+
+    def settle(self, model: Model, measure: Callable[[], float], limit: float | None) -> str | None:
+        """See `Retention`; the last method that does something says what."""
+        told = [done for m in self._methods if (done := m.settle(model, measure, limit))]
+        return told[-1] if told else None
+
+
 def build_retention(
     name: str,
     model: Model,
@@ -115,7 +151,7 @@ class HeldObjective:
         self._objective, self._retention = objective, retention
 
     def __call__(self, model: Model, batch: Batch) -> Loss:
-        if batch.source == GENERAL:
+        if getattr(batch, "source", "") == GENERAL:
             return self._retention.learn(model, batch)
         loss = self._objective(model, batch)
         penalty = self._retention.penalty(model) if model.training else None

@@ -17,7 +17,7 @@ import torch
 
 from lmworks.core.errors import UserError
 from lmworks.core.progress import track
-from lmworks.training.batches import Batch
+from lmworks.training.batches import IGNORED, Batch
 from lmworks.training.retention.base import FromStart, trained_parameters
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def fisher_diagonal(
             number += 1
             for row in range(min(batch.num_rows, num_windows - done)):
                 logits = model(batch.input_ids[row : row + 1])[0]  # (T, V)
+                logits = logits[batch.labels[row] != IGNORED]  # what is asked for: (N, V)
                 drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=draw)[:, 0]
                 gradients = torch.autograd.grad(
                     F.cross_entropy(logits, drawn, reduction="sum"),
