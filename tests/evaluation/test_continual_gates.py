@@ -16,7 +16,8 @@ from tests.training.tiny import tiny_model
 from lmworks.core.errors import UserError
 from lmworks.evaluation.continual.compare import CompareContinualConfig, compare_continual
 from lmworks.evaluation.continual.forgetting import Course, figures, markdown
-from lmworks.evaluation.continual.gates import Gate, GateConfig, gate, table
+from lmworks.evaluation.continual.gate_config import GateConfig
+from lmworks.evaluation.continual.gates import Gate, gate, table
 from lmworks.evaluation.continual.measures import measure
 from lmworks.evaluation.continual.round import GENTLE, ContinualRoundConfig
 from lmworks.evaluation.continual.state import ContinualState, described

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lmworks.core.config import COSMETIC, REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.stages import Run, stage
-from lmworks.evaluation.continual.gates import GateConfig
+from lmworks.evaluation.continual.gate_config import GateConfig
 from lmworks.training.continual.config import METHOD_HELP, HoldConfig
 from lmworks.training.optimizers.base import OptimizerConfig
 from lmworks.training.trainer_config import LoopConfig
