@@ -270,9 +270,13 @@ def test_what_has_no_tensor_of_its_own_is_refused(tmp_path: Path) -> None:
         find_places(weights, ["embed_tokens"])
 
 
-def test_a_type_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("IQ2_XS", "IQ2_XS can.t be written: take"), ("IQ4_NL", "the codes of IQ4_NL come out of a")],
+)
+def test_a_type_that_can_not_be_solved_is_named(tmp_path: Path, kind: str, reason: str) -> None:
     weights: Any = open_weights(written(tmp_path, "Q8_0"))
     name = "blk.0.attn_q.weight"
-    weights.tensors[name] = dataclasses.replace(weights.tensors[name], type="IQ4_NL")
-    with pytest.raises(UserError, match=r"attn_q\.weight: IQ4_NL can.t be written: take"):
+    weights.tensors[name] = dataclasses.replace(weights.tensors[name], type=kind)
+    with pytest.raises(UserError, match=rf"attn_q\.weight: {reason}"):
         find_places(weights, ["layers.0.mixer.q_proj"])

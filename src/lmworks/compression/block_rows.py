@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmworks.core.block_parts import FORMATS, Parts
+from lmworks.core.errors import UserError
 from lmworks.core.ggml_types import TYPES
 from lmworks.core.quantizers import QUANTIZERS, check_writable
 
 if TYPE_CHECKING:
     from lmworks.core.gguf import GGUFTensor
+
+
+def check_solvable(kind: str, name: str) -> None:
+    """Raises: UserError for a type that isn't written, or whose codes are not evenly spaced."""
+    check_writable(kind, name)
+    if FORMATS[kind].table:
+        raise UserError(
+            f"{name}: the codes of {kind} come out of a table, and the solver needs steps of one "
+            "size: take Q4_K or Q4_0"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +45,8 @@ class BlockRows:
 
     @classmethod
     def of_tensor(cls, tensor: GGUFTensor) -> BlockRows:
-        """Take a tensor's rows apart. Raises: UserError for a type that can't be written."""
-        check_writable(tensor.type, tensor.name)
+        """Take a tensor's rows apart. Raises: UserError for a type that can't be solved."""
+        check_solvable(tensor.type, tensor.name)
         raw = np.asarray(tensor.data).reshape(-1, TYPES[tensor.type].num_bytes)
         split = FORMATS[tensor.type].split
         return cls.of_parts(split(raw), tensor.type, tensor.shape[0])

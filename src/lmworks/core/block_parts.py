@@ -33,7 +33,7 @@ from collections.abc import Callable
 import numpy as np
 
 # The values of the 4 bits of IQ4_NL and IQ4_XS: closer to each other around zero.
-_UNEVEN = np.array(
+UNEVEN = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.int8
 )
 
@@ -87,6 +87,7 @@ class Format:
         split, join: (N, bytes) uint8 to `Parts` and back; a type without `join` is only read.
         scales, offsets: the least and the largest s and o; None for those that have none.
         shifted: whether there is an m.
+        table: whether codes are only those of UNEVEN.
     """
 
     group: int
@@ -97,6 +98,7 @@ class Format:
     scales: tuple[int, int] | None = None
     offsets: tuple[int, int] | None = None
     shifted: bool = False
+    table: bool = False
 
 
 def _f16(raw: np.ndarray) -> np.ndarray:
@@ -193,7 +195,7 @@ def _join_q8_0(parts: Parts) -> np.ndarray:
 
 
 def _split_iq4_nl(raw: np.ndarray) -> Parts:
-    return Parts(d=_f16(raw[:, :2]), codes=_UNEVEN[_nibbles(raw[:, 2:])])
+    return Parts(d=_f16(raw[:, :2]), codes=UNEVEN[_nibbles(raw[:, 2:])])
 
 
 def _split_q2_k(raw: np.ndarray) -> Parts:
@@ -313,8 +315,30 @@ def _join_q6_k(parts: Parts) -> np.ndarray:
 def _split_iq4_xs(raw: np.ndarray) -> Parts:
     low = np.stack([raw[:, 4:8] & 15, raw[:, 4:8] >> 4], axis=2).reshape(-1, 8)
     high = _bits(raw[:, 2:4].reshape(-1, 2, 1), 2).reshape(-1, 8) << np.uint8(4)
-    codes = _UNEVEN[_bits(raw[:, 8:].reshape(-1, 8, 16), 4).reshape(-1, 256)]
+    codes = UNEVEN[_bits(raw[:, 8:].reshape(-1, 8, 16), 4).reshape(-1, 256)]
     return Parts(codes=codes, d=_f16(raw[:, :2]), scales=_minus(low | high, 32))
+
+
+def _join_iq4_nl(parts: Parts) -> np.ndarray:
+    return np.hstack([_raw(parts.d), _to_nibbles(_places(parts))])
+
+
+def _join_iq4_xs(parts: Parts) -> np.ndarray:
+    if parts.scales is None:
+        raise ValueError("blocks of this type have scales for each group")
+    scales = _plus(parts.scales, 32)
+    high = _from_bits((scales >> np.uint8(4)).reshape(-1, 2, 4, 1), 2).reshape(-1, 2)
+    low = _from_bits((scales & 15).reshape(-1, 4, 2, 1), 4).reshape(-1, 4)
+    codes = _from_bits(_places(parts).reshape(-1, 8, 2, 16), 4).reshape(-1, 128)
+    return np.hstack([_raw(parts.d), high, low, codes])
+
+
+def _places(parts: Parts) -> np.ndarray:
+    """Where the codes stand in the table. Raises: ValueError for one that it doesn't hold."""
+    at = np.searchsorted(UNEVEN, parts.codes).clip(0, len(UNEVEN) - 1)
+    if not np.array_equal(UNEVEN[at], parts.codes):
+        raise ValueError("codes of this type are out of a table")
+    return at.astype(np.uint8)
 
 
 def _shift(parts: Parts) -> np.ndarray:
@@ -347,6 +371,11 @@ FORMATS: dict[str, Format] = {
     "Q6_K": Format(
         group=16, low=-32, high=31, split=_split_q6_k, join=_join_q6_k, scales=(-128, 127)
     ),
-    "IQ4_NL": Format(group=32, low=-127, high=113, split=_split_iq4_nl),
-    "IQ4_XS": Format(group=32, low=-127, high=113, split=_split_iq4_xs),
+    "IQ4_NL": Format(
+        group=32, low=-127, high=113, split=_split_iq4_nl, join=_join_iq4_nl, table=True
+    ),
+    "IQ4_XS": Format(
+        group=32, low=-127, high=113, split=_split_iq4_xs, join=_join_iq4_xs,
+        scales=(-32, 31), table=True,
+    ),
 }  # fmt: skip

@@ -23,7 +23,7 @@ _MOVES = 5  # rounds over the codes in which each may move
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _code(value: Any, low: Any, high: Any) -> Any:
+def code_of(value: Any, low: Any, high: Any) -> Any:
     return min(max(np.rint(value), low), high)  # halves to even; float32 throughout
 
 
@@ -45,7 +45,7 @@ def _sum_of_squares(x: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _weigh(x: Any, importance: Any, square: Any, weights: Any) -> Any:
+def weigh(x: Any, importance: Any, square: Any, weights: Any) -> Any:
     """Write the weights of a group's errors; their sum. `square`: of the block or row, a mean."""
     total = _F(0)
     for i in range(len(x)):
@@ -76,7 +76,7 @@ def _fit_between_ends(
     scale = _F(1) / inverse
     best = _F(0)
     for i in range(len(x)):
-        code = _code(inverse * (x[i] - least), _F(0), high)
+        code = code_of(inverse * (x[i] - least), _F(0), high)
         codes[i] = code
         off = scale * code + least - x[i]
         best += weights[i] * (abs(off) if plain else off * off)
@@ -84,7 +84,7 @@ def _fit_between_ends(
         inverse = (first + step * _F(number) + high) / (most - least)
         sum_l, sum_l2, sum_xl = _F(0), _F(0), _F(0)
         for i in range(len(x)):
-            code = _code(inverse * (x[i] - least), _F(0), high)
+            code = code_of(inverse * (x[i] - least), _F(0), high)
             sum_l += weights[i] * code
             sum_l2 += weights[i] * code * code
             sum_xl += weights[i] * code * x[i]
@@ -97,12 +97,12 @@ def _fit_between_ends(
             this_least, this_scale = _F(0), sum_xl / sum_l2
         error = _F(0)
         for i in range(len(x)):
-            code = _code(inverse * (x[i] - least), _F(0), high)
+            code = code_of(inverse * (x[i] - least), _F(0), high)
             off = this_scale * code + this_least - x[i]
             error += weights[i] * (abs(off) if plain else off * off)
         if error < best:
             for i in range(len(x)):
-                codes[i] = _code(inverse * (x[i] - least), _F(0), high)
+                codes[i] = code_of(inverse * (x[i] - least), _F(0), high)
             best, scale, least = error, this_scale, this_least
     return scale, -least
 
@@ -193,9 +193,7 @@ def groups_between_ends(
             group = slice(size * j, size * j + size)
             x = blocks[n, group]
             if len(importance):
-                sums[j] = _weigh(
-                    x, importance[at + size * j : at + size * (j + 1)], square, weights
-                )
+                sums[j] = weigh(x, importance[at + size * j : at + size * (j + 1)], square, weights)
                 scales[j], offsets[j] = _fit_between_ends(
                     x, weights, high_f, _F(-0.9), _F(0.05), 36, False, codes[n, group]
                 )
@@ -223,7 +221,7 @@ def groups_between_ends(
                 continue
             offset = half(floats[n, 1]) * _F(small[n, 1, j])
             for i in range(size * j, size * j + size):
-                codes[n, i] = _code((blocks[n, i] + offset) / scale, _F(0), high_f)
+                codes[n, i] = code_of((blocks[n, i] + offset) / scale, _F(0), high_f)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -244,7 +242,7 @@ def _fit_around_zero(x: Any, weights: Any, middle: Any, codes: Any) -> Any:
         inverse = -(middle + _F(0.1) * _F(number)) / furthest
         sum_xl, sum_l2 = _F(0), _F(0)
         for i in range(len(x)):
-            code = _code(inverse * x[i], -middle, middle - _F(1))
+            code = code_of(inverse * x[i], -middle, middle - _F(1))
             sum_xl += weights[i] * x[i] * code
             sum_l2 += weights[i] * code * code
         if place >= 0 and not (sum_l2 > _F(0) and sum_xl * sum_xl > best * sum_l2):
@@ -252,7 +250,7 @@ def _fit_around_zero(x: Any, weights: Any, middle: Any, codes: Any) -> Any:
         scale = sum_xl / sum_l2 if sum_l2 != _F(0) else _F(0)
         best = scale * sum_xl
         for i in range(len(x)):
-            codes[i] = _code(inverse * x[i], -middle, middle - _F(1))
+            codes[i] = code_of(inverse * x[i], -middle, middle - _F(1))
     return scale
 
 
@@ -268,7 +266,7 @@ def _fit_by_moves(x: Any, middle: Any, codes: Any) -> Any:
         return _F(0)
     inverse, sum_xl, sum_l2 = -middle / furthest, _F(0), _F(0)
     for i in range(len(x)):
-        code = _code(inverse * x[i], -middle, middle - _F(1))
+        code = code_of(inverse * x[i], -middle, middle - _F(1))
         codes[i] = code
         sum_xl += x[i] * x[i] * x[i] * code
         sum_l2 += x[i] * x[i] * code * code
@@ -280,7 +278,7 @@ def _fit_by_moves(x: Any, middle: Any, codes: Any) -> Any:
             if rest_xl <= _F(0):
                 continue
             rest_l2 = sum_l2 - weight * old * old
-            new = _code(x[i] * rest_l2 / rest_xl, -middle, middle - _F(1))
+            new = code_of(x[i] * rest_l2 / rest_xl, -middle, middle - _F(1))
             if new == old:
                 continue
             rest_xl += weight * x[i] * new
@@ -324,7 +322,7 @@ def groups_around_zero(
                     weights[:] = x * x
                 elif three:
                     here = importance[at + 16 * j : at + 16 * j + 16]
-                    sums[j] = _weigh(x, here, square, weights)
+                    sums[j] = weigh(x, here, square, weights)
                 else:
                     weights[:] = importance[at + 16 * j : at + 16 * j + 16]
                 found[j] = _fit_around_zero(x, weights, middle_f, codes[n, group])
@@ -339,13 +337,13 @@ def groups_around_zero(
             inverse = low / furthest
             d[n, 0] = _F(1) / inverse
             for j in range(16):
-                scales[n, j] = _code(inverse * found[j], low, -low - _F(1))
+                scales[n, j] = code_of(inverse * found[j], low, -low - _F(1))
         d_stored = half(d[n, 0])
         for j in range(16):
             step = d_stored * _F(scales[n, j])
             for i in range(16 * j, 16 * j + 16):
                 if step != _F(0):
-                    codes[n, i] = _code(blocks[n, i] / step, -middle_f, middle_f - _F(1))
+                    codes[n, i] = code_of(blocks[n, i] / step, -middle_f, middle_f - _F(1))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -363,7 +361,7 @@ def weighed_around_zero(
         square = _sum_of_squares(rows[n]) / _F(rows.shape[1])
         for j in range(d.shape[1]):
             block = slice(32 * j, 32 * j + 32)
-            _weigh(rows[n, block], importance[block], square, weights)
+            weigh(rows[n, block], importance[block], square, weights)
             d[n, j] = _fit_around_zero(rows[n, block], weights, _F(middle), codes[n, block])
 
 
@@ -387,7 +385,7 @@ def weighed_between_ends(
         square = _sum_of_squares(rows[n]) / _F(rows.shape[1])
         for j in range(d.shape[1]):
             block = slice(32 * j, 32 * j + 32)
-            _weigh(rows[n, block], importance[block], square, weights)
+            weigh(rows[n, block], importance[block], square, weights)
             d[n, j], offset = _fit_between_ends(
                 rows[n, block], weights, _F(high), _F(-0.9), _F(0.05), 36, False, codes[n, block]
             )

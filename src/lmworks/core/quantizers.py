@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lmworks.core.block_parts import FORMATS, Parts
+from lmworks.core.block_parts import FORMATS, UNEVEN, Parts
 from lmworks.core.errors import UserError
 from lmworks.core.ggml_types import BLOCK, SUPER_BLOCK, TYPES
 
@@ -198,6 +198,20 @@ def _scaled_groups(rows: np.ndarray, importance: np.ndarray | None, middle: int)
     return Parts(codes=codes, d=d.astype(np.float16), scales=scales)
 
 
+def _uneven(rows: np.ndarray, importance: np.ndarray | None, size: int) -> Parts:
+    """IQ4_NL and IQ4_XS."""
+    from lmworks.core.uneven_blocks import uneven_blocks
+
+    blocks, table = rows.reshape(-1, size), UNEVEN.astype(np.float32)
+    codes = np.empty(blocks.shape, dtype=np.int8)
+    d = np.empty((len(blocks), 1), dtype=np.float32)
+    scales = np.empty((len(blocks), size // BLOCK), dtype=np.int8)
+    uneven_blocks(blocks, _NONE if importance is None else importance, table, codes, d, scales)
+    return Parts(
+        codes=codes, d=d.astype(np.float16), scales=scales if size == SUPER_BLOCK else None
+    )
+
+
 class Quantizer(Protocol):
     """(R, columns) float32, and how much the columns matter, to the blocks of the rows in order."""
 
@@ -215,4 +229,6 @@ QUANTIZERS: dict[str, Quantizer] = {
     "Q4_K": _BetweenEnds(high=15, groups=8, most=63, first=-1.0, tries=20),
     "Q5_K": _BetweenEnds(high=31, groups=8, most=63, first=-0.5, tries=15),
     "Q6_K": lambda rows, importance=None: _scaled_groups(rows, importance, 32),
+    "IQ4_NL": lambda rows, importance=None: _uneven(rows, importance, BLOCK),
+    "IQ4_XS": lambda rows, importance=None: _uneven(rows, importance, SUPER_BLOCK),
 }
