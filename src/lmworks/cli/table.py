@@ -256,6 +256,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.optimize_serving:optimize",
         "The fastest way to serve a model here within a bound on quality; writes a models.yaml.",
     ),
+    "compress safetensors": (
+        "stage:lmworks.compression.quantize_safetensors:quantize_safetensors",
+        "Make weights and activations smaller, for vLLM and transformers.",
+    ),
     "compress merge-adapter": (
         "stage:lmworks.evaluation.merged_adapter:merge_into_blocks",
         "Fold an adapter into a GGUF file, keeping the types of its tensors.",

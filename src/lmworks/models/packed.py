@@ -96,6 +96,50 @@ class PackedMatrix:
                 shifts = np.broadcast_to(shifts, steps.shape)
                 _lay_down(self.offsets, shifts.reshape(groups), first)
 
+    @classmethod
+    def of_codes(
+        cls, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None = None
+    ) -> PackedMatrix:
+        """A matrix of another format: value = (code - zero) * scale.
+
+        Args:
+            codes: (rows, columns) int8; all from -8 to 7 are kept as 4 bits.
+            scales: (rows, groups) float32 of equal groups of columns.
+            zeros: (rows, groups) int8, or None.
+        Raises: ValueError for columns that don't fill blocks of 32, or groups that are not made of
+            blocks, or of the halves of blocks.
+        """
+        rows, columns = codes.shape
+        size = columns // scales.shape[1]
+        halves = size == BLOCK // 2 and zeros is None
+        if columns % BLOCK or columns % size or (size % BLOCK and not halves):
+            raise ValueError(f"{columns} columns in groups of {size} don't fill blocks of {BLOCK}")
+        nibbles = bool(codes.min(initial=0) >= -8) and bool(codes.max(initial=0) <= 7)
+        shifted = zeros is not None
+        self = cls.__new__(cls)
+        self.shape = (rows, columns)
+        self._middle = 128 if not nibbles else 0 if shifted else 8
+        self._kind = _KINDS[nibbles, shifted, halves]
+        tiles, blocks = -(-rows // TILE), columns // BLOCK
+        self.codes = np.zeros((tiles, blocks, 4 if nibbles else 8, TILE, 4), dtype=np.uint8)
+        words = (codes.astype(np.int16) + (8 if nibbles else 128)).astype(np.uint8)
+        words = words.reshape(rows, blocks, -1, 4)
+        if nibbles:
+            words = words[:, :, 0::2] | words[:, :, 1::2] << np.uint8(4)
+        _lay_down(self.codes, words, 0)
+        each = max(1, size // BLOCK)
+        steps = np.repeat(scales.astype(np.float32), each, axis=1)
+        self.scales = np.zeros((tiles, blocks, 2 if halves else 1, TILE), dtype=np.float32)
+        _lay_down(self.scales, steps.reshape(rows, blocks, -1), 0)
+        self.offsets = None
+        if zeros is not None:
+            lifted = np.repeat(zeros.astype(np.float32), each, axis=1) + np.float32(
+                8 if nibbles else 0
+            )
+            self.offsets = np.zeros_like(self.scales)
+            _lay_down(self.offsets, (-lifted * steps).reshape(rows, blocks, -1), 0)
+        return self
+
     @property
     def num_bytes(self) -> int:
         """Memory that the matrix holds."""
@@ -224,20 +268,25 @@ class PackedLinear(nn.Module):
 
     Args:
         bias: (out,) float32, which is trained as any other; None for a layer without.
+        tensor: None where the matrix is of another format, which `block_type` then names.
         matrix: of the same tensor, where it is unpacked already.
     """
 
     def __init__(
         self,
-        tensor: GGUFTensor,
+        tensor: GGUFTensor | None,
         bias: nn.Parameter | None = None,
         *,
         matrix: PackedMatrix | None = None,
+        block_type: str = "",
     ) -> None:
         super().__init__()
-        self.matrix = matrix or PackedMatrix(tensor)
+        if tensor is not None:
+            matrix, block_type = matrix or PackedMatrix(tensor), tensor.type
+        assert matrix is not None
+        self.matrix = matrix
         self.out_features, self.in_features = self.matrix.shape
-        self.block_type = tensor.type
+        self.block_type = block_type
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +52,37 @@ def save_model(
         model_type: the architecture to write; by default the first that can tell the config.
     Raises: UserError for a full disk, a folder that can't be written, or a packed model.
     """
-    folder = Path(folder)
     layout = _layout(model, model_type)
     state = _state(model, layout)
+    save_state(
+        state, model, layout, Path(folder), tokenizer=tokenizer, card=card, shard_bytes=shard_bytes
+    )
+
+
+def save_state(
+    state: dict[str, torch.Tensor],
+    model: Model | TwoTower,
+    layout: Layout,
+    folder: Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    card: str = "",
+    shard_bytes: int = _SHARD_BYTES,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Write tensors, by the names that the file is to have, as the folder of `model`.
+
+    Args:
+        more: further entries of config.json.
+    Raises: UserError as `save_model` does.
+    """
     with writing(folder / SINGLE), _staging(folder) as staged:
         _save_weights(state, staged, shard_bytes)
         write_text(staged / "README.md", model_card(model, card))
         ids = _special_ids(tokenizer)
-        write_json(staged / "config.json", ids | layout.config_dict(model.config))
+        write_json(
+            staged / "config.json", ids | layout.config_dict(model.config) | dict(more or {})
+        )
         if tokenizer is not None:
             save_tokenizer(tokenizer, staged)
         _move_in(staged, folder)

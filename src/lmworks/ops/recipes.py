@@ -54,6 +54,7 @@ STAGES: dict[str, str] = {
     "merge_adapter": "lmworks.models.adapters.merge_stage:merge_adapter",
     "prune": "lmworks.compression.pruning.stage:prune_stage",
     "quantize": "lmworks.compression.quantize:quantize",
+    "quantize_safetensors": "lmworks.compression.quantize_safetensors:quantize_safetensors",
     "preferences": "lmworks.evaluation.preferences:eval_preferences",
     "speculation": "lmworks.evaluation.speculation:speculation",
     "needle": "lmworks.evaluation.needle:needle",

@@ -1,0 +1,1 @@
+"""Files of other number formats than GGUF's: one writer per layout, one table of types."""
