@@ -1,6 +1,7 @@
 """The types of ggml tensors: how many numbers a block holds, in how many bytes, and their values.
 
-Quantised types stand in `block_parts`, how numbers become blocks in `quantizers`. Source: the GGUF
+Quantised types stand in `block_parts` and, where they are only read, in
+`codebook_blocks`; how numbers become blocks in `quantizers`. Source: the GGUF
 specification and the reference code of ggml (ggml-quants).
 """
 
@@ -26,7 +27,7 @@ class BlockType:
     number: int  # in the file
     size: int
     num_bytes: int
-    decode: _Codec | None = None  # None: known by name and size, but not read
+    decode: _Codec
 
 
 def _decode_f16(raw: np.ndarray) -> np.ndarray:
@@ -40,6 +41,21 @@ def _decode_bf16(raw: np.ndarray) -> np.ndarray:
 def _quantized(name: str, number: int, size: int, num_bytes: int) -> BlockType:
     split = FORMATS[name].split
     return BlockType(number, size, num_bytes, lambda raw: split(raw).values())
+
+
+def _only_read(name: str, number: int, size: int, num_bytes: int) -> BlockType:
+    def decode(raw: np.ndarray) -> np.ndarray:
+        from lmworks.core.codebook_blocks import DECODERS  # which few files need
+
+        return DECODERS[name](raw)
+
+    return BlockType(number, size, num_bytes, decode)
+
+
+def _plain(number: int, dtype: str) -> BlockType:
+    return BlockType(
+        number, 1, np.dtype(dtype).itemsize, lambda raw: raw.copy().view(dtype).astype(np.float32)
+    )
 
 
 TYPES: dict[str, BlockType] = {
@@ -58,23 +74,25 @@ TYPES: dict[str, BlockType] = {
     "Q6_K": _quantized("Q6_K", 14, 256, 210),
     "IQ4_NL": _quantized("IQ4_NL", 20, BLOCK, 18),
     "IQ4_XS": _quantized("IQ4_XS", 23, 256, 136),
-    # Sizes only, so that a file which also holds these is walked and the tensor named.
-    "Q8_1": BlockType(9, BLOCK, 40),
-    "Q8_K": BlockType(15, 256, 292),
-    "IQ2_XXS": BlockType(16, 256, 66),
-    "IQ2_XS": BlockType(17, 256, 74),
-    "IQ3_XXS": BlockType(18, 256, 98),
-    "IQ1_S": BlockType(19, 256, 50),
-    "IQ3_S": BlockType(21, 256, 110),
-    "IQ2_S": BlockType(22, 256, 82),
-    "I8": BlockType(24, 1, 1),
-    "I16": BlockType(25, 1, 2),
-    "I32": BlockType(26, 1, 4),
-    "I64": BlockType(27, 1, 8),
-    "F64": BlockType(28, 1, 8),
-    "IQ1_M": BlockType(29, 256, 56),
-    "TQ1_0": BlockType(34, 256, 54),
-    "TQ2_0": BlockType(35, 256, 66),
-    "MXFP4": BlockType(39, BLOCK, 17),
+    "Q1_0": _only_read("Q1_0", 41, 128, 18),
+    "Q2_0": _only_read("Q2_0", 42, 64, 18),
+    "IQ1_S": _only_read("IQ1_S", 19, 256, 50),
+    "IQ1_M": _only_read("IQ1_M", 29, 256, 56),
+    "IQ2_XXS": _only_read("IQ2_XXS", 16, 256, 66),
+    "IQ2_XS": _only_read("IQ2_XS", 17, 256, 74),
+    "IQ2_S": _only_read("IQ2_S", 22, 256, 82),
+    "IQ3_XXS": _only_read("IQ3_XXS", 18, 256, 98),
+    "IQ3_S": _only_read("IQ3_S", 21, 256, 110),
+    "TQ1_0": _only_read("TQ1_0", 34, 256, 54),
+    "TQ2_0": _only_read("TQ2_0", 35, 256, 66),
+    "MXFP4": _only_read("MXFP4", 39, BLOCK, 17),
+    "NVFP4": _only_read("NVFP4", 40, 64, 36),
+    "Q8_1": _only_read("Q8_1", 9, BLOCK, 36),
+    "Q8_K": _only_read("Q8_K", 15, 256, 292),
+    "I8": _plain(24, "i1"),
+    "I16": _plain(25, "<i2"),
+    "I32": _plain(26, "<i4"),
+    "I64": _plain(27, "<i8"),
+    "F64": _plain(28, "<f8"),
 }
 NAMES = {block.number: name for name, block in TYPES.items()}
