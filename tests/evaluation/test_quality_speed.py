@@ -164,6 +164,8 @@ def test_a_power_law_is_found_and_what_is_left_out_is_met():
     forecast = fit_forecast(errors, [3 * e**1.2 for e in errors])
     assert forecast.slope == pytest.approx(1.2) and forecast.typical_error < 1e-9
     assert forecast.kl(5e-3) == pytest.approx(3 * 5e-3**1.2)
+    odd = fit_forecast(errors, [e * (10 if e == 1e-2 else 1) for e in errors])
+    assert odd.left_out[3] == pytest.approx(0.1)  # the other three lie on a line of their own
     assert fit_forecast(errors[:2], errors[:2]) is None
     assert fit_forecast([0.0, 0.0, 1e-3], [0.1, 0.1, 0.1]) is None
 
@@ -279,6 +281,17 @@ def test_the_right_continuation_is_of_the_text_and_the_wrong_ones_are_not(texts_
         assert all(mask.sum() == 3 and mask[-3:].all() for mask in found.scored)
 
 
+def test_wrong_continuations_never_come_from_the_same_group(texts_file, tokenizer):
+    texts = sample_texts(texts_file, tokenizer, max_documents=4)
+    rows = tuple(np.full(40, number) for number in range(4))
+    alike = dataclasses.replace(texts, rows=rows, groups=np.array(["a", "b", "c", "d"]))
+    found = continuations(alike, context=6, length=3)
+    assert all(
+        sorted(int(row[-1]) for row in found.rows[i : i + 4]) == [0, 1, 2, 3]
+        for i in range(0, len(found.rows), 4)
+    )
+
+
 def test_answered_takes_the_likeliest_for_its_size(texts_file, tokenizer):
     found = continuations(sample_texts(texts_file, tokenizer), most=3, context=6, length=3)
 
@@ -311,6 +324,11 @@ def test_answers_of_others_are_the_wrong_ones(tokenizer):
         shown = [tokenizer.decode([int(t) for t in row]) for row in found.rows]
         assert all(len({text.splitlines()[0] for text in shown[i : i + 4]}) == 1 for i in (0, 4, 8))
         assert all(len(set(shown[i : i + 4])) == 4 for i in (0, 4, 8))
+        row = rows[0]
+        longer = {"messages": [*row["messages"], *rows[1]["messages"]]}
+        several = answers([longer, *rows], tokenizer)
+        told = tokenizer.decode([int(t) for t in several.rows[0][1:][several.scored[0]]])
+        assert "page 1" in told and "page 0" not in told  # not the answer before it
         with pytest.raises(UserError, match="3 different answers"):
             answers(rows[:3], tokenizer)
     finally:
