@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from lmworks.compression.measure import Speedup
@@ -17,6 +18,7 @@ from lmworks.core.errors import UserError
 from lmworks.evaluation import timed_models, timed_worker
 from lmworks.evaluation.choices import answered, answers, continuations
 from lmworks.evaluation.kl_forecast import fit_forecast
+from lmworks.evaluation.noise_sensitivity import kind_of, sensitivities, weighed_error
 from lmworks.evaluation.pareto_picture import pareto_picture
 from lmworks.evaluation.quality_speed import AnalyzeConfig, analyze, prompt
 from lmworks.evaluation.sample_texts import sample_texts
@@ -147,13 +149,16 @@ def test_weight_errors_are_those_of_the_matrices(reference, tmp_path):
 
     path = quantize(QuantizeConfig(model=str(reference), type="Q4_0"), tmp_path / "q4").path
     before, after = (load_language_model(each).state_dict() for each in (reference, path))
-    errors = [
-        float(((after[name] - w) ** 2).sum() / (w**2).sum())
-        for name, w in before.items()
-        if w.dim() == 2
-    ]
+    errors: dict[str, list[float]] = {}
+    for name, weight in before.items():
+        if weight.dim() == 2:
+            error = float(((after[name] - weight) ** 2).sum() / (weight**2).sum())
+            errors.setdefault(kind_of(name), []).append(error)
     found, told = weight_errors(reference, path), rounding_errors(reference, "Q4_0")
-    assert found.relative == pytest.approx(np.mean(errors), rel=1e-5)
+    assert set(found.by_kind) == set(errors) and "mixer.q_proj" in errors
+    for kind, each in errors.items():
+        assert found.by_kind[kind] == pytest.approx(np.mean(each), rel=1e-5)
+    assert found.relative == pytest.approx(np.mean(list(found.by_kind.values())))
     assert told.relative == pytest.approx(found.relative, rel=1e-3)
     assert told.bits_per_weight == pytest.approx(found.bits_per_weight, rel=0.25)  # no metadata
     assert weight_errors(reference, reference).relative == 0
@@ -168,6 +173,28 @@ def test_a_power_law_is_found_and_what_is_left_out_is_met():
     assert odd.left_out[3] == pytest.approx(0.1)  # the other three lie on a line of their own
     assert fit_forecast(errors[:2], errors[:2]) is None
     assert fit_forecast([0.0, 0.0, 1e-3], [0.1, 0.1, 0.1]) is None
+
+
+def test_noise_costs_what_its_kind_is_sensitive_to(reference):
+    from lmworks.evaluation.divergence import divergences
+    from lmworks.models.load import load_language_model
+
+    model, noisy = load_language_model(reference), load_language_model(reference)
+    rows = [np.arange(3, 60), np.arange(100, 140)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = sensitivities(model, load_language_model(reference), rows)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert {"embed_tokens", "mixer.o_proj", "feed_forward.down_proj"} <= set(found)
+    generator = torch.Generator().manual_seed(99)
+    errors = {}
+    for name, weight in noisy.state_dict().items():
+        if weight.dim() == 2:
+            noise = torch.randn(weight.shape, generator=generator)
+            weight += noise * (1e-4 * weight.square().mean()).sqrt()
+            errors[kind_of(name)] = 1e-4
+    kl = divergences(load_language_model(reference), noisy, rows).mean_kl().estimate
+    assert weighed_error(errors, found) == pytest.approx(kl, rel=0.35)
+    assert kind_of("layers.12.feed_forward.experts.3.up_proj.weight") == "feed_forward.up_proj"
 
 
 # --- what to take ---

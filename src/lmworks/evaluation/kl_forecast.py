@@ -1,10 +1,10 @@
 """The KL of a variant that nobody ran, from how far its weights lie from the model's.
 
-Where errors are small, the loss grows in proportion to the mean relative squared error of the
-matrices (Malinovskii et al. 2024, arXiv 2411.17525, the "linearity theorem"), and so does KL.
-Where they are not small any more, it grows faster: what is fitted is a power law, a line in
-logarithms, on the variants that were measured. How good that is, is said by leaving each of them
-out in turn.
+Where errors are small, the loss grows in proportion to the relative squared errors of the
+matrices, each weighed by what it does to the answers (Malinovskii et al. 2024, arXiv 2411.17525,
+the "linearity theorem"; the weights: `noise_sensitivity`), and so does KL. Where they are not small
+any more, it grows in another way: what is fitted is a power law, a line in logarithms, on the
+variants that were measured. How good that is, is said by leaving each of them out in turn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Forecast:
     left_out: tuple[float, ...]
 
     def kl(self, error: float) -> float:
-        """Nats per token of a variant with this mean relative squared error."""
+        """Nats per token of a variant with this weighed error."""
         return math.exp(self.intercept + self.slope * math.log(error))
 
     @property

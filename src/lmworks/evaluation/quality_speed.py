@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lmworks.evaluation.timed_models import Timed
     from lmworks.evaluation.variant_figures import Bounds, VariantFigures, VariantSpeed
     from lmworks.evaluation.variant_quality import Quality, QualityBench
+    from lmworks.evaluation.weight_errors import WeightErrors
     from lmworks.tokenizers.base import Tokenizer
 
 REFERENCE_NAME = "reference"
@@ -82,6 +83,7 @@ def analyze(config: AnalyzeConfig, run: Run) -> dict[str, Any]:
     Raises: UserError for no variant, a type that is none, or models of other vocabularies.
     """
     from lmworks.core.files import write_json, write_text
+    from lmworks.evaluation.kl_forecast import fit_forecast
     from lmworks.evaluation.quality_speed_page import analysis_page, markdown
     from lmworks.evaluation.report import plain_values
     from lmworks.evaluation.sample_texts import sample_texts
@@ -112,8 +114,15 @@ def analyze(config: AnalyzeConfig, run: Run) -> dict[str, Any]:
         kind = name if name in made else ""
         path = f"models/{name}" if kind else str(paths[name])
         variants.append(_figures(name, path, kind, bench, quality, speeds.get(name)))
-    forecast = _forecast(variants)
-    variants += _predicted(config, source, forecast, {v.name for v in variants})
+    weights = bench.sensitivities() if config.predict else {}
+    variants = [
+        dataclasses.replace(v, weight_error=_error(qualities[v.name].errors, weights))
+        if v.name in qualities
+        else v
+        for v in variants
+    ]
+    forecast = fit_forecast([v.weight_error for v in variants], [v.kl.estimate for v in variants])
+    variants += _predicted(config, source, forecast, weights, {v.name for v in variants})
     chosen = recommend(variants, bounds, config.prefer)
     _keep(config, run, made, chosen.name if chosen else "")
     marks = {v.name: dominated_by(v, variants) for v in variants}
@@ -335,20 +344,24 @@ def _figures(
         kl=found.mean_kl(),
         kl_99=found.quantile(0.99),
         agreement=found.agreement(),
-        weight_error=quality.errors.relative,
         accuracy={task: bench.accuracy(task, each) for task, each in quality.correct.items()},
         speed=speed,
     )
 
 
-def _forecast(variants: Sequence[VariantFigures]) -> Forecast | None:
-    from lmworks.evaluation.kl_forecast import fit_forecast
+def _error(errors: WeightErrors, weights: Mapping[str, float]) -> float:
+    """Of all matrices: by how much they touch the answers, if that is known."""
+    from lmworks.evaluation.noise_sensitivity import weighed_error
 
-    return fit_forecast([v.weight_error for v in variants], [v.kl.estimate for v in variants])
+    return weighed_error(errors.by_kind, weights) if weights else errors.relative
 
 
 def _predicted(
-    config: AnalyzeConfig, source: Path, forecast: Forecast | None, taken: set[str]
+    config: AnalyzeConfig,
+    source: Path,
+    forecast: Forecast | None,
+    weights: Mapping[str, float],
+    taken: set[str],
 ) -> list[VariantFigures]:
     """Types that were not run. Raises: UserError where too little was measured to forecast."""
     import math
@@ -366,7 +379,8 @@ def _predicted(
         if kind in taken:
             continue
         errors = rounding_errors(source, kind)
-        kl = forecast.kl(errors.relative) if errors.relative else 0.0
+        error = _error(errors, weights)
+        kl = forecast.kl(error) if error else 0.0
         rows.append(
             VariantFigures(
                 name=kind,
@@ -375,7 +389,7 @@ def _predicted(
                 file_bytes=errors.file_bytes,
                 bits_per_weight=errors.bits_per_weight,
                 kl=Interval(kl, -math.inf, math.inf),
-                weight_error=errors.relative,
+                weight_error=error,
                 forecast=True,
             )
         )

@@ -203,7 +203,7 @@ def _forecast_words(forecast: Any) -> str:
     if forecast is None:
         return ""
     return (
-        f"KL grows as the mean relative squared error of the matrices to the power of "
+        f"KL grows as the relative squared error of the matrices to the power of "
         f"{forecast.slope:.2f} here. Forecast from the others, each measured variant is missed by "
         f"{forecast.typical_error:.0%} on average (forecast over measured: "
         + ", ".join(f"{ratio:.2f}" for ratio in forecast.left_out)

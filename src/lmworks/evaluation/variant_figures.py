@@ -42,7 +42,8 @@ class VariantFigures:
         loss_growth: nats of the text over the reference's, minus 1.
         kl: nats per token. kl_99: what 99 of 100 places stay below.
         agreement: share of places where the likeliest token is the same.
-        weight_error: see `weight_errors.WeightErrors`.
+        weight_error: relative and squared, of all kinds of matrices, each weighed by what it does
+            to the answers where that was measured.
         accuracy: of each task, and the difference from the reference's.
         speed: None where it was not measured.
         forecast: the variant was not run; its KL is told from its weights, and the rest unknown.

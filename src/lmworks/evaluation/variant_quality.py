@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lmworks.models.model import Model
 
 _LN2 = float(np.log(2))
+_SENSITIVITY_TEXTS = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,12 +78,31 @@ class QualityBench:
             self._run, f"quality-{name.replace('/', '_')}", lambda: self._measure(path)
         )
         fields = {f.name: found[f.name] for f in dataclasses.fields(Divergences)}
-        relative, bits, size = found["errors"].tolist()
+        bits, size = found["size"].tolist()
+        by_kind = dict(zip(found["kinds"].tolist(), found["errors"].tolist(), strict=True))
         return Quality(
             divergences=Divergences(**fields),
             correct={task: found[f"task.{task}"] for task in self._tasks},
-            errors=WeightErrors(relative=relative, bits_per_weight=bits, file_bytes=int(size)),
+            errors=WeightErrors(by_kind=by_kind, bits_per_weight=bits, file_bytes=int(size)),
         )
+
+    def sensitivities(self) -> dict[str, float]:
+        """KL per relative squared error of each kind of matrix, on a few of the texts."""
+        found = measured_once(self._run, "sensitivities", self._sensitivities)
+        return dict(zip(found["kinds"].tolist(), found["values"].tolist(), strict=True))
+
+    def _sensitivities(self) -> dict[str, np.ndarray]:
+        from lmworks.evaluation.noise_sensitivity import sensitivities
+        from lmworks.models.load import load_language_model
+
+        model = load_language_model(self._path)
+        rows = self._texts.rows[:_SENSITIVITY_TEXTS]
+        kept = remember(model, rows, self._run.work / "sensitivity.npy")
+        found = sensitivities(model, kept, rows)
+        return {
+            "kinds": np.array(list(found), dtype=str),
+            "values": np.array(list(found.values()), dtype=float),
+        }
 
     def bits_per_byte(self, nats: np.ndarray) -> Interval:
         """Of the texts."""
@@ -103,8 +123,12 @@ class QualityBench:
         errors = _errors(self._path, path)
         tasks = {f"task.{name}": value for name, value in self._answers(model).items()}
         columns = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-        numbers = np.array([errors.relative, errors.bits_per_weight, errors.file_bytes])
-        return {**columns, **tasks, "errors": numbers}
+        weights = {
+            "kinds": np.array(list(errors.by_kind), dtype=str),
+            "errors": np.array(list(errors.by_kind.values()), dtype=float),
+            "size": np.array([errors.bits_per_weight, errors.file_bytes]),
+        }
+        return {**columns, **tasks, **weights}
 
     def _answers(self, model: Model) -> dict[str, np.ndarray]:
         from lmworks.inference.logprobs import decoder_logprobs
@@ -120,7 +144,7 @@ def _load(path: Path) -> Model:
 
 
 def _errors(reference: Path, candidate: Path) -> WeightErrors:
-    """Of the weights; sizes alone, with an error of 0, for a model of another shape."""
+    """Of the weights; sizes alone for a model of another shape."""
     from lmworks.evaluation.weight_errors import file_bytes, num_weights
 
     try:
@@ -128,4 +152,4 @@ def _errors(reference: Path, candidate: Path) -> WeightErrors:
     except UserError:
         size = file_bytes(candidate)
         bits = 8 * size / num_weights(candidate)
-        return WeightErrors(relative=0.0, bits_per_weight=bits, file_bytes=size)
+        return WeightErrors(by_kind={}, bits_per_weight=bits, file_bytes=size)

@@ -6,11 +6,12 @@ Read tensor by tensor from both files, so that memory holds two tensors and neve
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
+from lmworks.evaluation.noise_sensitivity import kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,14 +27,20 @@ class WeightErrors:
     """What quantising did to a model.
 
     Attributes:
-        relative: mean over its matrices of |w' - w|^2 / |w|^2.
+        by_kind: of each kind of matrix (see `noise_sensitivity.kind_of`), the mean over the layers
+            of |w' - w|^2 / |w|^2.
         bits_per_weight: of the file, over all weights (norms and what else is kept wider included).
         file_bytes: of all files that hold weights.
     """
 
-    relative: float
+    by_kind: Mapping[str, float]
     bits_per_weight: float
     file_bytes: int
+
+    @property
+    def relative(self) -> float:
+        """The mean over the kinds."""
+        return sum(self.by_kind.values()) / max(1, len(self.by_kind))
 
 
 def weight_errors(reference: str | Path, candidate: str | Path) -> WeightErrors:
@@ -42,17 +49,18 @@ def weight_errors(reference: str | Path, candidate: str | Path) -> WeightErrors:
     Raises: UserError for models that are not of one shape.
     """
     theirs = dict(_matrices(reference))
-    errors = []
+    errors: dict[str, list[float]] = {}
     for name, (read, shape) in _matrices(candidate):
         if name not in theirs or theirs[name][1] != shape:
             raise UserError(f"{candidate} is of another shape than {reference}: its {name} differs")
         before, after = theirs[name][0](), read()
         norm = float(before.double().square().sum())
         if norm:
-            errors.append(float((after - before).double().square().sum()) / norm)
+            lost = float((after - before).double().square().sum())
+            errors.setdefault(kind_of(name), []).append(lost / norm)
     size = file_bytes(Path(candidate))
     return WeightErrors(
-        relative=sum(errors) / max(1, len(errors)),
+        by_kind=_means(errors),
         bits_per_weight=8 * size / num_weights(candidate),
         file_bytes=size,
     )
@@ -66,20 +74,26 @@ def rounding_errors(reference: str | Path, kind: str) -> WeightErrors:
     from lmworks.compression.quantize import encode
     from lmworks.core.gguf import dequantize
 
-    errors, size, count = [], 0, 0
+    errors: dict[str, list[float]] = {}
+    size, count = 0, 0
     for name, (read, _) in _matrices(reference):
         array = read().numpy()
         tensor = encode(name, array, kind)
         size, count = size + tensor.data.nbytes, count + array.size
         norm = float((array.astype(float) ** 2).sum())
         if norm:
-            errors.append(float(((dequantize(tensor) - array).astype(float) ** 2).sum()) / norm)
+            lost = float(((dequantize(tensor) - array).astype(float) ** 2).sum())
+            errors.setdefault(kind_of(name), []).append(lost / norm)
     bits = 8 * size / max(1, count)
     return WeightErrors(
-        relative=sum(errors) / max(1, len(errors)),
+        by_kind=_means(errors),
         bits_per_weight=bits,
         file_bytes=int(bits * num_weights(reference) / 8),
     )
+
+
+def _means(errors: Mapping[str, list[float]]) -> dict[str, float]:
+    return {kind: sum(found) / len(found) for kind, found in errors.items()}
 
 
 def file_bytes(path: Path) -> int:
