@@ -420,13 +420,14 @@ def test_references_share_a_base(folders):
 def test_a_file_of_models(tmp_path, folders):
     file = tmp_path / "models.yaml"
     file.write_text(
-        "memory_budget: 1.5GB\nkeep_alive: 90s\nmodels:\n"
+        "memory_budget: 1.5GB\nkeep_alive: 90s\nthreads: 3\nmodels:\n"
         "  small: {model: m, max_batch: 2, pinned: true, sampling: {temperature: 0.2}}\n"
         "  other: smollm2-135m\n"
     )
     (tmp_path / "m").mkdir()
     found = read_pool_spec(file)
     assert found.memory_budget == 1_500_000_000 and found.keep_alive_s == 90
+    assert found.threads == 3
     small = found.models["small"]
     assert small.model == str(tmp_path / "m") and small.pinned
     assert small.sampling == {"temperature": 0.2} and found.models["other"].max_batch == 8
@@ -444,6 +445,8 @@ def test_a_file_of_models(tmp_path, folders):
         ("models: {a: {model: b, sampling: {temperature: -1}}}", "temperature"),
         ("models: {a: {model: b, pooling: best}}", "pooling"),
         ("models: {a: {model: b, keep_alive: soon}}", "write it as 30s"),
+        ("models: {a: b}\nthreads: -1", "a number from 0"),
+        ("models: {a: b}\nthreads: yes", "a number from 0"),
         ("models: {", "is no YAML"),
         ("!!python/object/apply:os.system ['true']", "is no YAML"),
     ],
@@ -454,6 +457,17 @@ def test_a_bad_file_is_one_line(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as caught:
         read_pool_spec(file)
     assert "\n" not in str(caught.value) and "models.yaml" in str(caught.value)
+
+
+def test_a_pool_computes_with_its_threads():
+    before = torch.get_num_threads()
+    try:
+        ModelPool(PoolSpec(models={}, threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+        ModelPool(PoolSpec(models={}))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

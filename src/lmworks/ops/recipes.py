@@ -55,6 +55,8 @@ STAGES: dict[str, str] = {
     "prune": "lmworks.compression.pruning.stage:prune_stage",
     "quantize": "lmworks.compression.quantize:quantize",
     "quantize_safetensors": "lmworks.compression.quantize_safetensors:quantize_safetensors",
+    "analyze": "lmworks.evaluation.quality_speed:analyze",
+    "optimize": "lmworks.evaluation.optimize_serving:optimize",
     "preferences": "lmworks.evaluation.preferences:eval_preferences",
     "speculation": "lmworks.evaluation.speculation:speculation",
     "needle": "lmworks.evaluation.needle:needle",
