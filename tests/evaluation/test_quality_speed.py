@@ -266,9 +266,25 @@ def test_the_picture_keeps_names_apart_and_joins_the_front():
     heights = sorted(point.label_y for point in picture.points)
     assert all(b - a >= 5 for a, b in itertools.pairwise(heights))
     assert {p.name: p.mark for p in picture.points}["v3"] == "dominated"
-    assert picture.front.count(",") == 3
+    assert picture.front.count(",") == 1  # all are equally large
     assert all(p.whisker[0] < p.y < p.whisker[1] for p in picture.points)
     assert pareto_picture(same[:2], lambda v: 1.0, "", dominated_by={}, chosen="") is None
+
+
+@pytest.mark.parametrize(("more", "front"), [(False, [30, 40, 60]), (True, [60])])
+def test_the_line_joins_those_that_none_beats_in_both(more, front):
+    picture = pareto_picture(
+        VARIANTS,
+        lambda v: v.file_bytes / 1e6,
+        "",
+        more_is_better=more,
+        dominated_by={},
+        chosen="",
+    )
+    at = {round(p.x, 2): p.name for p in picture.points}
+    joined = [at[float(pair.split(",")[0])] for pair in picture.front.split()]
+    sizes = {v.name: v.file_bytes / 1e6 for v in VARIANTS}
+    assert [sizes[name] for name in joined] == front
 
 
 # --- texts and tasks ---

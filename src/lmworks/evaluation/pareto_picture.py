@@ -43,7 +43,7 @@ class ParetoPicture:
     """Points with their axes.
 
     Attributes:
-        front: SVG points of the line through those that nobody dominates, y down.
+        front: SVG points, y down, of the line through those that none beats in both x and KL.
         reference: x of the model itself, whose KL is zero, if it lies in the picture.
     """
 
@@ -60,6 +60,7 @@ def pareto_picture(
     x_of: Callable[[VariantFigures], float | None],
     x_label: str,
     *,
+    more_is_better: bool = False,
     dominated_by: Mapping[str, str],
     chosen: str,
 ) -> ParetoPicture | None:
@@ -68,6 +69,7 @@ def pareto_picture(
     Args:
         variants: the reference first.
         x_of: what they are drawn over; None leaves one out.
+        more_is_better: of x, as of speed.
     """
     placed = [(v, x) for v in variants[1:] if (x := x_of(v)) is not None and v.kl.estimate > 0]
     if len(placed) < 2:
@@ -84,7 +86,7 @@ def pareto_picture(
     points: list[Point] = []
     for variant, x in sorted(placed, key=lambda each: each[0].kl.estimate):
         points.append(_point(variant, x_axis.place(x), y_axis, points, dominated_by, chosen))
-    front = sorted((p for p in points if p.mark in ("front", "chosen")), key=lambda p: p.x)
+    front = _front([p for p in points if p.mark != "forecast"], more_is_better)
     return ParetoPicture(
         x_label=x_label,
         x_ticks=[tick for tick in x_axis.ticks() if 3 <= tick.at <= 97],
@@ -93,6 +95,15 @@ def pareto_picture(
         front=" ".join(f"{p.x:.2f},{100 - p.y:.2f}" for p in front),
         reference=x_axis.place(own) if own is not None and own in xs else None,
     )
+
+
+def _front(points: Sequence[Point], more_is_better: bool) -> list[Point]:
+    """Those that no other beats in both x and KL, by x."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (-p.x if more_is_better else p.x, p.y)):
+        if not best or point.y < best[-1].y:
+            best.append(point)
+    return best
 
 
 def _point(

@@ -38,9 +38,10 @@ def analysis_page(variants: Sequence[VariantFigures], facts: Mapping[str, Any]) 
         return variant.speed.decode_tokens_per_s if variant.speed else None
 
     how = {"dominated_by": facts["dominated_by"], "chosen": facts["chosen"]}
+    rate = "tokens per second of one answer"
     pictures = [
         pareto_picture(variants, lambda v: v.file_bytes / 1e6, "file size, MB", **how),
-        pareto_picture(variants, decode, "tokens per second of one answer", **how),
+        pareto_picture(variants, decode, rate, more_is_better=True, **how),
     ]
     chosen = next((v for v in variants if v.name == facts["chosen"]), None)
     return render_page(
