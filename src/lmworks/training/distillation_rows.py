@@ -77,15 +77,18 @@ class TokenRows:
         where = [slice(self._starts[i], self._starts[i + 1]) for i in rows]
         tables = []
         for table in self._top:
-            laid = np.zeros((*counted.shape, table.shape[1]), dtype=table.dtype)
+            kind = np.int64 if table.dtype.kind in "iu" else np.float32
+            laid = np.zeros((*counted.shape, table.shape[1]), dtype=kind)
             laid[counted] = np.concatenate([table[part] for part in where])
             tables.append(torch.from_numpy(laid))
-        return TaughtBatch(batch=batch, top_ids=tables[0].long(), top_logprobs=tables[1])
+        return TaughtBatch(batch=batch, top_ids=tables[0], top_logprobs=tables[1])
 
-    def store_top(self, teacher: Any, count: int, temperature: float, path: Path) -> None:
+    def store_top(self, teacher: Any, count: int, temperature: float, path: Path) -> int:
         """Ask the teacher once for its `count` likeliest tokens at every place; keep them on disk.
 
-        Log-probabilities are those at the temperature. Raises: UserError when the disk is full.
+        Log-probabilities are those at the temperature.
+
+        Returns: bytes that they take. Raises: UserError when the disk is full.
         """
         ids_path, logprobs_path = path.with_suffix(".ids.npy"), path.with_suffix(".logprobs.npy")
         with processes.main_first():
@@ -94,13 +97,15 @@ class TokenRows:
                 for place, table in ((ids_path, ids), (logprobs_path, logprobs)):
                     atomic_save(place, lambda part, table=table: _save(part, table))  # type: ignore[misc]
         self._top = (np.load(ids_path, mmap_mode="r"), np.load(logprobs_path, mmap_mode="r"))
+        return sum(place.stat().st_size for place in (ids_path, logprobs_path))
 
     def _ask(self, teacher: Any, count: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         total = int(self._starts[-1])
-        ids = np.zeros((total, count), dtype=np.int32)
-        logprobs = np.zeros((total, count), dtype=np.float32)
+        small = teacher.config.vocab_size <= 1 << 16
+        ids = np.zeros((total, count), dtype=np.uint16 if small else np.int32)
+        logprobs = np.zeros((total, count), dtype=np.float16)
         teacher.eval()
         by_length = np.argsort([len(row.ids) for row in self.rows], kind="stable")
         with torch.no_grad(), track("asking the teacher", total=len(self.rows)) as bar:

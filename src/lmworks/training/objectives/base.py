@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 OBJECTIVES = {
     "causal": "lmworks.training.objectives.causal:causal",
     "distillation": "lmworks.training.objectives.distillation:Distillation",
+    "byte_distillation": "lmworks.training.objectives.byte_distillation:ByteDistillation",
     "in_batch": "lmworks.training.objectives.contrastive:InBatch",
     "triplet": "lmworks.training.objectives.contrastive:Triplet",
     "reward": "lmworks.training.objectives.reward:BradleyTerry",

@@ -107,10 +107,12 @@ class Distillation:
             with torch.no_grad():
                 seen, theirs = _states(self.teacher, plain, [their for _, their in compared])
         nll, divergence = self._losses(student, batch, plain, hidden, seen)
-        value = self.label_weight * nll
+        # What the student wrote itself is no label.
+        weight = self.label_weight if plain.source != "student" else 0.0
+        value = weight * nll
         metrics = {"nll": nll.item()}
         if divergence is not None:
-            value = value + (1 - self.label_weight) * self.temperature**2 * divergence
+            value = value + (1 - weight) * self.temperature**2 * divergence
             metrics["divergence"] = divergence.item()
         counted = plain.labels != IGNORED
         for (mine, their), change in zip(compared, model.maps if compared else ()):

@@ -167,6 +167,15 @@ def _fits_twice(model: Any) -> bool:
     return size * (_WEIGHTS_IN_TRAINING + 1) < memory_bytes() / 2
 
 
+def same_tokenizer(first: Tokenizer, second: Tokenizer) -> bool:
+    """Whether both give the same ids."""
+    try:
+        check_same_tokenizer(first, second, who="", what="")
+    except UserError:
+        return False
+    return True
+
+
 def check_same_tokenizer(first: Tokenizer, second: Tokenizer, *, who: str, what: str) -> None:
     """Raises: UserError unless both give the same ids; `who` is the second, `what` may mend it."""
     if first.vocab_size != second.vocab_size:
