@@ -164,3 +164,14 @@ def test_an_alias_of_parts_is_one_file_in_the_cache(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="the packages hold another file"):
         resolve("m")
     assert [path.name for path in (tmp_path / "cache").rglob("*.gguf*")] == ["m.gguf"]
+
+
+def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "one", target_is_directory=True)
+    found = resolve(str(tmp_path / "link"))
+    assert found.path == (tmp_path / "one").resolve()
+    # A file keeps the name by which its kind is known.
+    (tmp_path / "blob").write_bytes(b"x")
+    (tmp_path / "model.gguf").symlink_to(tmp_path / "blob")
+    assert resolve(str(tmp_path / "model.gguf")).path == tmp_path / "model.gguf"

@@ -81,6 +81,9 @@ def resolve(reference: str) -> Resolved:
     if there:
         if not os.access(path, os.R_OK):
             raise UserError(f"no permission to read {path}")
+        if path.is_symlink() and path.is_dir():
+            # Followed once: whoever moves the link meanwhile gives no mixture of two folders.
+            path = path.resolve()
         return Resolved(reference=reference, kind="path", path=path)
     raise _not_found(reference)
 

@@ -14,6 +14,7 @@ from lmworks.core.errors import UserError
 from lmworks.serving.conversations.attachments import file_name, read_attachment
 from lmworks.serving.conversations.files import export, export_name, import_conversations
 from lmworks.serving.conversations.store import ConversationStore
+from lmworks.serving.feedback.reading import feedback_of
 
 
 def zipped(**parts):
@@ -286,3 +287,20 @@ def test_whatever_comes_in_is_a_tree_or_is_refused(entry):
         assert len({m.id for m in path}) == len(path)
         import_conversations(store, export(store, made.id, "json"))
     store.close()
+
+
+def test_thumbs_and_corrections_go_out_and_come_in(store):
+    made = store.create()
+    store.add(made.id, "user", "q")
+    answer = store.add(made.id, "assistant", "poor", model="m")
+    store.feedback.rate(answer.id, -1, "vague")
+    store.edit(answer.id, "better")
+    (copy,) = import_conversations(store, export(store, made.id, "json"))
+    told = [one for one in feedback_of(store) if one.source == f"chat:{copy.id}"]
+    assert [(one.answer, one.rating, one.comment, one.correction) for one in told] == [
+        ("poor", -1, "vague", ""),
+        ("poor", 0, "", "better"),
+    ]
+    odd = {"role": "assistant", "content": "a", "edit_of": "gone", "feedback": {"rating": [1]}}
+    (other,) = import_conversations(store, json.dumps({"messages": [odd]}))
+    assert not store.feedback.votes(other.id) and "edit_of" not in store.path(other.id)[0].info

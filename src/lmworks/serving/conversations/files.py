@@ -8,6 +8,7 @@ hosted chats export. Text is escaped, and everything that comes in is checked.
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import time
@@ -26,6 +27,7 @@ from lmworks.serving.conversations.values import (
     State,
     title_of,
 )
+from lmworks.serving.feedback.values import MAX_COMMENT
 
 FORMATS = {"markdown": "md", "json": "json", "html": "html"}
 _KIND = "lmworks conversation"
@@ -59,7 +61,7 @@ def export_name(conversation: Conversation, kind: str) -> str:
 
 
 def _tree(store: ConversationStore, conversation: Conversation) -> dict[str, Any]:
-    messages = store.messages(conversation.id)
+    messages, votes = store.messages(conversation.id), store.feedback.votes(conversation.id)
     return {
         "kind": _KIND,
         "version": 1,
@@ -71,6 +73,8 @@ def _tree(store: ConversationStore, conversation: Conversation) -> dict[str, Any
             message.described()
             | {
                 "info": {k: v for k, v in message.info.items() if k in _KEPT_INFO},
+                "edit_of": message.info.get("edit_of"),
+                "feedback": dataclasses.asdict(votes[message.id]) if message.id in votes else None,
                 "attachments": [
                     {"name": found.name, "text": found.text}
                     for found in map(store.attachments.get, message.attachment_ids)
@@ -172,7 +176,8 @@ def _add(store: ConversationStore, entry: Mapping[str, Any], number: int) -> Con
     for place, message in enumerate(messages, 1):
         at = f"{where}, message {place}"
         parent = _parent(message, ids, at) if "parent_id" in message else last
-        last = _add_message(store, made.id, message, parent, at)
+        last = _add_message(store, made.id, message, parent, at, ids)
+        _add_feedback(store, last, message)
         made_of.append((last, message.get("active_child")))
         active[parent] = last
         if isinstance(own := message.get("id"), str):
@@ -211,6 +216,7 @@ def _add_message(
     message: Mapping[str, Any],
     parent: str | None,
     where: str,
+    ids: Mapping[str, str],
 ) -> str:
     role, content = message.get("role"), message.get("content")
     if role not in get_args(Role):
@@ -228,6 +234,8 @@ def _add_message(
             found.append(store.attachments.keep(attachment).id)
     info = message.get("info")
     known = {k: v for k, v in info.items() if k in _KEPT_INFO} if isinstance(info, Mapping) else {}
+    if isinstance(corrected := message.get("edit_of"), str) and corrected in ids:
+        known |= {"edited": True, "edit_of": ids[corrected]}
     return store.add(
         conversation_id,
         cast(Role, role),
@@ -239,6 +247,17 @@ def _add_message(
         model=str(message.get("model") or "")[:200],
         info=known,
     ).id
+
+
+def _add_feedback(store: ConversationStore, message_id: str, message: Mapping[str, Any]) -> None:
+    """The thumb that a message came with; what is none is passed over."""
+    given = message.get("feedback")
+    vote: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    rating = vote.get("rating")
+    if rating in (1, -1) and message.get("role") == "assistant":
+        comment = vote.get("comment")
+        said = comment[:MAX_COMMENT] if isinstance(comment, str) else ""
+        store.feedback.rate(message_id, int(rating), said.encode("utf-8", "replace").decode())
 
 
 def _without_system(messages: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
