@@ -40,3 +40,11 @@ def test_time_goes_to_those_that_are_hard_to_tell_apart():
 
 def test_one_setting_is_timed_once():
     assert race(["only"], lambda name: 1.0) == "only"
+
+
+def test_a_champion_stays_unless_another_is_ahead_by_the_margin():
+    seconds = {"usual": 1.0, "lucky": 0.99, "slow": 1.4}
+    assert race(list(seconds), seconds.__getitem__, champion="usual") == "usual"
+    assert race(list(seconds), seconds.__getitem__) == "lucky"
+    seconds["lucky"] = 0.9
+    assert race(list(seconds), seconds.__getitem__, champion="usual") == "lucky"

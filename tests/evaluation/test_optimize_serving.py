@@ -75,6 +75,14 @@ def test_quality_is_asked_of_the_fastest_first_and_never_of_the_model_itself():
     assert search.asked == {"Q4_0": False, "Q8_0": False}
 
 
+def test_luck_does_not_unseat_the_usual_setting():
+    random = np.random.default_rng(3)
+    search = ServingSearch(
+        time=lambda setting: 1 + 0.02 * float(random.random()), good_enough=lambda name: True
+    )
+    assert search.run(SPACE) == SPACE.start()
+
+
 def test_words_of_a_setting():
     setting = ServingSetting(format="Q4_0", threads=1, max_batch=4, turn_tokens=32)
     assert setting.words() == (
@@ -145,6 +153,25 @@ def test_a_bound_that_no_type_meets_leaves_the_model_as_it_is(
     assert [row["format"] for row in found["quality"]] == ["Q4_0"]  # Q8_0 is no faster here
     assert all("KL may be" in row["broken"][0] for row in found["quality"])
     assert made.metrics["speedup"] == 1.0
+
+
+def test_what_is_not_shown_to_be_faster_is_not_taken(reference, texts_file, tmp_path, monkeypatch):
+    class Lucky(_Instant):
+        """Fast in the races, and as fast as the others when it is measured again."""
+
+        raced = 0
+
+        def round(self):
+            Lucky.raced += "Q4_0" in self.job.model
+            return (0.1, 0.2) if Lucky.raced > 4 else super().round()
+
+    monkeypatch.setattr("lmworks.evaluation.timed_models.TimedModel", Lucky)
+    made = _optimize(reference, texts_file, tmp_path, types=["Q4_0"], rounds=1)
+    found = json.loads((made.path / "optimized.json").read_text())
+    assert found["fastest"]["format"] == "Q4_0" and found["best"] == found["start"]
+    assert made.metrics["speedup"] == 1.0 and "shows nothing" in made.metrics["summary"]
+    assert list(yaml.safe_load((made.path / "models.yaml").read_text())["models"]) == ["base"]
+    assert "that shows nothing" in (made.path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

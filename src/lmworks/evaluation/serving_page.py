@@ -73,10 +73,15 @@ def _shown(interval: Mapping[str, Any], form: str) -> str:
 
 def _lead(found: Mapping[str, Any]) -> str:
     gain = found["speedup"]
-    if found["best"] == found["start"]:
+    if found["fastest"] == found["start"]:
         return "Nothing that is within the bounds is faster than serving the model as it is."
     low, high = gain["low"], gain["high"]
     known = low and high is not None and math.isfinite(high)
     spread = f" (95 % interval {low:.2f} to {high:.2f})" if known else ""
-    words = next(row["words"] for row in found["timed"] if row["setting"] == found["best"])
+    words = next(row["words"] for row in found["timed"] if row["setting"] == found["fastest"])
+    if found["best"] != found["fastest"]:
+        return (
+            f"Serve the model as it is. {words} came out fastest, and was {gain['ratio']:.2f} "
+            f"times as fast when measured again{spread}: that shows nothing."
+        )
     return f"{words}: {gain['ratio']:.2f} times as fast as serving the model as it is{spread}."

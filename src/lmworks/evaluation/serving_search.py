@@ -18,6 +18,8 @@ from typing import Any
 
 from lmworks.core.racing import race
 
+_NEAR = 1.3  # times the best time: still in after one look, which a busy machine can spoil
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServingSetting:
@@ -126,7 +128,15 @@ class ServingSearch:
         return self.asked[name]
 
     def _race(self, settings: Sequence[ServingSetting]) -> ServingSetting:
-        return race(settings, self._timed, rounds=self.rounds, leave=self.leave)
+        """The first of them stays unless another one is ahead by the margin of a race."""
+        return race(
+            settings,
+            self._timed,
+            rounds=self.rounds,
+            near=_NEAR,
+            champion=settings[0],
+            leave=self.leave,
+        )
 
     def _timed(self, setting: ServingSetting) -> float:
         seconds = self.time(setting)
