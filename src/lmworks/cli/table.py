@@ -260,6 +260,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.compression.quantize_safetensors:quantize_safetensors",
         "Make weights and activations smaller, for vLLM and transformers.",
     ),
+    "compress sparsify": (
+        "stage:lmworks.compression.sparsify:sparsify",
+        "Set a share of the weights to zero: magnitude, Wanda, SparseGPT, 2:4.",
+    ),
     "compress merge-adapter": (
         "stage:lmworks.evaluation.merged_adapter:merge_into_blocks",
         "Fold an adapter into a GGUF file, keeping the types of its tensors.",

@@ -195,7 +195,7 @@ def code_model(
                 seen = inputs.get(path)
                 modules[path] = coded = code_matrix(module.weight.detach(), scheme, seen, method)
                 values = coded.dequantized()
-                errors[path] = _output_error(values, module.weight, seen)
+                errors[path] = output_error(values, module.weight, seen)
                 module.weight.copy_(values)
                 if scheme.inputs and not scheme.dynamic and seen is not None:
                     largest = float(seen.largest.max())
@@ -212,7 +212,9 @@ def code_model(
     return Coded(model=model, scheme=scheme, modules=modules, input_scales=scales), errors
 
 
-def _output_error(values: Any, weight: Any, inputs: LayerInputs | None) -> float:
+def output_error(values: Any, weight: Any, inputs: LayerInputs | None) -> float:
+    """How far the outputs of `values` are from those of `weight`, both (rows, n): mean square over
+    mean square; of the matrices themselves where no inputs are known."""
     import torch
 
     off, whole = values - weight, weight

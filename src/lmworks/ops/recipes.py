@@ -54,6 +54,7 @@ STAGES: dict[str, str] = {
     "merge_adapter": "lmworks.models.adapters.merge_stage:merge_adapter",
     "prune": "lmworks.compression.pruning.stage:prune_stage",
     "quantize": "lmworks.compression.quantize:quantize",
+    "sparsify": "lmworks.compression.sparsify:sparsify",
     "quantize_safetensors": "lmworks.compression.quantize_safetensors:quantize_safetensors",
     "analyze": "lmworks.evaluation.quality_speed:analyze",
     "optimize": "lmworks.evaluation.optimize_serving:optimize",

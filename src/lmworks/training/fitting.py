@@ -117,25 +117,32 @@ def fit_stage(
     """
     import torch
 
+    from lmworks.training.callbacks.keep_zeros import KeepZeros
+    from lmworks.training.quantization_aware import rounded_weights
     from lmworks.training.trainer import Trainer
 
     started = time.monotonic()
-    history = Trainer(
-        model,
-        objective,
-        batches,
-        loop or config.loop,
-        num_steps=num_steps,
-        heldout=heldout,
-        work=work,
-        seed=config.seed,
-        checkpoint_every_s=config.checkpoint_every_s,
-        callbacks=callbacks,
-        show=show,
-    ).fit(label)
+    settings = loop or config.loop
+    trained = model if counted is None else counted
+    if settings.keep_zeros:
+        callbacks = [*callbacks, KeepZeros(trained)]
+    with rounded_weights(trained, settings.qat):
+        history = Trainer(
+            model,
+            objective,
+            batches,
+            settings,
+            num_steps=num_steps,
+            heldout=heldout,
+            work=work,
+            seed=config.seed,
+            checkpoint_every_s=config.checkpoint_every_s,
+            callbacks=callbacks,
+            show=show,
+        ).fit(label)
     metrics = summary(
         history,
-        model if counted is None else counted,
+        trained,
         num_steps=num_steps,
         seconds=time.monotonic() - started,
         threads=torch.get_num_threads(),

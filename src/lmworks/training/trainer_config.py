@@ -25,6 +25,8 @@ class LoopConfig:
     ema: float = option(0.0, help="decay of an average of the weights that is kept; 0: the last")
     optimizer: OptimizerConfig = option(OptimizerConfig(), help="which optimizer, and its rates")
     spikes: SpikeConfig = option(SpikeConfig(), help="what is done about loss spikes")
+    qat: str = option("", help="see the weights rounded to this GGUF type while training, as Q4_0")
+    keep_zeros: bool = option(False, help="weights that are zero stay zero (a sparse model)")
     # How a step is computed: memory and speed, and of the result no more than the rounding.
     micro_batch_size: int = option(0, help="rows at a time, gradients summed; 0: all of a step's")
     precision: Literal["float32", "bfloat16", "float16"] = option(
