@@ -207,6 +207,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.models.extend_context:extend_context",
         "Let a model read longer texts than it was trained on.",
     ),
+    "model merge": (
+        "lmworks.cli.model_merge:command",
+        "Merge models into one, tensor by tensor: mergekit's YAML or flags.",
+    ),
     "model merge-adapter": (
         "stage:lmworks.models.adapters.merge_stage:merge_adapter",
         "Fold an adapter into the weights of its base.",

@@ -35,7 +35,7 @@ class SafetensorsWeights:
     def __init__(self, folder: Path, layout: Layout, config: AnyConfig) -> None:
         self.path, self.config = folder, config
         self._files: dict[str, tuple[Any, str]] = {}  # (file, name in it)
-        for path in _files(folder):
+        for path in weight_files(folder):
             file = _open(path)
             self._files |= {_today(name, layout): (file, name) for name in file.keys()}  # noqa: SIM118
         if not any(name.startswith(layout.prefix) for name in self._files):
@@ -108,7 +108,7 @@ def _foreign(layout: Layout, own: str) -> str:
     return next((rule.foreign[0] for rule in layout.rules if rule.own == (own,)), "")
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of the folder. Raises: UserError if some are missing."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]

@@ -51,6 +51,7 @@ STAGES: dict[str, str] = {
     "continual_round": "lmworks.evaluation.continual.round:continual_round",
     "distill": "lmworks.training.distill:distill",
     "embed": "lmworks.training.embed:embed",
+    "merge": "lmworks.models.merging.stage:merge",
     "merge_adapter": "lmworks.models.adapters.merge_stage:merge_adapter",
     "prune": "lmworks.compression.pruning.stage:prune_stage",
     "quantize": "lmworks.compression.quantize:quantize",
