@@ -4,6 +4,7 @@
 |---|---|
 | a path, `hf:`, `pypi:`, an alias | `LocalChat`: weights behind an engine; a GGUF stays packed |
 | the folder of an adapter | the same, with the adapter on its base |
+| an `ensemble.yaml`, or its folder | the same, of several models: see `models.ensemble_spec` |
 | `https://host/v1#model` | `RemoteChat` |
 
 `ScriptedChat` stands in for either in tests.
@@ -71,22 +72,17 @@ def load_chat(
             raise UserError(f"{ref} is an endpoint: whether it speculates is its own affair")
         return RemoteChat(found.url, found.model)
     from lmworks.inference.engine import Engine
-    from lmworks.models.fused_step import why_not_fused
-    from lmworks.models.load import load_language_model
-    from lmworks.tokenizers.load import load_tokenizer
 
-    model = load_language_model(found.path, packed=True, base=base)
-    if reason := why_not_fused(model):
-        say(f"{_name(found)} runs operation by operation, slower for short steps: {reason}")
+    model, tokenizer, path = _weights(found, base)
     engine = Engine(
         model,
-        load_tokenizer(found.path),
+        tokenizer,
         max_batch=max_batch,
         max_positions=max_positions,
         cache_tokens=cache_tokens,
         prefix_tokens=prefix_tokens,
         turn_tokens=turn_tokens,
-        eos_token_ids=_eos_token_ids(found.path),
+        eos_token_ids=_eos_token_ids(path),
     )
     if speculate:
         from lmworks.inference.speculative import speculation_for
@@ -97,6 +93,34 @@ def load_chat(
             engine.close()
             raise
     return LocalChat(engine, _name(found))
+
+
+def _weights(found: Resolved, base: str) -> tuple[Any, Any, Path]:
+    """The model, its tokenizer, and where its generation settings are."""
+    from lmworks.models.ensemble_spec import ensemble_file
+    from lmworks.models.fused_step import why_not_fused
+    from lmworks.models.load import load_language_model
+    from lmworks.tokenizers.load import load_tokenizer
+
+    assert found.path is not None
+    file = ensemble_file(found.path)
+    if file is not None:
+        from lmworks.inference.ensemble import load_ensemble
+
+        if base:
+            raise UserError(f"{found.reference} is an ensemble: it needs no base")
+        ensemble, tokenizer, path = load_ensemble(file)
+        for member, told in zip(ensemble.members, ensemble.spec.models):
+            _tell(why_not_fused(member), told.model)  # type: ignore[arg-type]
+        return ensemble, tokenizer, path
+    model = load_language_model(found.path, packed=True, base=base)
+    _tell(why_not_fused(model), _name(found))
+    return model, load_tokenizer(found.path), found.path
+
+
+def _tell(reason: str, name: str) -> None:
+    if reason:
+        say(f"{name} runs operation by operation, slower for short steps: {reason}")
 
 
 def _name(found: Resolved) -> str:

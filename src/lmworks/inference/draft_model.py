@@ -223,6 +223,8 @@ class EarlyExit(DraftModel):
     @classmethod
     def of(cls, engine: Engine, value: str) -> EarlyExit:
         """Raises: UserError for a number of layers that the model does not have."""
+        if not hasattr(engine.model, "layers"):
+            raise UserError("early-exit: an ensemble has no first layers: use lookup or draft=REF")
         num_layers = len(engine.model.config.layers)
         if not value.isdecimal() or not 1 <= int(value) < num_layers:
             raise UserError(f"early-exit={value}: a number of layers from 1 to {num_layers - 1}")
@@ -246,15 +248,22 @@ def common_tokens(tokenizer: Any, other: Any) -> int:
 
     Raises: UserError where that is not all of the smaller vocabulary.
     """
-    size = min(tokenizer.vocab_size, other.vocab_size)
-    for token_id in range(size):
+    if (found := first_difference(tokenizer, other)) is not None:
+        token_id, mine, theirs = found
+        raise UserError(
+            f"the draft has another vocabulary: id {token_id} is {theirs!r} there and {mine!r} "
+            "in the model"
+        )
+    return min(tokenizer.vocab_size, other.vocab_size)
+
+
+def first_difference(tokenizer: Any, other: Any) -> tuple[int, str, str] | None:
+    """The first id that both have and that stands for two tokens, and these; None: none does."""
+    for token_id in range(min(tokenizer.vocab_size, other.vocab_size)):
         mine, theirs = tokenizer.token_text(token_id), other.token_text(token_id)
         if mine != theirs:
-            raise UserError(
-                f"the draft has another vocabulary: id {token_id} is {theirs!r} there and {mine!r} "
-                "in the model"
-            )
-    return size
+            return token_id, mine, theirs
+    return None
 
 
 class _State:

@@ -326,9 +326,18 @@ class CacheView:
     def begin(self, batch_size: int, num_new: int) -> CacheStep:
         """Prepare one forward over `num_new` positions of each row.
 
-        Raises: UserError if a row would run past the cache, OutOfPages if the pool has too few;
-            ValueError for another batch size.
+        Raises: as `check` does, and OutOfPages if the pool has too few.
         """
+        self.check(batch_size, num_new)
+        cache = self.cache
+        cache.reserve(self.slots, num_new)
+        for slot in self.slots:
+            cache.turn_keys(slot, cache.regime_after(slot, num_new))
+        return CacheStep(self, num_new)
+
+    def check(self, batch_size: int, num_new: int) -> None:
+        """Raises: UserError if a row would run past the cache, ValueError for another batch
+        size."""
         if batch_size != len(self.slots):
             raise ValueError(f"input_ids has {batch_size} rows, the cache view {len(self.slots)}")
         longest = max(self.lengths) + num_new
@@ -337,8 +346,3 @@ class CacheView:
                 f"{longest} tokens do not fit the {self.cache.max_positions} positions of the "
                 "cache: shorten the prompt, ask for fewer new tokens, or make the cache larger"
             )
-        cache = self.cache
-        cache.reserve(self.slots, num_new)
-        for slot in self.slots:
-            cache.turn_keys(slot, cache.regime_after(slot, num_new))
-        return CacheStep(self, num_new)

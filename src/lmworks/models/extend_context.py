@@ -38,7 +38,7 @@ class ExtendContextConfig:
 
     model: str = option(role=REFERENCE, help="model folder, GGUF file or reference")
     factor: float = option(4.0, help="so many times as long")
-    method: str = option("yarn", help="yarn, ntk, dynamic, llama3, pi, none")
+    method: str = option("yarn", help="yarn, ntk, abf, dynamic, llama3, pi, none")
     native_length: int = option(0, help="tokens that it was trained on; 0 takes its context")
     keep_native: bool = option(True, help="read texts within that length exactly as before")
     ladder: bool = option(False, help="stretch by 2, 4, 8 ..., by no more than a text needs")

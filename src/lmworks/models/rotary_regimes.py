@@ -9,6 +9,7 @@ turning them by the new frequencies in the first place would have given, to roun
 from __future__ import annotations
 
 import bisect
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +46,12 @@ class Regimes:
                 bounds.update(rope.bounds)
                 self._rotaries[-1] = shared_rotary(rope, rope.rotary_dim(mixer.head_dim))
         self.bounds = tuple(sorted(bounds))
+
+    def of_layers(self, first: int, end: int) -> Regimes:
+        """The same regimes, with these layers' keys alone to turn."""
+        part = copy.copy(self)
+        part._rotaries = self._rotaries[first:end]
+        return part
 
     def of(self, length: int) -> int:
         """The regime of a sequence of `length`, from 0."""

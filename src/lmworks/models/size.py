@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lmworks.core.errors import UserError
 from lmworks.core.references import resolve
 from lmworks.models.adapters.base import is_adapter
 from lmworks.models.config import ModelConfig
+from lmworks.models.ensemble import combined_config
+from lmworks.models.ensemble_spec import ensemble_file, read_ensemble
 from lmworks.models.gguf_weights import GGUFWeights
 from lmworks.models.load import adapter_base, open_weights
 from lmworks.models.model import Model
@@ -73,6 +76,14 @@ def model_size(ref: str | Path, *, packed: bool = False, base: str = "") -> Mode
     Raises: UserError as `load_model` does, but for damage inside the tensors.
     """
     path = resolve(str(ref)).path
+    if file := ensemble_file(path):
+        members = [model_size(member.model, packed=packed) for member in read_ensemble(file).models]
+        configs = [size.config for size in members if isinstance(size.config, ModelConfig)]
+        if len(configs) < len(members):
+            raise UserError(f"{ref}: two towers that meet continue no text")
+        return ModelSize(
+            config=combined_config(configs), weight_bytes=sum(s.weight_bytes for s in members)
+        )
     beside = 0
     if path is not None and is_adapter(path):
         beside = adapter_bytes(path) if packed else 0

@@ -138,7 +138,7 @@ class LoadedModel:
 
         with self._lock:
             if self._adapters is None:
-                if self.engine is None:
+                if not hasattr(getattr(self.engine, "model", None), "layers"):
                     raise UserError(f"{self.name} is no model that adapters can be put on")
                 self._adapters = SharedAdapters(self.engine.model)
                 self.engine.model_adapters = self._adapters
@@ -146,7 +146,8 @@ class LoadedModel:
 
     def embedder(self, adapter: str = "") -> Embedder:
         """What makes vectors. Raises: UserError for a model that makes none."""
-        if self.kind in ("remote", "reranker"):
+        single = self.kind == "embedding" or hasattr(getattr(self.engine, "model", None), "layers")
+        if self.kind in ("remote", "reranker") or not single:
             raise UserError(f"{self.name} makes no vectors here")
         with self._lock:
             if adapter not in self._embedders:
