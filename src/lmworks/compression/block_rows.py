@@ -73,13 +73,31 @@ class BlockRows:
 
     @property
     def limits(self) -> np.ndarray:
-        """What the solver may choose: see `solve_rows`."""
+        """What a solver may choose, (7,): least and largest code, scale, offset, and then whether
+        there is an m."""
         form, fixed = FORMATS[self.kind], (0, 0)
         values = (
             (form.low, form.high), form.scales or fixed, form.offsets or fixed,
             (int(form.shifted),),
         )  # fmt: skip
         return np.array([number for pair in values for number in pair], dtype=np.int64)
+
+    def rows(self, which: slice) -> BlockRows:
+        """Some rows; the arrays are the same memory."""
+        arrays = (self.codes, self.d, self.m, self.scales, self.offsets)
+        return BlockRows(self.kind, *(array[which] for array in arrays))
+
+    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, n) float32 each: step and shift, with value = step code + shift."""
+        size, group = TYPES[self.kind].size, FORMATS[self.kind].group
+        steps = np.repeat(self.d, size // group, axis=1) * self.scales
+        shifts = np.repeat(self.m, size // group, axis=1) * self.offsets
+        return np.repeat(steps, group, axis=1), np.repeat(shifts, group, axis=1)
+
+    def values(self) -> np.ndarray:
+        """(rows, n) float32, as they will be read again."""
+        steps, shifts = self.grid()
+        return steps * self.codes + shifts
 
     def raw(self) -> np.ndarray:
         """The rows' bytes, uint8 (rows, bytes of a row)."""

@@ -14,10 +14,8 @@ packed model, one matrix in float32, and the states of the calibration text.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,33 +218,15 @@ def solve_blocks(
     The start is the tensor's own blocks, but for those that the new values outgrow, which are
     rounded anew.
     """
-    from lmworks.compression.block_solver import solve_rows
+    from lmworks.compression.block_solver import solve
 
-    blocks = BlockRows.of_tensor(tensor)
-    rounded = BlockRows.rounded(values, tensor.type)
-    blocks.take(rounded, _outgrown(blocks, values))
-    n = values.shape[1]
-    mean = float(np.diag(moment).mean()) or 1.0
-    hessian = (moment + damping * mean * np.eye(n, dtype=np.float32)) / np.float32(mean)
-    feedback = _upper_factor_of_inverse(hessian)
-    errors = np.zeros((len(values), 2))
-    arguments = (
-        np.ascontiguousarray(values, dtype=np.float32), hessian.astype(np.float32), feedback,
-        blocks.codes, blocks.d, blocks.m, blocks.scales, blocks.offsets, blocks.limits, errors,
-    )  # fmt: skip
-    parts = torch.get_num_threads()
-    ends = [len(values) * i // parts for i in range(parts + 1)]
-    if parts == 1:
-        solve_rows(*arguments, 0, len(values))
-    else:
-        with ThreadPoolExecutor(parts) as pool:
-            work = [
-                pool.submit(solve_rows, *arguments, start, stop)
-                for start, stop in itertools.pairwise(ends)
-            ]
-            for part in work:
-                part.result()
-    return blocks
+    best = BlockRows.of_tensor(tensor)
+    best.take(BlockRows.rounded(values, tensor.type), _outgrown(best, values))
+    fed = dataclasses.replace(best, **{k: v.copy() for k, v in vars(best).items() if k != "kind"})
+    errors = solve(best, values, moment, damping=damping, feedback=False)
+    better = solve(fed, values, moment, damping=damping) < errors
+    best.take(fed, np.repeat(better[:, None], best.d.shape[1], axis=1))
+    return best
 
 
 def _outgrown(blocks: BlockRows, values: np.ndarray) -> np.ndarray:
@@ -262,13 +242,6 @@ def _outgrown(blocks: BlockRows, values: np.ndarray) -> np.ndarray:
     past = ~((codes >= low - 1) & (codes <= high + 1)).all(axis=-1)
     outgrown: np.ndarray = past.reshape(rows, -1, each).any(axis=-1)
     return outgrown
-
-
-def _upper_factor_of_inverse(hessian: np.ndarray) -> np.ndarray:
-    """U with U^T U = H^-1, upper triangular, float32."""
-    lower = torch.linalg.cholesky(torch.from_numpy(hessian).double())
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    return np.ascontiguousarray(factor.float().numpy())
 
 
 def _error(change: np.ndarray, moment: np.ndarray) -> float:
