@@ -48,8 +48,13 @@ class BlockRows:
         """Take a tensor's rows apart. Raises: UserError for a type that can't be solved."""
         check_solvable(tensor.type, tensor.name)
         raw = np.asarray(tensor.data).reshape(-1, TYPES[tensor.type].num_bytes)
-        split = FORMATS[tensor.type].split
-        return cls.of_parts(split(raw), tensor.type, tensor.shape[0])
+        return cls.of_bytes(raw.reshape(tensor.shape[0], -1), tensor.type)
+
+    @classmethod
+    def of_bytes(cls, raw: np.ndarray, kind: str) -> BlockRows:
+        """Rows of bytes, uint8 (rows, bytes of a row), taken apart."""
+        parts = FORMATS[kind].split(raw.reshape(-1, TYPES[kind].num_bytes))
+        return cls.of_parts(parts, kind, len(raw))
 
     @classmethod
     def rounded(cls, values: np.ndarray, kind: str) -> BlockRows:
@@ -81,6 +86,11 @@ class BlockRows:
             (int(form.shifted),),
         )  # fmt: skip
         return np.array([number for pair in values for number in pair], dtype=np.int64)
+
+    def copy(self) -> BlockRows:
+        """The same, in memory of its own."""
+        arrays = (self.codes, self.d, self.m, self.scales, self.offsets)
+        return BlockRows(self.kind, *(array.copy() for array in arrays))
 
     def rows(self, which: slice) -> BlockRows:
         """Some rows; the arrays are the same memory."""

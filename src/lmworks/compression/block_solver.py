@@ -54,9 +54,7 @@ def solve(
     Returns: (rows,) float64: the error that is left, damping included, in units of the mean
         square of an input.
     """
-    hessian = damped(moment, damping)
-    order = np.argsort(-np.diag(hessian), kind="stable")
-    factor = upper_factor_of_inverse(hessian[order][:, order]) if feedback else None
+    hessian, order, factor = _prepared(moment, damping, feedback)
     errors = np.empty(len(target))
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
@@ -69,6 +67,24 @@ def solve(
                 work.feed_back(factor, order)
             errors[rows] = work.descend(sweeps)
     return errors
+
+
+_latest: tuple[Any, ...] = (None, 0.0, False)
+
+
+def _prepared(
+    moment: np.ndarray, damping: float, feedback: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Second moments as the steps want them; the latest are kept, since matrices share inputs."""
+    global _latest
+    kept = _latest
+    if kept[0] is moment and kept[1] == damping and kept[2] >= feedback:
+        return kept[3], kept[4], kept[5] if feedback else None
+    hessian = damped(moment, damping)
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    factor = upper_factor_of_inverse(hessian[order][:, order]) if feedback else None
+    _latest = (moment, damping, feedback, hessian, order, factor)
+    return hessian, order, factor
 
 
 def damped(moment: np.ndarray, damping: float) -> np.ndarray:

@@ -62,7 +62,7 @@ class LayerWalk:
         self, model: Model, rows: Sequence[np.ndarray], *, batch_tokens: int = BATCH_TOKENS
     ) -> None:
         self.model = model
-        with torch.inference_mode():
+        with torch.no_grad():
             self._states = _first_states(model, rows, batch_tokens)
 
     def inputs(
@@ -90,7 +90,7 @@ class LayerWalk:
             self.model.get_submodule(path).register_forward_pre_hook(watch(path)) for path in paths
         ]
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 for state in self._states:
                     given.clear()
                     state.through(self.model.layers[index], index)
@@ -107,7 +107,7 @@ class LayerWalk:
 
     def advance(self, index: int) -> None:
         """Let the states pass layer `index` as it is now."""
-        with torch.inference_mode():
+        with torch.no_grad():
             for state in self._states:
                 state.x = state.through(self.model.layers[index], index)
 
@@ -115,11 +115,21 @@ class LayerWalk:
         """(N, H) of each batch: what the next layer is given at every token."""
         return [state.tokens(state.x) for state in self._states]
 
+    def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each batch: the states, (B, T, H), and where tokens are, (B, T) bool."""
+        return [(state.x, state.seen) for state in self._states]
+
+    def through(self, batch: int, x: torch.Tensor, index: int) -> torch.Tensor:
+        """What layer `index` makes of other states of a batch; gradients flow."""
+        return dataclasses.replace(self._states[batch], x=x).through(
+            self.model.layers[index], index
+        )
+
     def final(self, *, moments: bool = True) -> LayerInputs:
         """What the head's matrix is given, once all layers are passed."""
         total = _Sums(moments)
         norm, transform = self.model.norm, self.model.head
-        with torch.inference_mode():
+        with torch.no_grad():
             for state in self._states:
                 x = state.x if norm is None else norm(state.x)
                 total.add(state.tokens(x if transform is None else transform(x)))

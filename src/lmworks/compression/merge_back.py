@@ -222,7 +222,7 @@ def solve_blocks(
 
     best = BlockRows.of_tensor(tensor)
     best.take(BlockRows.rounded(values, tensor.type), _outgrown(best, values))
-    fed = dataclasses.replace(best, **{k: v.copy() for k, v in vars(best).items() if k != "kind"})
+    fed = best.copy()
     errors = solve(best, values, moment, damping=damping, feedback=False)
     better = solve(fed, values, moment, damping=damping) < errors
     best.take(fed, np.repeat(better[:, None], best.d.shape[1], axis=1))

@@ -132,11 +132,16 @@ def load_language_model(ref: str | Path, **how: Any) -> Model:
     Raises: UserError as well for one that does not: an encoder, a classifier, two towers.
     """
     model = load_single_model(ref, **how)
-    if model.config.encoder is not None or not isinstance(model.config.head, LMHeadConfig):
-        raise UserError(f"{ref} holds no model that continues text by itself")
-    if any(getattr(layer.mixer, "causal", True) is False for layer in model.config.layers):
-        raise UserError(f"{ref} fills gaps in a text, and can't continue one")
+    check_language_model(model.config, ref)
     return model
+
+
+def check_language_model(config: ModelConfig, ref: str | Path) -> None:
+    """Raises: UserError for a config of a model that doesn't continue text, called `ref`."""
+    if config.encoder is not None or not isinstance(config.head, LMHeadConfig):
+        raise UserError(f"{ref} holds no model that continues text by itself")
+    if any(getattr(layer.mixer, "causal", True) is False for layer in config.layers):
+        raise UserError(f"{ref} fills gaps in a text, and can't continue one")
 
 
 def open_weights(ref: str | Path) -> Weights:
