@@ -10,7 +10,7 @@ import numpy as np
 from lmworks.core.block_parts import FORMATS, Parts
 from lmworks.core.errors import UserError
 from lmworks.core.ggml_types import TYPES
-from lmworks.core.quantizers import QUANTIZERS, check_writable
+from lmworks.core.quantizers import check_writable, quantize
 
 if TYPE_CHECKING:
     from lmworks.core.gguf import GGUFTensor
@@ -59,8 +59,7 @@ class BlockRows:
     @classmethod
     def rounded(cls, values: np.ndarray, kind: str) -> BlockRows:
         """float32 (rows, n) on the grid that plain re-quantisation chooses."""
-        blocks = np.ascontiguousarray(values, dtype=np.float32).reshape(-1, TYPES[kind].size)
-        return cls.of_parts(QUANTIZERS[kind](blocks), kind, len(values))
+        return cls.of_bytes(quantize(values, kind), kind)
 
     @classmethod
     def of_parts(cls, parts: Parts, kind: str, rows: int) -> BlockRows:

@@ -32,7 +32,7 @@ MODEL_FILE = "model.gguf"
 # llama.cpp's numbers for "mostly of this type", shown by its tools.
 _FILE_TYPES = {
     **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9},
-    **{"Q4_K": 14, "Q5_K": 16, "Q6_K": 18},
+    **{"Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18},
 }
 _SIZED = "solve"  # the method where text is given or a size is asked for
 
@@ -53,9 +53,9 @@ class QuantizeConfig:
     """
 
     model: str = option(role=REFERENCE, help="model folder or reference")
-    type: Literal["Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "F16", "F32"] = (
-        option("Q8_0", help="type of the matrices")
-    )
+    type: Literal[
+        "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "F16", "F32"
+    ] = option("Q8_0", help="type of the matrices")  # fmt: skip
     method: str = option(
         "", help="rtn, hqq, imatrix, awq, gptq or solve; by default solve with text, else rtn"
     )
@@ -71,7 +71,7 @@ class QuantizeConfig:
     )
     target_size: str = option("", help="size of the file, such as 80MB; chooses the type by tensor")
     target_bpw: float = option(0.0, help="the same in bits per weight")
-    keep: list[str] = option([], help="PATTERN=TYPE of tensors whose type is set", repeat="keep")
+    keep: list[str] = option([], help="PATTERN=TYPE of tensors whose type is set", repeat="--keep")
     damping: float = option(
         0.0, help="how much weights count beside outputs; 0: the method's own", flag=False
     )

@@ -260,15 +260,18 @@ def layer_gradients(
     sums: dict[str, torch.Tensor] = {}
     count = 0
 
-    def watch(path: str) -> Callable[[Any, Any, torch.Tensor], None]:
+    def watch(path: str) -> Callable[..., None]:
         def add(gradient: torch.Tensor) -> None:
             square = gradient.reshape(-1, gradient.shape[-1]).square().sum(0).double()
             sums[path] = sums[path] + square if path in sums else square
 
-        return lambda module, arguments, out: out.register_hook(add)  # type: ignore[return-value]
+        def see(module: Any, arguments: Any, out: torch.Tensor) -> None:
+            out.register_hook(add)  # type: ignore[no-untyped-call]
+
+        return see
 
     handles: list[Any] = [
-        model.get_submodule(path).register_forward_hook(watch(path))  # type: ignore[arg-type]
+        model.get_submodule(path).register_forward_hook(watch(path))
         for path in linear_paths(model.layers[index], f"layers.{index}")
     ]
     back = []

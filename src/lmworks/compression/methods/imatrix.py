@@ -6,18 +6,23 @@ import numpy as np
 
 from lmworks.compression.block_rows import BlockRows
 from lmworks.compression.methods.base import Matrix
-from lmworks.compression.methods.rtn import round_to_nearest
-from lmworks.compression.scale_search import search_scales
+from lmworks.core import quantizers
+
+_LEAST = 1e-6  # of the mean
 
 
 def round_by_importance(matrix: Matrix, kind: str) -> np.ndarray:
-    """The blocks whose error, weighted by importance, is least among those that are tried."""
-    return start(matrix, kind).raw()
+    """The bytes that ggml's reference code writes with an importance matrix.
+
+    Channels that no text used count a little nevertheless: other text may use them.
+    """
+    importance = None if matrix.inputs is None else matrix.inputs.mean_square
+    if importance is not None:
+        least = _LEAST * float(importance.mean())
+        importance = np.maximum(importance, least) if least > 0 else None
+    return quantizers.quantize(matrix.weight, kind, importance=importance, name=matrix.name)
 
 
 def start(matrix: Matrix, kind: str) -> BlockRows:
     """The same as rows that a solver goes on with."""
-    blocks = BlockRows.of_bytes(round_to_nearest(matrix, kind), kind)
-    importance = None if matrix.inputs is None else matrix.inputs.mean_square
-    search_scales(blocks, matrix.weight, importance)
-    return blocks
+    return BlockRows.of_bytes(round_by_importance(matrix, kind), kind)
