@@ -3,9 +3,9 @@ importance matrix, on a real model's float twin (`twins.py` says why a twin).
 
     python bench/quantizing.py smollm2-135m FOLDER --llama-python PYTHON [--preset Q4_K_M ...]
 
-Calibration text (8,192 tokens) and held-out documents are leading paragraphs of Wikipedia from a
-package; no document is in both. llama.cpp's file comes first; ours gets its size as the target.
-Intervals are over documents, paired.
+Calibration text (8,192 tokens by default) and held-out documents are leading paragraphs of
+Wikipedia from a package; no document is in both. llama.cpp's file comes first; ours gets its size
+as the target. Intervals are over documents, paired.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--preset", nargs="+", default=["Q4_0", "Q4_K_M"])
     parser.add_argument("--method", nargs="+", default=["solve"])
     parser.add_argument("--heldout", type=int, default=_HELDOUT)
+    parser.add_argument("--tokens", type=int, default=_TOKENS)
     asked = parser.parse_args()
     folder, torch_threads = asked.folder, 2
     torch.set_num_threads(torch_threads)
@@ -75,7 +76,7 @@ def main() -> None:
     )
 
     def importance() -> None:
-        rows = calibration_rows(text, tokenizer, max_tokens=_TOKENS)
+        rows = calibration_rows(text, tokenizer, max_tokens=asked.tokens)
         np.savez(folder / "importance.npz", **measure_importance(LayerSource(twin), rows))
 
     _once(folder / "importance.npz", importance)
@@ -98,6 +99,7 @@ def main() -> None:
             made = quantize(
                 QuantizeConfig(
                     model=str(twin), calibration=str(text), target_size=f"{size}B", method=method,
+                    calibration_tokens=asked.tokens,
                     threads=torch_threads,
                 ),
                 folder / f"{method}-{preset}",

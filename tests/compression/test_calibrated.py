@@ -13,10 +13,12 @@ import torch
 
 from lmworks.compression import layer_quantizer
 from lmworks.compression.layer_source import LayerSource
+from lmworks.compression.measure_importance import ImportanceConfig, importance
 from lmworks.compression.mix import choose, kept_types
 from lmworks.compression.quantize import QuantizeConfig, plan, quantize
 from lmworks.core.errors import UserError
 from lmworks.core.gguf import read_gguf
+from lmworks.core.importance import read_importance
 from lmworks.core.stages import Artifact
 from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig, RoPEConfig
 from lmworks.models.load import load_model
@@ -28,15 +30,18 @@ from lmworks.tokenizers.train import train_bpe
 WORDS = "the cat sat on the mat and the dog sat on the cat near a hat\n"
 
 
-def make(folder: Path, tied: bool = True) -> Path:
+def make(folder: Path, tied: bool = True, width: int = 64) -> Path:
     """A model whose states lie near few directions, as those of a trained one do."""
     tokenizer = train_bpe([WORDS] * 20, vocab_size=288)
     config = ModelConfig.uniform(
         vocab_size=tokenizer.vocab_size,
-        hidden_size=64,
+        hidden_size=width,
         num_hidden_layers=2,
         mixer=AttentionConfig(
-            num_attention_heads=4, num_key_value_heads=2, head_dim=16, rope=RoPEConfig(theta=1e4)
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=width // 4,
+            rope=RoPEConfig(theta=1e4),
         ),
         feed_forward=MLPConfig(intermediate_size=96),
         max_position_embeddings=128,
@@ -46,7 +51,7 @@ def make(folder: Path, tied: bool = True) -> Path:
     generator = torch.Generator().manual_seed(0)
     model.reset_parameters(generator)
     few = torch.randn(config.vocab_size, 6, generator=generator) @ torch.randn(
-        6, 64, generator=generator
+        6, width, generator=generator
     )
     for parameter in model.parameters():
         if parameter.ndim == 2:
@@ -190,6 +195,21 @@ def test_an_untied_head_is_solved_too(text: Path, tmp_path: Path) -> None:
     assert "output_error" in facts["output.weight"]
     assert "output_error" not in facts["token_embd.weight"]
     assert kl(folder, out) < 0.1
+
+
+def test_importance_is_measured_written_and_used(source: Path, text: Path, tmp_path: Path) -> None:
+    settings = ImportanceConfig(model=str(source), calibration=str(text), calibration_tokens=1500)
+    folder = importance(settings, tmp_path / "importance").path
+    held = read_importance(folder / "imatrix.gguf")
+    assert len(held) == 14 and held["blk.0.ffn_down.weight"].shape == (96,)
+    used = config(source, None, importance=str(folder / "imatrix.gguf"))
+    out = quantize(used, tmp_path / "a")
+    assert out.metrics["method"] == "imatrix"
+    plain = quantize(dataclasses.replace(used, method="rtn"), tmp_path / "b")
+    assert out.metrics["mean_output_error"] < 0.95 * plain.metrics["mean_output_error"]
+    other = make(tmp_path / "other", width=32)
+    with pytest.raises(UserError, match=r"importance of blk\.0.*another|made from this model"):
+        quantize(config(other, None, importance=str(folder / "imatrix.gguf")), tmp_path / "c")
 
 
 def test_what_is_bad_is_said(source: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_each_method_is_better_at_what_it_is_for(kind: str) -> None:
     assert errors["solve"] < 0.75 * errors["rtn"]
     assert errors["solve"] < 0.98 * min(errors["rtn"], errors["imatrix"], errors["gptq"])
     assert errors["gptq"] < 0.9 * errors["rtn"]
-    assert errors["imatrix"] <= errors["rtn"] * 1.001
+    assert errors["imatrix"] <= errors["rtn"] * 1.01
     if kind in ("Q4_0", "Q4_1", "Q5_0"):
         assert errors["imatrix"] < 0.97 * errors["rtn"]
 

@@ -252,6 +252,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.compression.quantize:quantize",
         "Make weights smaller; write a GGUF file.",
     ),
+    "compress importance": (
+        "stage:lmworks.compression.measure_importance:importance",
+        "Measure which inputs are large on a text; write an imatrix file.",
+    ),
     "compress analyze": (
         "stage:lmworks.evaluation.quality_speed:analyze",
         "Variants of a model in quality, speed, memory and size, and which to take.",

@@ -18,6 +18,21 @@ _F = np.float32
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+def _nearest(value: Any, low: Any, high: Any, levels: Any) -> Any:
+    """The nearest whole number from `low` to `high`, or of `levels` where there are some."""
+    if len(levels) == 0:
+        return min(max(np.rint(value), low), high)
+    first, last = 0, len(levels) - 1
+    while first < last:
+        middle = (first + last) // 2
+        if value > _F(0.5) * (levels[middle] + levels[middle + 1]):
+            first = middle + 1
+        else:
+            last = middle
+    return levels[first]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
 def feed_back(
     left: np.ndarray,
     factor: np.ndarray,
@@ -26,6 +41,7 @@ def feed_back(
     codes: np.ndarray,
     missed: np.ndarray,
     ends: np.ndarray,
+    levels: np.ndarray,
     first: int,
     start: int,
     stop: int,
@@ -38,7 +54,8 @@ def feed_back(
         steps, shifts: (rows, n) float32: value = step code + shift.
         codes: (rows, n) int8, written in the block's columns.
         missed: (rows, w) float32, written: `missed @ U[block, behind]` is for the columns behind.
-        ends: float32, the least and the largest code first.
+        ends: float32, the least and the largest code first. levels: float32, the codes that there
+            are, in order; empty: all whole numbers.
     """
     width = missed.shape[1]
     for row in range(start, stop):
@@ -47,7 +64,7 @@ def feed_back(
             step, shift = steps[row, first + j], shifts[row, first + j]
             code = _F(codes[row, first + j])
             if step != _F(0):
-                code = min(max(np.rint((line[j] - shift) / step), ends[0]), ends[1])
+                code = _nearest((line[j] - shift) / step, ends[0], ends[1], levels)
                 codes[row, first + j] = np.int8(code)
             off = (line[j] - (step * code + shift)) / factor[j, j]
             missed[row, j] = off
@@ -67,6 +84,7 @@ def improve(
     offsets: np.ndarray,
     moved: np.ndarray,
     ends: np.ndarray,
+    levels: np.ndarray,
     block: int,
     start: int,
     stop: int,
@@ -82,7 +100,7 @@ def improve(
         codes, d, m, scales, offsets: whole, as in `BlockRows`; the block's are changed.
         moved: (rows, w) float32, written: by how much `off` changed.
         ends: (7,) float32: least and largest code, scale, offset (equal ones: there are none), and
-            whether there is an m.
+            whether there is an m. levels: as in `feed_back`.
     """
     width = moved.shape[1]
     first = block * width
@@ -103,8 +121,8 @@ def improve(
             inverse = _F(1) / step
             for j in range(g * group, (g + 1) * group):
                 now = _F(c[j])
-                wanted = np.rint(now - s[j] * inverse / moment[j, j])
-                code = min(max(wanted, ends[0]), ends[1])
+                wanted = now - s[j] * inverse / moment[j, j]
+                code = _nearest(wanted, ends[0], ends[1], levels)
                 by = (code - now) * step
                 if by != _F(0):
                     c[j] = np.int8(code)

@@ -7,23 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmworks.core.block_parts import FORMATS, Parts
-from lmworks.core.errors import UserError
+from lmworks.core.block_parts import FORMATS, UNEVEN, Parts
 from lmworks.core.ggml_types import TYPES
 from lmworks.core.quantizers import check_writable, quantize
 
 if TYPE_CHECKING:
     from lmworks.core.gguf import GGUFTensor
-
-
-def check_solvable(kind: str, name: str) -> None:
-    """Raises: UserError for a type that isn't written, or whose codes are not evenly spaced."""
-    check_writable(kind, name)
-    if FORMATS[kind].table:
-        raise UserError(
-            f"{name}: the codes of {kind} come out of a table, and the solver needs steps of one "
-            "size: take Q4_K or Q4_0"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +34,8 @@ class BlockRows:
 
     @classmethod
     def of_tensor(cls, tensor: GGUFTensor) -> BlockRows:
-        """Take a tensor's rows apart. Raises: UserError for a type that can't be solved."""
-        check_solvable(tensor.type, tensor.name)
+        """Take a tensor's rows apart. Raises: UserError for a type that can't be written."""
+        check_writable(tensor.type, tensor.name)
         raw = np.asarray(tensor.data).reshape(-1, TYPES[tensor.type].num_bytes)
         return cls.of_bytes(raw.reshape(tensor.shape[0], -1), tensor.type)
 
@@ -85,6 +74,22 @@ class BlockRows:
             (int(form.shifted),),
         )  # fmt: skip
         return np.array([number for pair in values for number in pair], dtype=np.int64)
+
+    @property
+    def levels(self) -> np.ndarray:
+        """The codes that there are, float32, in order; empty where all whole numbers are."""
+        return np.sort(UNEVEN).astype(np.float32) if FORMATS[self.kind].table else np.empty(0, "f")
+
+    def recode(self, values: np.ndarray) -> None:
+        """Take the code that is nearest to each of `values` (rows, n), scales being as they are."""
+        steps, shifts = self.grid()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            wanted = (values - shifts) / steps
+        if len(levels := self.levels):
+            found = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, wanted)]
+        else:
+            found = np.rint(wanted).clip(*self.limits[:2])
+        self.codes[...] = np.where(steps != 0, found, self.codes)
 
     def copy(self) -> BlockRows:
         """The same, in memory of its own."""

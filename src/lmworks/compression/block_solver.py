@@ -121,7 +121,7 @@ class _Work:
         threads: int,
     ) -> None:
         self.blocks, self.target, self.hessian = blocks, target, hessian
-        self.ends = blocks.limits.astype(np.float32)
+        self.ends, self.levels = blocks.limits.astype(np.float32), blocks.levels
         self._pool = pool
         bounds = [len(target) * i // threads for i in range(threads + 1)]
         self._parts = [(a, b) for a, b in itertools.pairwise(bounds) if a < b]
@@ -145,7 +145,9 @@ class _Work:
             end = min(first + _FEEDBACK_COLUMNS, count)
             corner = np.ascontiguousarray(factor[first:end, first:end])
             missed = np.empty((len(left), end - first), dtype=np.float32)
-            self._each(feed_back, left, corner, steps, shifts, codes, missed, self.ends, first)
+            self._each(
+                feed_back, left, corner, steps, shifts, codes, missed, self.ends, self.levels, first
+            )  # fmt: skip
             if end < count:
                 beside = torch.from_numpy(factor[first:end, end:])
                 behind[:, end:].addmm_(torch.from_numpy(missed), beside, alpha=-1)
@@ -167,7 +169,7 @@ class _Work:
                 kept = slope[:, here].clone()
                 self._each(
                     improve, off, slope.numpy(), corner, blocks.codes, blocks.d, blocks.m,
-                    blocks.scales, blocks.offsets, moved, self.ends, block,
+                    blocks.scales, blocks.offsets, moved, self.ends, self.levels, block,
                 )  # fmt: skip
                 slope[:, here] = kept  # the product below has it too
                 slope.addmm_(torch.from_numpy(moved), hessian[here])

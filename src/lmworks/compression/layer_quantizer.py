@@ -25,7 +25,10 @@ from lmworks.models.architectures.rules import Bound
 
 Types = Callable[[str, tuple[int, ...]], str]  # (name, shape) -> the type it is to have
 # For rows that don't divide into blocks of 256, as llama.cpp has it.
-INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+INSTEAD = {
+    **{"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL"},
+    **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
+}
 _LARGEST_HALF = 65504.0
 
 

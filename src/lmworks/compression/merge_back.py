@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lmworks.compression.block_rows import BlockRows, check_solvable
+from lmworks.compression.block_rows import BlockRows
 from lmworks.compression.layer_inputs import BATCH_TOKENS, LayerWalk
 from lmworks.core import quantizers
 from lmworks.core.errors import UserError
@@ -105,7 +105,7 @@ def find_places(weights: GGUFWeights, paths: Sequence[str]) -> list[Place]:
             )
         tensor = weights.tensors[bound.foreign[0]]
         if tensor.type not in ("F32", "F16"):
-            check_solvable(tensor.type, f"{weights.path}: {tensor.name}")
+            quantizers.check_writable(tensor.type, f"{weights.path}: {tensor.name}")
         order = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
         rows = None if order is None else order.numpy()
         places.append(Place(path=path, tensor=tensor, rows=rows))

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from lmworks.compression.methods.base import Method
 
 Shapes = Mapping[str, tuple[int, ...]]
-CANDIDATES = ("Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "F16")
+CANDIDATES = (
+    *("Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0"),
+    "F16",
+)
 _ALIGNMENT = 32
 
 

@@ -32,7 +32,7 @@ MODEL_FILE = "model.gguf"
 # llama.cpp's numbers for "mostly of this type", shown by its tools.
 _FILE_TYPES = {
     **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9},
-    **{"Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18},
+    **{"Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "IQ4_NL": 25, "IQ4_XS": 30, "Q5_K": 17, "Q6_K": 18},
 }
 _SIZED = "solve"  # the method where text is given or a size is asked for
 
@@ -54,7 +54,8 @@ class QuantizeConfig:
 
     model: str = option(role=REFERENCE, help="model folder or reference")
     type: Literal[
-        "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "Q2_K", "F16", "F32"
+        "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K",
+        "Q2_K", "F16", "F32",
     ] = option("Q8_0", help="type of the matrices")  # fmt: skip
     method: str = option(
         "", help="rtn, hqq, imatrix, awq, gptq or solve; by default solve with text, else rtn"

@@ -56,6 +56,7 @@ STAGES: dict[str, str] = {
     "prune": "lmworks.compression.pruning.stage:prune_stage",
     "quantize": "lmworks.compression.quantize:quantize",
     "sparsify": "lmworks.compression.sparsify:sparsify",
+    "importance": "lmworks.compression.measure_importance:importance",
     "quantize_safetensors": "lmworks.compression.quantize_safetensors:quantize_safetensors",
     "analyze": "lmworks.evaluation.quality_speed:analyze",
     "optimize": "lmworks.evaluation.optimize_serving:optimize",

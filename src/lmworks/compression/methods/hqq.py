@@ -40,7 +40,7 @@ def _fit(blocks: BlockRows, weight: np.ndarray) -> None:
         missed = weight - blocks.values()
         large = _shrunk(missed, closeness)
         _refit(blocks, weight - large)
-        _recode(blocks, weight)
+        blocks.recode(weight)
         cost = _cost(blocks, weight)
         better = cost < best
         kept.take(blocks, better)
@@ -86,10 +86,3 @@ def _least_squares(factor: np.ndarray, along: np.ndarray, target: np.ndarray) ->
         found = ((along * target).sum(axis=-1) / size).astype(np.float16).astype(np.float32)
     good = np.isfinite(found) & (size > 0)
     factor[good] = found[good]
-
-
-def _recode(blocks: BlockRows, weight: np.ndarray) -> None:
-    steps, shifts = blocks.grid()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        codes = np.rint((weight - shifts) / steps).clip(*blocks.limits[:2])
-    blocks.codes[...] = np.where(steps != 0, codes, blocks.codes)
