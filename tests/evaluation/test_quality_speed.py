@@ -64,6 +64,10 @@ def test_variants_made_and_given_and_a_recommendation(reference, texts_file, tmp
     rows = {row["name"]: row for row in found["variants"]}
     assert list(rows) == ["reference", "four", "Q8_0"]
     assert 0 < rows["Q8_0"]["kl"]["estimate"] < rows["four"]["kl"]["estimate"]
+    assert 1 < rows["reference"]["perplexity"] < 10_000
+    assert rows["four"]["perplexity"] / rows["reference"]["perplexity"] == pytest.approx(
+        rows["reference"]["perplexity"] ** rows["four"]["loss_growth"]["estimate"], rel=1e-6
+    )
     assert rows["Q8_0"]["weight_error"] < rows["four"]["weight_error"]
     assert rows["four"]["file_bytes"] == (given / "model.gguf").stat().st_size
     for row in rows.values() if rounds else []:

@@ -90,6 +90,11 @@ class Divergences:
         found = ratio_interval(self.nats, self.reference_nats, self.groups, seed=seed)
         return Interval(found.estimate - 1, found.low - 1, found.high - 1)
 
+    def perplexity(self, *, of_reference: bool = False) -> float:
+        """exp of the nats per token."""
+        nats = self.reference_nats if of_reference else self.nats
+        return float(np.exp(nats.sum() / self.num_tokens.sum()))
+
     def kl_above(self, other: Divergences, *, seed: int = 0) -> Interval:
         """Mean KL minus that of another candidate on the same texts; below zero: this is nearer."""
         self._check_same(other)

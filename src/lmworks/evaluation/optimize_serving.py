@@ -48,7 +48,12 @@ class OptimizeConfig:
 
     model: str = option(role=REFERENCE, help="the model to serve")
     types: list[str] = option(
-        ["Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0"], help="try rounding to it", repeat="--type"
+        ["Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0"],
+        help="a format to try: as in compress analyze, such as Q4_K:solve",
+        repeat="--type",
+    )
+    calibration: str = option(
+        "", role=REFERENCE, help="text that methods look at; none: Python's documentation"
     )
     max_loss: float = option(1.0, help="loss may grow by so many percent; 0: no matter")
     max_kl: float = option(0.0, help="nats per token to the model as it is; 0: no matter")
@@ -76,21 +81,26 @@ def optimize(config: OptimizeConfig, run: Run) -> dict[str, Any]:
     import time
 
     from lmworks.core.files import write_json, write_text
-    from lmworks.evaluation.quality_speed import check_types, make_variant
+    from lmworks.evaluation.made_variants import make_variant, settings_of
     from lmworks.evaluation.report import plain_values
     from lmworks.evaluation.sample_texts import sample_texts
     from lmworks.evaluation.serving_page import serving_page
     from lmworks.tokenizers.load import load_tokenizer
 
     bounds = _check(config)
-    check_types(config.types)
+    for word in config.types:
+        settings_of(word)  # faults are told before anything is made
     source = run.inputs["model"]
     tokenizer = load_tokenizer(source)
     texts = sample_texts(
         run.inputs.get("text"), tokenizer, max_documents=config.max_documents, seed=config.seed
     )
     paths = {AS_IT_IS: source}
-    paths |= {kind: make_variant(source, kind, run.work / "made") for kind in config.types}
+    calibration = str(run.inputs.get("calibration", ""))
+    paths |= {
+        word: make_variant(source, word, run.work / "made", calibration=calibration)
+        for word in config.types
+    }
     judge = _Judge(config, run, paths, texts, bounds)
     space = _space(config, paths, bounds)
     started = time.monotonic()
@@ -317,6 +327,7 @@ def _serving(
     import yaml
 
     from lmworks.core.files import write_text
+    from lmworks.evaluation.made_variants import folder_of
     from lmworks.evaluation.quality_speed import variant_name
 
     name = variant_name(Path(config.model), [])
@@ -324,7 +335,7 @@ def _serving(
     if best.format == AS_IT_IS:
         model = str(Path(model).resolve()) if Path(model).exists() else model
     else:
-        name = f"{name}-{best.format.lower()}"
+        name = f"{name}-{folder_of(best.format).lower()}"
         model = name
         shutil.copytree(paths[best.format], run.folder / name, dirs_exist_ok=True)
     spec: dict[str, Any] = {"model": model, **best.engine()}

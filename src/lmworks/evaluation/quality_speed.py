@@ -2,8 +2,8 @@
 
 Quality is KL to the model they were made from, its likeliest token kept, loss and multiple choice,
 all paired by text. Speed is measured in turns, each variant in a process of its own, and memory is
-that process's. Variants are given, or made here by rounding to ggml types; types that nobody made
-or ran can be forecast from what rounding to them does to the weights (`kl_forecast`).
+that process's. Variants are given, or made here (`made_variants`); types that nobody made or ran
+can be forecast from what rounding to them does to the weights (`kl_forecast`).
 
 What comes out says which variants are dominated, and which one to take within bounds on loss, KL,
 size and speed.
@@ -44,11 +44,20 @@ class AnalyzeConfig:
             --text runs/corpus --questions runs/questions --max-loss 2 --out runs/analysis
         lmworks compress analyze --reference runs/base --type Q8_0 --type Q6_K --type Q4_0 \\
             --predict Q5_K --predict Q5_0 --max-size 80MB
+        lmworks compress analyze --reference runs/base --type Q4_K --type Q4_K:gptq \\
+            --type 80MB:solve --calibration runs/dataset
     """
 
     reference: str = option(role=REFERENCE, help="the model that the variants were made from")
     models: list[str] = option([], role=REFERENCE, help="a variant", repeat="--model")
-    types: list[str] = option([], help="make a variant with this ggml type", repeat="--type")
+    types: list[str] = option(
+        [],
+        help="make a variant: a ggml type, size (80MB) or bits (4.5bpw), and :METHOD of quantize",
+        repeat="--type",
+    )
+    calibration: str = option(
+        "", role=REFERENCE, help="text that methods look at; none: Python's documentation"
+    )
     predict: list[str] = option(
         [], help="forecast a type from its weights, without running it", repeat="--predict"
     )
@@ -84,6 +93,7 @@ def analyze(config: AnalyzeConfig, run: Run) -> dict[str, Any]:
     """
     from lmworks.core.files import write_json, write_text
     from lmworks.evaluation.kl_forecast import fit_forecast
+    from lmworks.evaluation.made_variants import folder_of, make_variant, settings_of, type_of
     from lmworks.evaluation.quality_speed_page import analysis_page, markdown
     from lmworks.evaluation.report import plain_values
     from lmworks.evaluation.sample_texts import sample_texts
@@ -94,7 +104,9 @@ def analyze(config: AnalyzeConfig, run: Run) -> dict[str, Any]:
 
     bounds = _bounds(config)
     given = _given(config, run)
-    check_types([*config.types, *config.predict])
+    for word in config.types:
+        settings_of(word)  # faults are told before anything is made
+    predicted = [type_of(word) for word in config.predict]
     if not given and not config.types:
         raise UserError("no variant: give --model for those you have, --type for those to make")
     set_threads(config.threads)
@@ -104,7 +116,12 @@ def analyze(config: AnalyzeConfig, run: Run) -> dict[str, Any]:
         run.inputs.get("text"), tokenizer, max_documents=config.max_documents, seed=config.seed
     )
     tasks = _tasks(config, run, texts, tokenizer)
-    made = {kind: make_variant(source, kind, run.work / "made") for kind in config.types}
+    made = {
+        word: make_variant(
+            source, word, run.work / "made", calibration=str(run.inputs.get("calibration", ""))
+        )
+        for word in config.types
+    }
     paths = {**given, **made}
     bench = QualityBench(source, run, texts, tasks, window=config.window)
     qualities = {name: bench.measure(name, path) for name, path in paths.items()}
@@ -112,7 +129,7 @@ def analyze(config: AnalyzeConfig, run: Run) -> dict[str, Any]:
     variants = [_reference(source, bench, qualities, speeds)]
     for name, quality in qualities.items():
         kind = name if name in made else ""
-        path = f"models/{name}" if kind else str(paths[name])
+        path = f"models/{folder_of(name)}" if kind else str(paths[name])
         variants.append(_figures(name, path, kind, bench, quality, speeds.get(name)))
     weights = bench.sensitivities() if config.predict else {}
     variants = [
@@ -122,7 +139,7 @@ def analyze(config: AnalyzeConfig, run: Run) -> dict[str, Any]:
         for v in variants
     ]
     forecast = fit_forecast([v.weight_error for v in variants], [v.kl.estimate for v in variants])
-    variants += _predicted(config, source, forecast, weights, {v.name for v in variants})
+    variants += _predicted(predicted, source, forecast, weights, {v.name for v in variants})
     chosen = recommend(variants, bounds, config.prefer)
     _keep(config, run, made, chosen.name if chosen else "")
     marks = {v.name: dominated_by(v, variants) for v in variants}
@@ -171,27 +188,6 @@ def summary(
             f"{chosen.speed.decode_tokens_per_s:.0f} tokens/s, {ratio:.2f} times the reference's"
         )
     return ", ".join(parts) + "."
-
-
-def check_types(types: Sequence[str]) -> None:
-    """Raises: UserError for a ggml type that a model can't be rounded to."""
-    import typing
-
-    from lmworks.compression.quantize import QuantizeConfig
-    from lmworks.core.errors import unknown_name
-
-    known = typing.get_args(typing.get_type_hints(QuantizeConfig)["type"])
-    for kind in types:
-        if kind not in known:
-            raise unknown_name("type", kind, known)
-
-
-def make_variant(source: Path, kind: str, folder: Path) -> Path:
-    """The model rounded to a ggml type, in a folder of its own; one that is there is taken."""
-    from lmworks.compression.quantize import QuantizeConfig, quantize
-
-    config = QuantizeConfig(model=str(source), type=kind)  # type: ignore[arg-type]
-    return quantize(config, folder / kind).path
 
 
 def variant_name(path: Path, taken: Sequence[str]) -> str:
@@ -314,6 +310,7 @@ def _reference(
         file_bytes=size,
         bits_per_weight=8 * size / num_weights(path),
         bits_per_byte=bench.bits_per_byte(some.reference_nats),
+        perplexity=some.perplexity(of_reference=True),
         loss_growth=none,
         kl=none,
         agreement=Interval(1.0, 1.0, 1.0),
@@ -340,6 +337,7 @@ def _figures(
         file_bytes=quality.errors.file_bytes,
         bits_per_weight=quality.errors.bits_per_weight,
         bits_per_byte=bench.bits_per_byte(found.nats),
+        perplexity=found.perplexity(),
         loss_growth=found.loss_growth(),
         kl=found.mean_kl(),
         kl_99=found.quantile(0.99),
@@ -357,7 +355,7 @@ def _error(errors: WeightErrors, weights: Mapping[str, float]) -> float:
 
 
 def _predicted(
-    config: AnalyzeConfig,
+    types: Sequence[str],
     source: Path,
     forecast: Forecast | None,
     weights: Mapping[str, float],
@@ -370,12 +368,12 @@ def _predicted(
     from lmworks.evaluation.variant_figures import VariantFigures
     from lmworks.evaluation.weight_errors import rounding_errors
 
-    if not config.predict:
+    if not types:
         return []
     if forecast is None:
         raise UserError("--predict needs three measured variants with other weights than the model")
     rows = []
-    for kind in config.predict:
+    for kind in types:
         if kind in taken:
             continue
         errors = rounding_errors(source, kind)
@@ -400,4 +398,4 @@ def _keep(config: AnalyzeConfig, run: Run, made: Mapping[str, Path], chosen: str
     for kind, path in made.items():
         if config.keep == "all" or (config.keep == "recommended" and kind == chosen):
             (run.folder / "models").mkdir(exist_ok=True)
-            shutil.copytree(path, run.folder / "models" / kind, dirs_exist_ok=True)
+            shutil.copytree(path, run.folder / "models" / path.name, dirs_exist_ok=True)

@@ -144,10 +144,11 @@ def _loss(variant: VariantFigures, itself: bool) -> tuple[str, str]:
     if variant.bits_per_byte is None or variant.loss_growth is None:
         return _NONE, ""
     bits = f"{variant.bits_per_byte.estimate:.3f} bits per byte"
+    perplexity = "" if variant.perplexity is None else f"perplexity {variant.perplexity:,.2f}"
     if itself:
-        return bits, ""
+        return bits, perplexity
     return f"{variant.loss_growth.estimate:+.2%}", (
-        f"{_between(variant.loss_growth, '+.2%')}{bits}"
+        f"{_between(variant.loss_growth, '+.2%')}{perplexity}"
     )
 
 

@@ -38,7 +38,7 @@ class VariantFigures:
 
     Attributes:
         type: of the matrices, if it was made here; "": it was given.
-        bits_per_byte: of the text.
+        bits_per_byte: of the text. perplexity: per token.
         loss_growth: nats of the text over the reference's, minus 1.
         kl: nats per token. kl_99: what 99 of 100 places stay below.
         agreement: share of places where the likeliest token is the same.
@@ -55,6 +55,7 @@ class VariantFigures:
     file_bytes: int
     bits_per_weight: float
     bits_per_byte: Interval | None = None
+    perplexity: float | None = None
     loss_growth: Interval | None = None
     kl: Interval
     kl_99: float = 0.0
