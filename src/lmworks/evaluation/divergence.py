@@ -12,7 +12,7 @@ logits of them again, slice by slice.
 
 Precision: with d = log q - log p, a token's part is q - p - p d, which is p d^2 / 2 for a small d
 and never below zero but by rounding. Errors of the two normalisations cancel to first order: over a
-vocabulary of 49,152, float32 leaves 4e-9 nats, where the plain sum of p (log p - log q) leaves 3e-7.
+vocabulary of 49,152, float32 leaves 4e-9 nats; of the plain sum of p (log p - log q), 3e-7.
 
 Sources: Kullback & Leibler 1951; llama.cpp's perplexity tool, whose figures are the same (mean
 KLD, same top p), is what the field quotes them from.
