@@ -135,6 +135,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.training.embed:embed",
         "Train an encoder whose vectors are near for texts that belong together.",
     ),
+    "eval seeds": (
+        "stage:lmworks.evaluation.seeds:compare_seeds",
+        "Ways of training side by side, each over its seeds, with paired intervals.",
+    ),
     "eval tuning": (
         "stage:lmworks.evaluation.tuning:compare_tuned",
         "What tuning gained in its field and what it cost elsewhere, against the base.",

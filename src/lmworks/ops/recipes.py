@@ -65,6 +65,7 @@ STAGES: dict[str, str] = {
     "needle": "lmworks.evaluation.needle:needle",
     "context": "lmworks.evaluation.context:context",
     "position_perplexity": "lmworks.evaluation.position_perplexity:position_perplexity",
+    "compare_seeds": "lmworks.evaluation.seeds:compare_seeds",
     "compare_tuned": "lmworks.evaluation.tuning:compare_tuned",
     "evaluate": "lmworks.evaluation.bits_per_byte:evaluate",
     "length_extrapolation": "lmworks.evaluation.length_extrapolation:length_extrapolation",

@@ -180,6 +180,7 @@ class ByteRows:
         places = [len(mine.text) + mine.ended for mine, _ in self.rows]
         self._starts = np.concatenate([[0], np.cumsum(places)]).astype(np.int64)
         self._top: tuple[np.ndarray, np.ndarray] | None = None
+        self._untold = np.zeros((int(self._starts[-1]), 0), dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -216,10 +217,8 @@ class ByteRows:
 
     def collate(self, rows: Sequence[int] | np.ndarray) -> TaughtBytes:
         """The rows of these numbers."""
-        assert self._top is not None
-        tops = [
-            tuple(table[self._starts[i] : self._starts[i + 1]] for table in self._top) for i in rows
-        ]
+        top = self._top or (self._untold, self._untold)
+        tops = [tuple(table[self._starts[i] : self._starts[i + 1]] for table in top) for i in rows]
         return taught([self.rows[i][0] for i in rows], tops, self._student)
 
 

@@ -103,6 +103,7 @@ def distill(config: DistillConfig, run: Run) -> dict[str, Any]:
     if config.kind == "features":
         trained = Student(student, teacher, layer_pairs(student, teacher))
         trained.to(next(student.parameters()).device)
+    del teacher  # whoever still asks it holds it; one that was stored need not stay in memory
     fixed, train = fixed_batches(lesson.heldout), lesson.train
     fitted = fit_stage(
         trained,
@@ -156,6 +157,8 @@ def _lesson(
                 place = run.work / f"teacher-{name}"
                 size += rows.store_top(teacher, config.top_k, objective.temperature, place)
     batches = None
+    if config.top_k and not config.on_policy:
+        objective = dataclasses.replace(objective, teacher=None)
     if config.on_policy:
         length = min(m.config.max_position_embeddings for m in (student, teacher))
         own = own_tokens(train, student, tokenizer, max_tokens=config.max_tokens, length=length)

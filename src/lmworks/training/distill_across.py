@@ -65,16 +65,13 @@ def lesson_across(
     found, size = {}, 0
     for name in ("train", "heldout"):
         rows = _rows(config, run, readers, name)
-        if rows is not None:
+        if rows is not None and objective.label_weight < 1:
             size += rows.store_top(teacher, top, run.work / f"teacher-{name}")
         found[name] = rows
     train = found["train"]
     assert train is not None
-    metrics = {
-        "num_unspelt": train.num_unspelt,
-        "teacher_bytes": size,
-        "taught_bytes": int(sum(len(read.text) for read, _ in train.rows)),
-    }
+    taught = sum(len(read.text) for rows in found.values() if rows for read, _ in rows.rows)
+    metrics = {"num_unspelt": train.num_unspelt, "teacher_bytes": size, "text_bytes": taught}
     batches = None
     if config.on_policy:
         own = own_bytes(train, student, teacher, readers, max_tokens=config.max_tokens, top=top)

@@ -33,6 +33,7 @@ from lmworks.core.errors import UserError
 from lmworks.tokenizers.byte_trie import NUM_SYMBOLS
 from lmworks.training.batches import IGNORED, Batch, Rows
 from lmworks.training.objectives.base import Loss
+from lmworks.training.objectives.causal import causal
 from lmworks.training.objectives.distillation import diverge, with_rest
 
 _LOGIT_CELLS = 4_000_000  # held at once; their running sums are float64, 32 MB
@@ -79,6 +80,9 @@ class ByteDistillation:
         """Mean over the student's tokens. Metrics: nll and divergence, nats per token; rest, the
         share of probability whose next byte is not known."""
         plain = batch.batch
+        if self.label_weight == 1:  # nobody asks the teacher
+            loss = causal(model, plain)
+            return dataclasses.replace(loss, metrics={"nll": loss.value.item()} | {**loss.metrics})
         hidden = model.hidden_states(plain.input_ids, **plain.inputs)
         weight = self.label_weight if plain.source != "student" else 0.0
         nll = divergence = rest = hidden.new_zeros((), dtype=torch.float64)
