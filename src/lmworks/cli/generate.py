@@ -31,6 +31,12 @@ _SPECULATE = "Guess tokens, check several at once: lookup, draft=REF or early-ex
 @click.option("--regex", help="Only what this expression matches as a whole.")
 @click.option("--grammar", metavar="FILE", help="Only what the Lark grammar in FILE makes.")
 @click.option("--speculate", default="", metavar="HOW", help=_SPECULATE)
+@click.option(
+    "--cache-type",
+    type=click.Choice(["f32", "f16", "q8_0"]),
+    default="f32",
+    help="How keys and values are held: f32, f16, q8_0.",
+)
 @click.option("--beams", default=0, help="Search for the likeliest text with so many beams.")
 @click.option(
     "--length-penalty", default=1.0, show_default=True, help="Of beams: above 0 favours long ones."
@@ -43,6 +49,7 @@ def command(
     regex: str | None,
     grammar: str | None,
     speculate: str,
+    cache_type: str,
     beams: int,
     length_penalty: float,
     **sampling: Any,
@@ -63,7 +70,7 @@ def command(
 
     if not prompt and not sys.stdin.isatty():
         prompt = sys.stdin.read()
-    model = load_chat(reference, base=base, max_batch=1, speculate=speculate)
+    model = load_chat(reference, base=base, max_batch=1, speculate=speculate, cache_type=cache_type)
     if beams:
         if form:
             raise UserError("--beams searches among all texts: leave out the form of the answer")

@@ -50,6 +50,12 @@ _OPTIONS = (
         help="Guess tokens, check several at once: lookup, draft=REF or early-exit=K.",
     ),
     click.option(
+        "--cache-type",
+        type=click.Choice(["f32", "f16", "q8_0"]),
+        default="f32",
+        help="How keys and values are held: f32, f16 (half), q8_0 (a quarter); all but f32 slower.",
+    ),
+    click.option(
         "--models",
         "file",
         type=click.Path(path_type=Path),
@@ -123,6 +129,7 @@ def _spec(
     prefix_tokens: int | None,
     turn_tokens: int | None,
     speculate: str,
+    cache_type: str,
     file: Path | None,
     threads: int | None,
     memory_budget: str | None,
@@ -140,6 +147,7 @@ def _spec(
         "prefix_tokens": prefix_tokens,
         "turn_tokens": turn_tokens,
         "speculate": speculate,
+        "cache_type": cache_type,
     }
     models = {name: dataclasses.replace(model, **engine) for name, model in models.items()}
     spec = read_pool_spec(file) if file else PoolSpec(models={})

@@ -48,6 +48,7 @@ def load_chat(
     prefix_tokens: int | None = None,
     turn_tokens: int | None = None,
     speculate: str = "",
+    cache_type: str = "f32",
 ) -> ChatModel:
     """The model that `ref` stands for, ready to answer.
 
@@ -62,6 +63,7 @@ def load_chat(
             `engine.Engine`: an endpoint has its own limits.
         speculate: guess tokens and check several at once: `lookup`, `draft=REF`, `early-exit=K`;
             see `speculative`.
+        cache_type: how keys and values are held: f32, f16, q8_0; see `models.cache_types`.
     Raises: UserError when the reference leads nowhere or the files can't be used.
     """
     found = resolve(str(ref))
@@ -74,6 +76,11 @@ def load_chat(
     from lmworks.inference.engine import Engine
 
     model, tokenizer, path = _weights(found, base)
+    if cache_type != "f32":
+        say(
+            f"{_name(found)} runs operation by operation, slower for short steps: its cache is "
+            f"{cache_type}"
+        )
     engine = Engine(
         model,
         tokenizer,
@@ -83,6 +90,7 @@ def load_chat(
         prefix_tokens=prefix_tokens,
         turn_tokens=turn_tokens,
         eos_token_ids=_eos_token_ids(path),
+        cache_type=cache_type,
     )
     if speculate:
         from lmworks.inference.speculative import speculation_for

@@ -75,6 +75,8 @@ class Engine:
         turn_tokens: of prompts that are read before all that run get their next token; by default
             128. Fewer let answers flow more evenly beside long prompts.
         adapters: weights that single requests may ask for by name.
+        cache_type: how keys and values are held: f32, f16 (half the memory) or q8_0 (a quarter);
+            what is not f32 is slower, since steps run operation by operation.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Engine:
         prefix_tokens: int | None = None,
         turn_tokens: int | None = None,
         adapters: Adapters | None = None,
+        cache_type: str = "f32",
     ) -> None:
         from lmworks.models.cache import PAGE, KVCache
 
@@ -117,7 +120,12 @@ class Engine:
                 )
             num_pages = -(-cache_tokens // PAGE)
         self._cache = KVCache(
-            model.config, max_batch, self.max_positions, device=_device(model), num_pages=num_pages
+            model.config,
+            max_batch,
+            self.max_positions,
+            device=_device(model),
+            num_pages=num_pages,
+            cache_type=cache_type,
         )
         self.prefixes: PrefixTree | None = None
         if self._cache.can_share and prefix_tokens != 0:

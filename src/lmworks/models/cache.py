@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from lmworks.core.errors import UserError
 from lmworks.models.cache_step import CacheStep
+from lmworks.models.cache_types import check_cache_type, decode, row_layout
 from lmworks.models.config import ModelConfig
 from lmworks.models.pages import PAGE, OutOfPages, PagePool
 from lmworks.models.rotary_regimes import Regimes
@@ -31,12 +33,14 @@ __all__ = ["PAGE", "CacheView", "KVCache", "OutOfPages"]
 
 
 class KVCache:
-    """What each layer keeps of `num_slots` sequences, as its config says (`Kept`), float32.
+    """What each layer keeps of `num_slots` sequences, as its config says (`Kept`).
 
     Args:
         max_positions: the longest that a sequence may grow.
         num_pages: of PAGE positions each, for all slots together; by default enough for every
             slot to be full.
+        cache_type: how what grows in pages is held: f32, f16, q8_0 (see `cache_types`). The rings
+            of windows and the states of recurrent layers stay float32.
 
     Attributes:
         growing: for each layer, by name: (num_pages, heads, PAGE, size), keys and values in
@@ -62,7 +66,10 @@ class KVCache:
         *,
         device: torch.device | str | None = None,
         num_pages: int | None = None,
+        cache_type: str = "f32",
     ) -> None:
+        check_cache_type(cache_type)
+        self.cache_type = cache_type
         if num_slots < 1 or max_positions < 1:
             raise UserError(
                 f"a cache needs at least one slot and one position, not {num_slots} and "
@@ -80,7 +87,7 @@ class KVCache:
         self.pool = PagePool((num_pages or num_slots * most) if paged else 0)
         self.growing: list[dict[str, torch.Tensor]] = [
             {
-                name: _zeros(_shape(num_slots, self.pool.num_pages, ring, heads, size), device)
+                name: self._room(num_slots, ring, heads, size, device)
                 for name, (heads, size) in layer.per_position.items()
             }
             for layer, ring in zip(kept, self.rings)
@@ -101,6 +108,14 @@ class KVCache:
         bounded = any(ring is not None for ring in self.rings)
         self.can_truncate = not any(self.states) and not bounded
         self.can_share = paged and self.can_truncate and not self.all_regimes.grows
+
+    def _room(
+        self, num_slots: int, ring: int | None, heads: int, size: int, device: Any
+    ) -> torch.Tensor:
+        if ring is not None:
+            return _zeros((num_slots, heads, ring, size), device)
+        dtype, width = row_layout(self.cache_type, size)
+        return _zeros((self.pool.num_pages, heads, PAGE, width), device, dtype)
 
     @property
     def num_bytes(self) -> int:
@@ -240,7 +255,8 @@ class KVCache:
     def held(self, layer: int, name: str, slot: int) -> torch.Tensor:
         """A copy of what a layer without a window keeps of a slot: (heads, length, size)."""
         pages = self.growing[layer][name][self.tables[slot]]
-        return pages.transpose(0, 1).flatten(1, 2)[:, : self.lengths[slot]].clone()
+        held = pages.transpose(0, 1).flatten(1, 2)[:, : self.lengths[slot]]
+        return held.clone() if held.dtype == torch.float32 else decode(held)
 
     def continue_from(self, slots: Sequence[int], sources: Sequence[int]) -> None:
         """Let slot `slots[i]` hold what slot `sources[i]` holds now; sources may repeat."""
@@ -287,17 +303,18 @@ class KVCache:
         del self.tables[slot][kept:]
 
 
-def _shape(
-    num_slots: int, num_pages: int, ring: int | None, heads: int, size: int
-) -> tuple[int, ...]:
-    return (num_pages, heads, PAGE, size) if ring is None else (num_slots, heads, ring, size)
+_NUMPY: dict[torch.dtype, Any] = {
+    torch.float32: np.float32, torch.float16: np.float16, torch.uint8: np.uint8,
+}  # fmt: skip
 
 
-def _zeros(shape: tuple[int, ...], device: torch.device | str | None) -> torch.Tensor:
+def _zeros(
+    shape: tuple[int, ...], device: torch.device | str | None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     with torch.inference_mode(False):  # a cache made in that mode could be used only there
         # NumPy's zeros are pages that the system hands out when they are written to; torch's
         # would be written at once, and a server reserves for its longest conversations.
-        return torch.from_numpy(np.zeros(shape, dtype=np.float32)).to(device or "cpu")
+        return torch.from_numpy(np.zeros(shape, dtype=_NUMPY[dtype])).to(device or "cpu")
 
 
 class CacheView:

@@ -133,6 +133,8 @@ class Plan:
         over what the step needs."""
         if len(set(view.regimes(num_new))) > 1:
             return False
+        if view.cache.cache_type != "f32":
+            return False
         rings = [ring for ring in view.cache.rings if ring is not None]
         if not rings or view.cache.device.type != "cpu":
             return view.cache.device.type == "cpu"

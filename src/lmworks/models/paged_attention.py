@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from lmworks.models import paged_attention_slots
+from lmworks.models.cache_types import F16, F32, coding, decode, encode, row_size
 from lmworks.models.kernel_calls import address, computes, parts_of, run
 from lmworks.models.kernel_slots import LANES
 from lmworks.models.paged_attention_slots import TENSORS
@@ -59,6 +60,8 @@ def attend(
 ) -> torch.Tensor:
     """Write k and v (B, K, T, D) into pools (pages, K, PAGE, D); q (B, N, T, D) -> the same.
 
+    Pools may be coded (see `cache_types`); both are then of one type.
+
     Raises: ValueError for keys or values that the pools were not made for.
     """
     _check(keys, k, step)
@@ -66,11 +69,17 @@ def attend(
     batch, heads, num_new, size = k.shape
     q, k, v = _rows(q), _rows(k), _rows(v)
     out = torch.empty(batch, num_new, q.shape[1], size)
-    calls = step.prepared(_attending, heads, size, q.shape[1] // heads, scale)
+    calls = step.prepared(
+        _attending, heads, size, q.shape[1] // heads, scale, coding(keys), keys.shape[-1]
+    )
+    written = coding(keys) != F32
+    if written:
+        _write(keys, encode(k, keys.dtype), step)
+        _write(values, encode(v, values.dtype), step)
     tensors = (
         address(out),
-        *(address(keys), address(k), *k.stride()[:3]),
-        *(address(values), address(v), *v.stride()[:3]),
+        *(address(keys), 0 if written else address(k), *k.stride()[:3]),
+        *(address(values), 0 if written else address(v), *v.stride()[:3]),
         *(address(q), *q.stride()[:3]),
     )
     for call in calls.arguments:
@@ -86,6 +95,10 @@ def extend(pool: torch.Tensor, new: torch.Tensor, step: CacheStep) -> torch.Tens
     """
     _check(pool, new, step)
     begins = step.even and step.start == 0
+    if coding(pool) != F32:
+        rows = encode(new, pool.dtype)
+        _write(pool, rows, step)
+        return decode(rows) if begins else decode(_gathered(pool, step))
     if not computes(pool, new):
         _write(pool, new, step)
         return new.to(pool.dtype) if begins else _gathered(pool, step)
@@ -120,7 +133,9 @@ def _extending(step: CacheStep, heads: int, size: int) -> Calls:
     return Calls({**_common(step, heads, size), "SEEN": step.total}, parts)
 
 
-def _attending(step: CacheStep, heads: int, size: int, group: int, scale: float | None) -> Calls:
+def _attending(
+    step: CacheStep, heads: int, size: int, group: int, scale: float | None, kind: int, width: int
+) -> Calls:
     queries = step.num_new * group
     scales = np.array([size**-0.5 if scale is None else scale], dtype=np.float32)
     scores_row = step.table.shape[1] * PAGE + 1  # and the sum's inverse
@@ -131,6 +146,8 @@ def _attending(step: CacheStep, heads: int, size: int, group: int, scale: float 
             "GROUP": group,
             "SCALE": scales.ctypes.data,
             "SCORES_ROW": scores_row,
+            "CODING": kind,
+            "ROW_BYTES": width * (2 if kind == F16 else 1),
         },
         parts_of(len(step.starts) * heads, work, _PARTS),
     )
@@ -139,12 +156,17 @@ def _attending(step: CacheStep, heads: int, size: int, group: int, scale: float 
     ]
     for call, scratch in zip(calls.arguments, scratches, strict=True):
         call[paged_attention_slots.SCRATCH] = scratch.ctypes.data
-    calls.held = [scales, *scratches]
+    decoded: list[np.ndarray] = []
+    if kind != F32:
+        decoded = [np.empty(PAGE * size, dtype=np.float32) for _ in calls.arguments]
+        for call, room in zip(calls.arguments, decoded, strict=True):
+            call[paged_attention_slots.DECODED] = room.ctypes.data
+    calls.held = [scales, *scratches, *decoded]
     return calls
 
 
 def _check(pool: torch.Tensor, new: torch.Tensor, step: CacheStep) -> None:
-    _, heads, _, size = pool.shape
+    heads, size = pool.shape[1], row_size(pool)
     if new.shape != (len(step.starts), heads, step.num_new, size):
         raise ValueError("the cache was made for another model")
 

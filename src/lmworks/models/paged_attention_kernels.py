@@ -21,6 +21,8 @@ from lmworks.models.paged_attention_slots import *
 _PAGE = 16
 _LANES = 16
 _WIDE = 4 * _LANES
+_F16, _BLOCK, _BLOCK_BYTES = 1, 32, 34  # as in `cache_types`
+_HALF_SCALE = np.float32(2.0**112)  # of exponents: 127 - 15
 
 
 @intrinsic
@@ -41,6 +43,63 @@ def longs(context, address):
         return builder.inttoptr(args[0], ir.IntType(64).as_pointer())
 
     return types.CPointer(types.int64)(types.int64), generate
+
+
+@intrinsic
+def shorts(context, address):
+    """An address as a pointer to uint16."""
+
+    def generate(cgctx, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(16).as_pointer())
+
+    return types.CPointer(types.uint16)(types.int64), generate
+
+
+@intrinsic
+def octets(context, address):
+    """An address as a pointer to int8."""
+
+    def generate(cgctx, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.int8)(types.int64), generate
+
+
+@intrinsic
+def as_float(context, bits):
+    """The float32 whose 32 bits these are."""
+
+    def generate(cgctx, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@njit(**OPTIONS)
+def half_value(bits):
+    """A float16's 16 bits as float32. In whole numbers and one product, so that no processor needs
+    to know the type; infinity and NaN, which a cache does not hold, become large numbers."""
+    number = np.int32(bits)
+    return as_float((number & 0x7FFF) << 13 | (number & 0x8000) << 16) * _HALF_SCALE
+
+
+@njit(**OPTIONS)
+def decode_page(a, pool, b, h, page, out):
+    """The sixteen rows of a page of a coded pool as float32."""
+    size, row = a[SIZE], a[ROW_BYTES]
+    number = ints(a[TABLE])[b * a[TABLE_ROW] + page]
+    base = pool + (number * a[HEADS] + h) * _PAGE * row
+    if a[CODING] == _F16:
+        halves = shorts(base)
+        for i in range(_PAGE * size):
+            out[i] = half_value(halves[i])
+        return
+    for i in range(_PAGE):
+        for block in range(size // _BLOCK):
+            at = base + i * row + block * _BLOCK_BYTES
+            d, codes = half_value(shorts(at)[0]), octets(at + 2)
+            for j in range(_BLOCK):
+                out[i * size + block * _BLOCK + j] = d * np.float32(codes[j])
 
 
 @njit(**OPTIONS)
@@ -169,6 +228,9 @@ def attend_part(a, b, h, start):
             query[n * size + d] = source[d] * scale
     for page in range((start + num_new + _PAGE - 1) // _PAGE):
         at = page_at(a, b, h, page)
+        if a[CODING] != 0:
+            keys, at = floats(a[DECODED]), 0
+            decode_page(a, a[POOL], b, h, page, keys)
         for n in range(queries):
             row = first_scores + 4 * (n * a[SCORES_ROW] + page * _PAGE)
             score_page(keys, at, floats_from(query, n * size), size, floats(row))
@@ -181,6 +243,9 @@ def attend_part(a, b, h, start):
             store(query, n * size + d, spread(0.0))
     for page in range((start + num_new + _PAGE - 1) // _PAGE):
         at = page_at(a, b, h, page)
+        if a[CODING] != 0:
+            values, at = floats(a[DECODED]), 0
+            decode_page(a, a[VALUES_POOL], b, h, page, values)
         for n in range(queries):
             count = min(_PAGE, start + n // group + 1 - page * _PAGE)
             if count > 0:
@@ -201,9 +266,10 @@ def attend(a):
     for part in range(a[FIRST], a[LAST]):
         b, h = part // heads, part % heads
         start = longs(a[STARTS])[b]
-        new = floats(a[NEW] + 4 * (b * a[NEW_ROW] + h * a[NEW_HEAD]))
-        write(a, b, h, start, floats(a[POOL]), new, a[NEW_STEP])
-        new = floats(a[VALUES_NEW] + 4 * (b * a[VALUES_ROW] + h * a[VALUES_HEAD]))
-        write(a, b, h, start, floats(a[VALUES_POOL]), new, a[VALUES_STEP])
+        if a[CODING] == 0:
+            new = floats(a[NEW] + 4 * (b * a[NEW_ROW] + h * a[NEW_HEAD]))
+            write(a, b, h, start, floats(a[POOL]), new, a[NEW_STEP])
+            new = floats(a[VALUES_NEW] + 4 * (b * a[VALUES_ROW] + h * a[VALUES_HEAD]))
+            write(a, b, h, start, floats(a[VALUES_POOL]), new, a[VALUES_STEP])
         attend_part(a, b, h, start)
     return 0

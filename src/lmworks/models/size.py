@@ -17,6 +17,7 @@ from torch import nn
 from lmworks.core.errors import UserError
 from lmworks.core.references import resolve
 from lmworks.models.adapters.base import is_adapter
+from lmworks.models.cache_types import row_layout
 from lmworks.models.config import ModelConfig
 from lmworks.models.ensemble import combined_config
 from lmworks.models.ensemble_spec import ensemble_file, read_ensemble
@@ -46,12 +47,17 @@ class ModelSize:
     weight_bytes: int
 
     def cache_bytes(
-        self, num_slots: int, max_positions: int, cache_tokens: int | None = None
+        self,
+        num_slots: int,
+        max_positions: int,
+        cache_tokens: int | None = None,
+        cache_type: str = "f32",
     ) -> int:
         """Of a cache for so many sequences of so many positions.
 
         Args:
             cache_tokens: positions of all sequences together, if not enough for each to be full.
+            cache_type: see `cache_types`.
         """
         if not isinstance(self.config, ModelConfig):
             return 0
@@ -62,10 +68,13 @@ class ModelSize:
         for layer in self.config.layers:
             kept = layer.kept(self.config)
             is_ring = kept.window is not None and kept.window < max_positions
-            positions = num_slots * kept.window if is_ring and kept.window else whole
-            total += positions * sum(heads * size for heads, size in kept.per_position.values())
-            total += num_slots * sum(math.prod(shape) for shape in kept.fixed.values())
-        return 4 * total
+            ring = bool(is_ring and kept.window)
+            positions = num_slots * kept.window if ring and kept.window else whole
+            for heads, size in kept.per_position.values():
+                dtype, width = row_layout("f32" if ring else cache_type, size)
+                total += positions * heads * width * dtype.itemsize
+            total += 4 * num_slots * sum(math.prod(shape) for shape in kept.fixed.values())
+        return total
 
 
 def model_size(ref: str | Path, *, packed: bool = False, base: str = "") -> ModelSize:

@@ -50,7 +50,9 @@ class Plan:
         self.context = spec.max_positions or context
         if is_language_model(config):
             self.kind = "chat"
-            self.num_bytes += size.cache_bytes(spec.max_batch, self.context, spec.cache_tokens)
+            self.num_bytes += size.cache_bytes(
+                spec.max_batch, self.context, spec.cache_tokens, spec.cache_type
+            )
             self.num_bytes += _speculation_bytes(spec, size, self.context)
         else:
             self.kind = "reranker" if is_cross_encoder(config) else "embedding"
@@ -101,6 +103,7 @@ class LoadedModel:
             prefix_tokens=spec.prefix_tokens,
             turn_tokens=spec.turn_tokens,
             speculate=spec.speculate,
+            cache_type=spec.cache_type,
         )
         if isinstance(self._chat, LocalChat):
             engine = self._chat.engine

@@ -42,6 +42,7 @@ class ModelSpec:
         max_batch: answers at the same time. max_positions: prompt and answer together, in tokens.
         cache_tokens, prefix_tokens, turn_tokens: see `inference.engine.Engine`.
         speculate: how tokens are guessed: lookup, draft=REF, early-exit=K; "": not at all.
+        cache_type: how keys and values are held: f32, f16, q8_0; see `models.cache_types`.
         pinned: never unloaded to make room.
         keep_alive: idle time after which it is unloaded, such as 5m; "" takes the server's.
         system: the system prompt of conversations that bring none.
@@ -58,6 +59,7 @@ class ModelSpec:
     prefix_tokens: int | None = None
     turn_tokens: int | None = None
     speculate: str = ""
+    cache_type: str = "f32"
     pinned: bool = False
     keep_alive: str = ""
     system: str = ""
@@ -72,6 +74,8 @@ class ModelSpec:
             raise UserError("a model needs a reference")
         if self.pooling not in ("auto", "mean", "first", "last"):
             raise UserError(f"pooling {self.pooling!r}: choose from auto, mean, first, last")
+        if self.cache_type not in ("f32", "f16", "q8_0"):
+            raise UserError(f"cache_type {self.cache_type!r}: choose from f32, f16, q8_0")
         Sampling.of(self.sampling)
         if self.keep_alive:
             parse_seconds(self.keep_alive, "keep_alive")
