@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.training.sft_setup import tiny_tokenizer
 from tests.training.tiny import tiny_model
@@ -154,6 +154,7 @@ def remembered(sizes: list[int], most: int, most_heldout: int = 0) -> Memory:
     return memory
 
 
+@settings(deadline=None)
 @given(TASKS, st.integers(0, 60))
 def test_the_memory_is_full_and_fair(sizes: list[int], most: int) -> None:
     memory = remembered(sizes, most)

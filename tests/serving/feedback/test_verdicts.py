@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmworks.core.errors import UserError
@@ -128,6 +128,7 @@ OPINIONS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(OPINIONS)
 def test_whatever_is_said_the_rows_can_be_trained_on(feedback):
     judged, _ = judge(feedback, LIMITS)

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class CompareContinualConfig:
     """What is forgotten of earlier tasks, by method, over seeds, with intervals.
 
-    Every method begins with the same model and learns the same tasks in the same order for the same
-    number of steps on each task's own rows; the first method is what the others are compared with.
+    Every method begins with the same model and learns the same tasks in the same order: with
+    --num-steps for as many steps, those on kept rows among them, with --epochs for as many passes
+    over each task's rows. The first method is what the others are compared with.
 
     Examples:
         lmworks eval forgetting --model runs/base --tasks '{law: runs/law, wiki: runs/wiki}' \\
@@ -126,7 +127,11 @@ def compare_continual(config: CompareContinualConfig, run: Run) -> dict[str, Any
             versions=versions(),
         ),
     )
-    return {"summary": summary, "figures": plain_values(told)}
+    estimates = {
+        name: {one.method: round(one.value.estimate, 4) for one in rows}
+        for name, rows in told.items()
+    }
+    return {"summary": summary, **estimates}
 
 
 def _task(config: CompareContinualConfig, place: Path, name: str) -> list[Phase]:
