@@ -126,3 +126,13 @@ def test_says_what_can_not_be_compared(make_decoder):
         divergences(model, model, [])
     with pytest.raises(ValueError, match="2 groups for 1 rows"):
         divergences(model, model, [np.arange(3)], groups=["a", "b"])
+
+
+def test_a_cache_costs_what_it_rounds(make_decoder):
+    model, rows = make_decoder(context=32, seed=1), _rows()
+    exact, half, eight = (
+        divergences(model, model, rows, cache_type=kind) for kind in ("f32", "f16", "q8_0")
+    )
+    plain = divergences(model, make_decoder(context=32, seed=2), rows)
+    assert exact.kl.sum() < 1e-4 * half.kl.sum() < 1e-2 * eight.kl.sum() < plain.kl.sum()
+    np.testing.assert_allclose(exact.nats, exact.reference_nats, rtol=1e-5)

@@ -24,6 +24,7 @@ SPACE = Space(
     max_batch=(4, 2),
     turn_tokens=(0, 32, 512),
     speculate=("", "lookup"),
+    cache_type=("f32", "q8_0"),
 )
 
 
@@ -55,11 +56,13 @@ def _machine(seed):
 def test_races_come_to_what_all_combinations_come_to(seed, bad):
     """Within the margins of the races, 3 % for each question."""
     machine = _machine(seed)
-    search = ServingSearch(time=machine.time, good_enough=lambda name: name not in bad)
+    search = ServingSearch(time=machine.time, good_enough=lambda name, _: name not in bad)
     found = search.run(SPACE)
     timed = machine.calls
     machine.calls = 0
-    best = ServingSearch(time=machine.time, good_enough=lambda n: n not in bad).exhaustive(SPACE)
+    best = ServingSearch(time=machine.time, good_enough=lambda name, _: name not in bad).exhaustive(
+        SPACE
+    )
     assert found.format not in bad and best.format not in bad
     assert machine.time(found) <= machine.time(best) * 1.04**5
     assert timed < machine.calls or bad
@@ -68,17 +71,23 @@ def test_races_come_to_what_all_combinations_come_to(seed, bad):
 def test_quality_is_asked_of_the_fastest_first_and_never_of_the_model_itself():
     machine = _machine(0)
     machine.costs["format"] = {AS_IT_IS: 1.0, "Q8_0": 0.7, "Q4_0": 0.5}
-    search = ServingSearch(time=machine.time, good_enough=lambda name: name == "Q4_0")
-    assert search.run(SPACE).format == "Q4_0" and search.asked == {"Q4_0": True}
-    search = ServingSearch(time=machine.time, good_enough=lambda name: False)
+    search = ServingSearch(
+        time=machine.time, good_enough=lambda name, cache: (name, cache) == ("Q4_0", "f32")
+    )
+    machine.costs["cache_type"] = {"f32": 1.0, "q8_0": 0.5}
+    best = search.run(SPACE)
+    assert (best.format, best.cache_type) == ("Q4_0", "f32")
+    assert search.asked == {("Q4_0", "f32"): True, ("Q4_0", "q8_0"): False}
+    search = ServingSearch(time=machine.time, good_enough=lambda *_: False)
     assert search.run(SPACE).format == AS_IT_IS
-    assert search.asked == {"Q4_0": False, "Q8_0": False}
+    formats = {name for name, cache in search.asked if cache == "f32"}
+    assert formats == {"Q4_0", "Q8_0"} and not any(search.asked.values())
 
 
 def test_luck_does_not_unseat_the_usual_setting():
     random = np.random.default_rng(3)
     search = ServingSearch(
-        time=lambda setting: 1 + 0.02 * float(random.random()), good_enough=lambda name: True
+        time=lambda setting: 1 + 0.02 * float(random.random()), good_enough=lambda *_: True
     )
     assert search.run(SPACE) == SPACE.start()
 

@@ -36,6 +36,7 @@ from lmworks.evaluation.statistics import Interval, paired_interval, ratio_inter
 from lmworks.inference.logprobs import (
     Window,
     batches_of,
+    cached_states,
     num_inputs,
     put_back,
     scored_states,
@@ -186,6 +187,7 @@ def divergences(
     *,
     groups: Sequence[str] | None = None,
     window: int = 0,
+    cache_type: str = "",
 ) -> Divergences:
     """Compare the distributions of two models at every place of some rows.
 
@@ -197,6 +199,8 @@ def divergences(
             each text is its own.
         window: tokens read at once; 0 takes the smaller of the two models' contexts (what was
             remembered brings its own).
+        cache_type: the candidate reads through a cache that holds keys and values so, as a server
+            would; "": without one.
     Returns: see Divergences; the order is that of the rows.
     Raises: UserError if the vocabularies differ in size, or a row has fewer than two tokens.
     """
@@ -218,7 +222,7 @@ def divergences(
     with torch.inference_mode(), track("comparing", total=total) as bar:
         for batch in batches:
             theirs, at = _reference_states(reference, rows, batch, at)
-            mine, targets = scored_states(candidate, rows, batch)
+            mine, targets = _candidate_states(candidate, rows, batch, cache_type)
             found = _compared(reference, theirs, candidate, mine, targets)
             for name, values in zip(names, found, strict=True):
                 put_back(columns[name], batch, values)
@@ -265,6 +269,19 @@ def _reference_states(
         return scored_states(reference.eval(), rows, batch)[0], at
     end = at + sum(end - first for _, _, end, first in batch)
     return torch.from_numpy(np.array(reference.states[at:end])), end
+
+
+def _candidate_states(
+    model: Model, rows: Sequence[np.ndarray], batch: Sequence[Window], cache_type: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `scored_states`, through a cache where its type is named."""
+    import torch
+
+    if not cache_type:
+        return scored_states(model, rows, batch)
+    targets = [np.asarray(rows[i][first + 1 : end + 1], np.int64) for i, _, end, first in batch]
+    states = cached_states(model, rows, batch, cache_type)
+    return states, torch.from_numpy(np.concatenate(targets)).to(states.device)
 
 
 def _compared(

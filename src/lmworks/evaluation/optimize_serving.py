@@ -168,6 +168,7 @@ def _space(config: OptimizeConfig, paths: Mapping[str, Path], bounds: Bounds) ->
     """What is tried. Files above the size are out; raises: UserError where nothing is left."""
     from lmworks.core.machine import usable_cores
     from lmworks.evaluation.weight_errors import file_bytes
+    from lmworks.models.cache_types import CACHE_TYPES
 
     cores, users = usable_cores(), config.users
     sizes = {name: file_bytes(path) for name, path in paths.items()}
@@ -185,11 +186,12 @@ def _space(config: OptimizeConfig, paths: Mapping[str, Path], bounds: Bounds) ->
         max_batch=tuple(sorted({users, max(1, users // 2)}, reverse=True)),
         turn_tokens=(0, 32, 512),
         speculate=("", "lookup"),
+        cache_type=CACHE_TYPES,
     )
 
 
 class _Judge:
-    """Quality of the formats, each measured when it is first asked for."""
+    """Quality of formats and types of cache, each measured when it is first asked for."""
 
     def __init__(
         self,
@@ -201,20 +203,23 @@ class _Judge:
     ) -> None:
         self._run, self._paths, self._texts, self._bounds = run, paths, texts, bounds
         self._bench: Any = None
-        self.found: dict[str, Quality] = {}
+        self.found: dict[tuple[str, str], Quality] = {}
 
-    def good_enough(self, name: str) -> bool:
-        return not self._broken(name)
+    def good_enough(self, name: str, cache_type: str) -> bool:
+        return not self._broken(name, cache_type)
 
-    def _broken(self, name: str) -> list[str]:
+    def _broken(self, name: str, cache_type: str) -> list[str]:
         from lmworks.evaluation.variant_figures import VariantFigures
         from lmworks.evaluation.variant_quality import QualityBench
 
-        if name not in self.found:
+        key = name, cache_type
+        if key not in self.found:
             if self._bench is None:
                 self._bench = QualityBench(self._paths[AS_IT_IS], self._run, self._texts, {})
-            self.found[name] = self._bench.measure(name, self._paths[name])
-        quality = self.found[name]
+            self.found[key] = self._bench.measure(
+                name, self._paths[name], cache_type=cache_type if cache_type != "f32" else ""
+            )
+        quality = self.found[key]
         return self._bounds.broken_by(
             VariantFigures(
                 name=name,
@@ -230,14 +235,14 @@ class _Judge:
         """What was measured, for the report."""
         return [
             {
-                "format": name,
+                "format": name + (f", a cache of {cache_type}" if cache_type != "f32" else ""),
                 "kl": quality.divergences.mean_kl(),
                 "loss_growth": quality.divergences.loss_growth(),
                 "agreement": quality.divergences.agreement(),
                 "file_bytes": quality.errors.file_bytes,
-                "broken": self._broken(name),
+                "broken": self._broken(name, cache_type),
             }
-            for name, quality in self.found.items()
+            for (name, cache_type), quality in self.found.items()
         ]
 
 
@@ -355,7 +360,8 @@ def _summary(best: ServingSetting, fastest: ServingSetting, gain: Speedup, judge
             f"times as fast when measured again{spread}, which shows nothing."
         )
     text = f"{best.words()}: {gain.ratio:.2f} times as fast as the model as it is{spread}"
-    if best.format in judge.found:
-        found = judge.found[best.format].divergences
+    key = best.format, best.cache_type
+    if key in judge.found:
+        found = judge.found[key].divergences
         text += f", KL {found.mean_kl().estimate:.4f}, loss {found.loss_growth().estimate:+.2%}"
     return text + "."

@@ -5,7 +5,8 @@ measure than speed, so formats race first, the winner's quality is measured, and
 not do is the next one looked for. What the winner is then asked (threads, guessed tokens, prompts
 read between steps, answers at the same time) changes no answer, and one question's answer hardly
 touches another's: races one behind the other come to what a search over all combinations finds,
-which `exhaustive` does, to be checked once.
+which `exhaustive` does, to be checked once. The type of cache is asked for last: it touches quality
+again, so that the bound holds for format and cache together.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class ServingSetting:
         max_batch: answers at the same time. turn_tokens: of prompts read between two steps; 0
             takes the engine's.
         speculate: how tokens are guessed; "": not at all.
+        cache_type: how keys and values are held.
     """
 
     format: str
@@ -39,6 +41,7 @@ class ServingSetting:
     max_batch: int
     turn_tokens: int = 0
     speculate: str = ""
+    cache_type: str = "f32"
 
     def words(self) -> str:
         """`Q4_0, 2 threads, 4 answers at the same time, guesses by lookup`."""
@@ -46,12 +49,14 @@ class ServingSetting:
         words += [f"{self.max_batch} answers at the same time"] * (self.max_batch > 1)
         words += [f"{self.turn_tokens} prompt tokens between steps"] * bool(self.turn_tokens)
         words += [f"guesses by {self.speculate}"] * bool(self.speculate)
+        words += [f"a cache of {self.cache_type}"] * (self.cache_type != "f32")
         return ", ".join(words)
 
     def engine(self) -> dict[str, Any]:
         """Settings of `inference.engine.Engine`, and of a model in a models.yaml."""
         turn = {"turn_tokens": self.turn_tokens} if self.turn_tokens else {}
-        return {"max_batch": self.max_batch, **turn}
+        cache = {"cache_type": self.cache_type} if self.cache_type != "f32" else {}
+        return {"max_batch": self.max_batch, **turn, **cache}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,7 @@ class Space:
     max_batch: tuple[int, ...]
     turn_tokens: tuple[int, ...]
     speculate: tuple[str, ...]
+    cache_type: tuple[str, ...] = ("f32",)
 
     def start(self) -> ServingSetting:
         """The first of each."""
@@ -81,19 +87,20 @@ class ServingSearch:
 
     Args:
         time: seconds of one round of the workload.
-        good_enough: whether a format's quality is within the bound; asked as rarely as possible.
+        good_enough: whether the quality of a format with a type of cache is within the bound; asked
+            as rarely as possible.
         leave: called with settings that are out, whose process can go.
     Attributes:
         times: all that was timed, in order.
-        asked: formats whose quality was asked for, and the answer.
+        asked: formats and types of cache whose quality was asked for, and the answer.
     """
 
     time: Callable[[ServingSetting], float]
-    good_enough: Callable[[str], bool]
+    good_enough: Callable[[str, str], bool]
     leave: Callable[[ServingSetting], None] = lambda setting: None
     rounds: int = 3
     times: dict[ServingSetting, list[float]] = dataclasses.field(default_factory=dict)
-    asked: dict[str, bool] = dataclasses.field(default_factory=dict)
+    asked: dict[tuple[str, str], bool] = dataclasses.field(default_factory=dict)
 
     def run(self, space: Space) -> ServingSetting:
         """The fastest within the bound; the first format is taken to be so."""
@@ -103,7 +110,7 @@ class ServingSearch:
             if others:
                 settings = [dataclasses.replace(best, **{name: value}) for value in others]
                 best = self._race([best, *settings])
-        return best
+        return self._cache(best, space)
 
     def exhaustive(self, space: Space) -> ServingSetting:
         """The fastest of all combinations; bad formats are left out.
@@ -111,8 +118,7 @@ class ServingSearch:
         They come in groups, each with the start, so that only a few processes are there at once:
         what counts of each is its time over the start's in the same round.
         """
-        good = tuple(name for name in space.format if self._good(name, space))
-        start, *others = dataclasses.replace(space, format=good).all()
+        start, *others = [s for s in space.all() if self._good(s, space)]
         ratios: dict[ServingSetting, list[float]] = {start: [1.0]}
         for first in range(0, len(others), _AT_ONCE):
             group = others[first : first + _AT_ONCE]
@@ -128,15 +134,27 @@ class ServingSearch:
         left = [dataclasses.replace(space.start(), format=name) for name in space.format]
         while len(left) > 1:
             best = self._race(left)
-            if self._good(best.format, space):
+            if self._good(best, space):
                 return best
             left.remove(best)
         return left[0]
 
-    def _good(self, name: str, space: Space) -> bool:
-        if name not in self.asked:
-            self.asked[name] = name == space.format[0] or self.good_enough(name)
-        return self.asked[name]
+    def _cache(self, best: ServingSetting, space: Space) -> ServingSetting:
+        """A type of cache touches quality, so that a faster one has to be good enough as well."""
+        left = [dataclasses.replace(best, cache_type=name) for name in space.cache_type]
+        while len(left) > 1:
+            found = self._race(left)
+            if found == best or self._good(found, space):
+                return found
+            left.remove(found)
+        return best
+
+    def _good(self, setting: ServingSetting, space: Space) -> bool:
+        key = setting.format, setting.cache_type
+        if key not in self.asked:
+            itself = key == (space.format[0], space.cache_type[0])
+            self.asked[key] = itself or self.good_enough(*key)
+        return self.asked[key]
 
     def _race(self, settings: Sequence[ServingSetting]) -> ServingSetting:
         """The first of them stays unless another one is ahead by the margin of a race."""

@@ -72,11 +72,13 @@ class QualityBench:
             reference, texts.rows, run.work / "reference.npy", window=window
         )
 
-    def measure(self, name: str, path: Path) -> Quality:
-        """A variant's quality. Raises: UserError for another vocabulary or shape, by its name."""
-        found = measured_once(
-            self._run, f"quality-{name.replace('/', '_')}", lambda: self._measure(path)
-        )
+    def measure(self, name: str, path: Path, *, cache_type: str = "") -> Quality:
+        """A variant's quality, with keys and values held in a cache of a type if one is named.
+
+        Raises: UserError for another vocabulary.
+        """
+        kept = "-".join(["quality", *filter(None, (name.replace("/", "_"), cache_type))])
+        found = measured_once(self._run, kept, lambda: self._measure(path, cache_type))
         fields = {f.name: found[f.name] for f in dataclasses.fields(Divergences)}
         bits, size = found["size"].tolist()
         by_kind = dict(zip(found["kinds"].tolist(), found["errors"].tolist(), strict=True))
@@ -117,9 +119,11 @@ class QualityBench:
             paired_interval(correct, self.correct[task], ones, groups),
         )
 
-    def _measure(self, path: Path) -> dict[str, np.ndarray]:
-        model = _load(path)
-        found = divergences(self._kept, model, self._texts.rows, groups=list(self._texts.groups))
+    def _measure(self, path: Path, cache_type: str) -> dict[str, np.ndarray]:
+        model, groups = _load(path), list(self._texts.groups)
+        found = divergences(
+            self._kept, model, self._texts.rows, groups=groups, cache_type=cache_type
+        )
         errors = _errors(self._path, path)
         tasks = {f"task.{name}": value for name, value in self._answers(model).items()}
         columns = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}

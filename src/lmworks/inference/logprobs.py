@@ -122,6 +122,28 @@ def scored_states(
     )
 
 
+def cached_states(
+    model: Model, sequences: Sequence[np.ndarray], batch: Sequence[Window], cache_type: str
+) -> torch.Tensor:
+    """The states of `scored_states`, read through a cache, as a server reads a prompt.
+
+    Args:
+        cache_type: how keys and values are held, see `models.cache_types`.
+    """
+    import torch
+
+    from lmworks.models.cache import KVCache
+
+    found = []
+    device = next(model.parameters()).device
+    for index, start, end, first in batch:
+        cache = KVCache(model.config, 1, end - start, device=device, cache_type=cache_type)
+        ids = torch.from_numpy(np.asarray(sequences[index][start:end], dtype=np.int64))
+        states = model.hidden_states(ids[None].to(device), cache.view([0]))
+        found.append(states[0, first - start :])
+    return torch.cat(found)
+
+
 def put_back(columns: list[np.ndarray], batch: Sequence[Window], found: np.ndarray) -> None:
     """(M,) figures of a batch's positions into the (N - 1,) columns of their sequences."""
     at = 0
