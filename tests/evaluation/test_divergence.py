@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -130,9 +131,8 @@ def test_says_what_can_not_be_compared(make_decoder):
 
 def test_a_cache_costs_what_it_rounds(make_decoder):
     model, rows = make_decoder(context=32, seed=1), _rows()
-    exact, half, eight = (
-        divergences(model, model, rows, cache_type=kind) for kind in ("f32", "f16", "q8_0")
-    )
+    exact, half = (divergences(model, model, rows, cache_type=kind) for kind in ("f32", "f16"))
     plain = divergences(model, make_decoder(context=32, seed=2), rows)
-    assert exact.kl.sum() < 1e-4 * half.kl.sum() < 1e-2 * eight.kl.sum() < plain.kl.sum()
+    sums = [found.kl.sum() for found in (exact, half, plain)]
+    assert all(20 * less < more for less, more in itertools.pairwise(sums))
     np.testing.assert_allclose(exact.nats, exact.reference_nats, rtol=1e-5)
