@@ -69,6 +69,20 @@ def test_versions(chat, capsys):
             do(chat, bad)
 
 
+def test_thumbs(chat):
+    with pytest.raises(UserError, match="no answer to judge"):
+        do(chat, "/good")
+    chat.ask("first")
+    votes = chat.store.feedback.votes
+    do(chat, "/good")
+    assert [v.rating for v in votes(chat.conversation.id).values()] == [1]
+    do(chat, "/bad too short")
+    (vote,) = votes(chat.conversation.id).values()
+    assert (vote.rating, vote.comment) == (-1, "too short")
+    do(chat, "/bad")
+    assert votes(chat.conversation.id) == {}
+
+
 def test_settings_model_and_system(chat, capsys):
     do(chat, "/set temperature=0.2 memory.recall=off", "/system Be brief.")
     chat.ask("x")

@@ -102,6 +102,26 @@ def _regenerate(chat: TerminalChat, reading: TerminalInput, rest: str) -> None:
     chat.answer(questions[-1])
 
 
+def _good(chat: TerminalChat, reading: TerminalInput, rest: str) -> None:
+    _rate(chat, 1, rest)
+
+
+def _bad(chat: TerminalChat, reading: TerminalInput, rest: str) -> None:
+    _rate(chat, -1, rest)
+
+
+def _rate(chat: TerminalChat, rating: int, comment: str) -> None:
+    """A thumb on the last answer, as on the page; the same again takes it back."""
+    answers = [each for each in chat.path() if each.role == "assistant" and each.content.strip()]
+    if not answers:
+        raise UserError("there is no answer to judge yet")
+    before = chat.store.feedback.vote(answers[-1].id)
+    again = before is not None and before.rating == rating and not comment
+    chat.store.feedback.rate(answers[-1].id, 0 if again else rating, comment)
+    if chat.is_terminal:
+        click.echo("Taken back." if again else "Noted.", err=True)
+
+
 def _branch(chat: TerminalChat, reading: TerminalInput, rest: str) -> None:
     """The versions of the newest message that has any; with a number, go to that one."""
     path = chat.path()
@@ -268,6 +288,8 @@ COMMANDS: dict[str, tuple[Command, str, str]] = {
     "title": (_title, "[TEXT]", "Its title."),
     "edit": (_edit, "[N] [TEXT]", "Another version of message N (your last), and its answer."),
     "regenerate": (_regenerate, "", "Another answer to your last message."),
+    "good": (_good, "[WORDS]", "The last answer is good; again: take that back."),
+    "bad": (_bad, "[WORDS]", "The last answer is bad, and why; /edit N writes it better."),
     "branch": (_branch, "[N]", "The versions of the newest message that has any; go to one."),
     "system": (_system, "[TEXT|none]", "The system prompt."),
     "model": (_model, "[REF]", "The model; answer with another one."),
