@@ -167,6 +167,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.position_perplexity:position_perplexity",
         "How well a model reads on, by how much it has read before.",
     ),
+    "eval ensemble": (
+        "stage:lmworks.evaluation.fit_ensemble:fit_ensemble",
+        "Choose the weights with which models generate as one; judge it on texts left aside.",
+    ),
     "eval context": (
         "stage:lmworks.evaluation.context:context",
         "A model before and after its context was extended: sentences found, loss by length.",

@@ -63,6 +63,7 @@ STAGES: dict[str, str] = {
     "preferences": "lmworks.evaluation.preferences:eval_preferences",
     "speculation": "lmworks.evaluation.speculation:speculation",
     "needle": "lmworks.evaluation.needle:needle",
+    "fit_ensemble": "lmworks.evaluation.fit_ensemble:fit_ensemble",
     "context": "lmworks.evaluation.context:context",
     "position_perplexity": "lmworks.evaluation.position_perplexity:position_perplexity",
     "compare_seeds": "lmworks.evaluation.seeds:compare_seeds",
