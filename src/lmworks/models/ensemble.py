@@ -31,18 +31,23 @@ def combined_config(configs: Sequence[ModelConfig]) -> ModelConfig:
 
     Raises: UserError for layers whose states would not be laid out as their own model's are.
     """
-    together = dataclasses.replace(
-        configs[0],
-        vocab_size=min(config.vocab_size for config in configs),
-        layers=tuple(layer for config in configs for layer in config.layers),
-        max_position_embeddings=min(config.max_position_embeddings for config in configs),
-    )
+    together = side_by_side(configs)
     for config in configs:
         if any(layer.kept(config) != layer.kept(together) for layer in config.layers):
             raise UserError(
                 "models with recurrent layers can be members only of ensembles of one hidden size"
             )
     return together
+
+
+def side_by_side(configs: Sequence[ModelConfig]) -> ModelConfig:
+    """The first's config with the layers of all, and the shortest vocabulary and context."""
+    return dataclasses.replace(
+        configs[0],
+        vocab_size=min(config.vocab_size for config in configs),
+        layers=tuple(layer for config in configs for layer in config.layers),
+        max_position_embeddings=min(config.max_position_embeddings for config in configs),
+    )
 
 
 def combined(logits: Sequence[torch.Tensor], spec: EnsembleSpec) -> torch.Tensor:

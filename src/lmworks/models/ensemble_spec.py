@@ -13,6 +13,13 @@ models:
 | `probabilities` | the weighted mean of probabilities: what any of them holds likely |
 | `contrastive` | the first, less what the second holds likely as well |
 
+or which of them answers a request, for members that need not share a vocabulary:
+
+| | |
+|---|---|
+| `route` | the first whose expression `when` is in the user's last message; the last has none |
+| `perplexity` | the one that reads that message in the fewest bits per byte |
+
 Sources: Hinton 2002, products of experts; Jacobs et al. 1991, mixtures; Li et al. 2023, contrastive
 decoding, arXiv 2210.15097, in the form of O'Brien & Lewis 2023, arXiv 2309.09117, section 2.
 """
@@ -21,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,22 +39,28 @@ from lmworks.core.config import from_mapping
 from lmworks.core.errors import UserError, unknown_name
 
 FILE = "ensemble.yaml"
-COMBINE = ("logprobs", "probabilities", "contrastive")
+ROUTES = ("route", "perplexity")
+COMBINE = ("logprobs", "probabilities", "contrastive", *ROUTES)
 _MOST = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
-    """One model of an ensemble, by reference."""
+    """One model of an ensemble, by reference; `when`: see `route`."""
 
     model: str
     weight: float = 1.0
+    when: str = ""
 
     def __post_init__(self) -> None:
         if not self.model:
             raise UserError("a member of an ensemble needs a reference")
         if not 0 <= self.weight < math.inf:
             raise UserError(f"{self.model}: weight {self.weight:g} must be a number from 0 up")
+        try:
+            re.compile(self.when)
+        except re.error as error:
+            raise UserError(f"{self.model}: when {self.when!r} is no expression: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,10 +85,22 @@ class EnsembleSpec:
             raise UserError(f"an ensemble has from 2 to {_MOST} models, not {len(self.models)}")
         if self.combine == "contrastive" and len(self.models) != 2:
             raise UserError("contrastive takes two models: the one that speaks, and a weaker one")
+        told = [bool(member.when) for member in self.models]
+        if self.combine == "route" and told != [True] * (len(told) - 1) + [False]:
+            raise UserError(
+                "route: each model but the last needs `when`; the last takes what is left"
+            )
+        if self.combine != "route" and any(told):
+            raise UserError(f"`when` is for `combine: route`, not for {self.combine}")
         if not sum(member.weight for member in self.models) > 0:
             raise UserError("an ensemble needs a weight above 0")
         if not 0 <= self.strength < math.inf or not 0 < self.plausible <= 1:
             raise UserError("strength must be a number from 0 up, plausible above 0 and at most 1")
+
+    @property
+    def routes(self) -> bool:
+        """Whether one member answers, and not all of them together."""
+        return self.combine in ROUTES
 
     @property
     def weights(self) -> list[float]:

@@ -19,7 +19,7 @@ from lmworks.core.references import resolve
 from lmworks.models.adapters.base import is_adapter
 from lmworks.models.cache_types import row_layout
 from lmworks.models.config import ModelConfig
-from lmworks.models.ensemble import combined_config
+from lmworks.models.ensemble import combined_config, side_by_side
 from lmworks.models.ensemble_spec import ensemble_file, read_ensemble
 from lmworks.models.gguf_weights import GGUFWeights
 from lmworks.models.load import adapter_base, open_weights
@@ -86,13 +86,16 @@ def model_size(ref: str | Path, *, packed: bool = False, base: str = "") -> Mode
     """
     path = resolve(str(ref)).path
     if file := ensemble_file(path):
-        members = [model_size(member.model, packed=packed) for member in read_ensemble(file).models]
+        spec = read_ensemble(file)
+        here = [m.model for m in spec.models if resolve(m.model).path is not None]
+        members = [model_size(name, packed=packed) for name in here]
         configs = [size.config for size in members if isinstance(size.config, ModelConfig)]
-        if len(configs) < len(members):
-            raise UserError(f"{ref}: two towers that meet continue no text")
-        return ModelSize(
-            config=combined_config(configs), weight_bytes=sum(s.weight_bytes for s in members)
-        )
+        if not configs or len(configs) < len(members):
+            raise UserError(
+                f"{ref}: its members must be models that continue text, and one be here"
+            )
+        together = side_by_side(configs) if spec.routes else combined_config(configs)
+        return ModelSize(config=together, weight_bytes=sum(s.weight_bytes for s in members))
     beside = 0
     if path is not None and is_adapter(path):
         beside = adapter_bytes(path) if packed else 0

@@ -105,11 +105,12 @@ class LoadedModel:
             speculate=spec.speculate,
             cache_type=spec.cache_type,
         )
-        if isinstance(self._chat, LocalChat):
-            engine = self._chat.engine
-            self.num_bytes = weight_bytes(engine.model) + engine.cache_bytes
-            if engine.proposer is not None:
-                self.num_bytes += engine.proposer.num_bytes
+        for member in getattr(self._chat, "members", [self._chat]):  # of a router, all
+            if isinstance(member, LocalChat):
+                engine = member.engine
+                self.num_bytes += weight_bytes(engine.model) + engine.cache_bytes
+                if engine.proposer is not None:
+                    self.num_bytes += engine.proposer.num_bytes
 
     @property
     def context(self) -> int:
