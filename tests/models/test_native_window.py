@@ -86,6 +86,30 @@ def test_within_the_native_window_nothing_changes_and_beyond_it_something_does(
             assert torch.equal(plain(ids, cache=caches[0]), model(ids, cache=caches[1]))
 
 
+@pytest.mark.parametrize(("kind", "far"), [("f16", 2e-2), ("q8_0", 0.3)])
+def test_keys_that_are_held_smaller_are_turned_too(
+    kind: str, far: float, token_ids: torch.Tensor
+) -> None:
+    plain = native_model()
+    mixer = dataclasses.replace(plain.config.layers[0].mixer, head_dim=32)  # type: ignore[type-var]
+    config = plain.config.with_layers(mixer=mixer)
+    model = Model(extended(config, factor=4.0))
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)
+        cache = KVCache(model.config, 1, 80, cache_type=kind)
+        model.eval()(token_ids[:, :18], cache=cache.view([0]))
+        got = model(token_ids[:, 18:22], cache=cache.view([0]), last_only=True)
+        right = model(token_ids[:, :22], last_only=True)
+        unturned = KVCache(model.config, 1, 80, cache_type=kind)
+        model(token_ids[:, :18], cache=unturned.view([0]))
+        unturned.regimes[0] = 1  # as if they had been turned
+        wrong = model(token_ids[:, 18:22], cache=unturned.view([0]), last_only=True)
+    assert (got - right).abs().max() < far * right.abs().max()
+    assert (got - right).norm() < 0.5 * (wrong - right).norm()
+
+
 @pytest.mark.parametrize("window", [0, 7, 27])
 @pytest.mark.parametrize("ladder", [False, True])
 def test_keys_follow_when_a_sequence_passes_a_bound(

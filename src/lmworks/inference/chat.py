@@ -81,8 +81,16 @@ def load_chat(
     if file is not None and (spec := read_ensemble(file)).routes:
         if base:
             raise UserError(f"{ref} is a router: it needs no base")
-        how = (max_batch, max_positions, cache_tokens, prefix_tokens, turn_tokens, speculate)
-        return _router(spec, file, _name(found), dict(zip(_ENGINE, how, strict=True)))
+        settings = {
+            "max_batch": max_batch,
+            "max_positions": max_positions,
+            "cache_tokens": cache_tokens,
+            "prefix_tokens": prefix_tokens,
+            "turn_tokens": turn_tokens,
+            "speculate": speculate,
+            "cache_type": cache_type,
+        }
+        return _router(spec, file, _name(found), settings)
     model, tokenizer, path = _weights(found, base)
     if cache_type != "f32":
         say(
@@ -111,24 +119,16 @@ def load_chat(
     return LocalChat(engine, _name(found))
 
 
-_ENGINE = (
-    "max_batch", "max_positions", "cache_tokens", "prefix_tokens", "turn_tokens", "speculate",
-)  # fmt: skip
-
-
 def _router(spec: Any, file: Path, name: str, settings: dict[str, Any]) -> ChatModel:
     """Load the members; what was loaded is closed again if one of them can't be."""
     from lmworks.inference.routing import RoutedChat
+    from lmworks.models.ensemble_spec import member_paths
 
     chat = RoutedChat([], spec, name)
     try:
-        for member in spec.models:
-            if not (path := resolve(member.model).path):
-                chat.members.append(load_chat(member.model))
-            elif path == file or path == file.parent:
-                raise UserError(f"{file}: a router can't be a member of itself")
-            else:
-                chat.members.append(load_chat(member.model, **settings))
+        for member, path in zip(spec.models, member_paths(file, spec), strict=True):
+            how = settings if path is not None else {}
+            chat.members.append(load_chat(member.model, **how))
             local = isinstance(chat.members[-1], LocalChat)
             if spec.combine == "perplexity" and (
                 not local or not hasattr(chat.members[-1].engine.model, "layers")  # type: ignore[attr-defined]

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
-from lmworks.core.references import resolve
-from lmworks.models.ensemble_spec import read_ensemble
+from lmworks.models.ensemble_spec import member_paths, read_ensemble
 
 if TYPE_CHECKING:
     from lmworks.models.ensemble import EnsembleModel
@@ -24,17 +23,17 @@ def load_ensemble(file: Path) -> tuple[EnsembleModel, Any, Path]:
     Raises: UserError for a member that is an ensemble or an endpoint, or of another vocabulary.
     """
     from lmworks.models.ensemble import EnsembleModel
-    from lmworks.models.ensemble_spec import ensemble_file
     from lmworks.models.load import load_language_model
     from lmworks.tokenizers.load import load_tokenizer
 
     spec = read_ensemble(file)
     members, tokenizers, paths = [], [], []
-    for member in spec.models:
-        path = resolve(member.model).path
-        if path is None or ensemble_file(path):
-            kind = "an endpoint, which gives no probabilities" if path is None else "an ensemble"
-            raise UserError(f"{file}: {member.model} is {kind}: name models that lie here")
+    for member, path in zip(spec.models, member_paths(file, spec), strict=True):
+        if path is None:
+            raise UserError(
+                f"{file}: {member.model} is an endpoint, which gives no probabilities: name models "
+                "that lie here"
+            )
         members.append(load_language_model(path, packed=True))
         tokenizers.append(load_tokenizer(path))
         paths.append(path)

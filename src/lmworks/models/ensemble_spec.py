@@ -37,6 +37,7 @@ import yaml
 
 from lmworks.core.config import from_mapping
 from lmworks.core.errors import UserError, unknown_name
+from lmworks.core.references import resolve
 
 FILE = "ensemble.yaml"
 ROUTES = ("route", "perplexity")
@@ -137,6 +138,23 @@ def read_ensemble(file: Path) -> EnsembleSpec:
         where = f"{file}, model {number}"
         members.append(_from_folder(from_mapping(Member, member, where=where), file.parent))
     return from_mapping(EnsembleSpec, {**values, "models": tuple(members)}, where=str(file))
+
+
+def member_paths(file: Path, spec: EnsembleSpec) -> list[Path | None]:
+    """Where the members lie; None for an endpoint.
+
+    Raises: UserError for one that leads nowhere, and for an ensemble or router in one of its kind.
+    """
+    paths = []
+    for member in spec.models:
+        path = resolve(member.model).path
+        inner = ensemble_file(path)
+        if inner is not None and not spec.routes:
+            raise UserError(f"{file}: {member.model} is an ensemble: name its models themselves")
+        if inner is not None and read_ensemble(inner).routes:
+            raise UserError(f"{file}: {member.model} is a router, which can't lie in a router")
+        paths.append(path)
+    return paths
 
 
 def _from_folder(member: Member, folder: Path) -> Member:

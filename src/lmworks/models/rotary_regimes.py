@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmworks.models.cache_types import decode, encode
 from lmworks.models.pages import PAGE
 from lmworks.models.positions import Rotary, shared_rotary
 
@@ -93,4 +94,5 @@ class Regimes:
                 places = torch.tensor([slot], device=keys.device)
                 last, at = length - 1, torch.arange(ring, device=keys.device)
                 positions = (last - (last - at) % ring).clamp(min=0).view(1, 1, ring)
-            keys[places] = rotary.turned_anew(keys[places], positions, lengths)
+            turned = rotary.turned_anew(decode(keys[places]), positions, lengths)
+            keys[places] = encode(turned, keys.dtype)

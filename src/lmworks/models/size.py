@@ -20,7 +20,7 @@ from lmworks.models.adapters.base import is_adapter
 from lmworks.models.cache_types import row_layout
 from lmworks.models.config import ModelConfig
 from lmworks.models.ensemble import combined_config, side_by_side
-from lmworks.models.ensemble_spec import ensemble_file, read_ensemble
+from lmworks.models.ensemble_spec import ensemble_file, member_paths, read_ensemble
 from lmworks.models.gguf_weights import GGUFWeights
 from lmworks.models.load import adapter_base, open_weights
 from lmworks.models.model import Model
@@ -87,8 +87,8 @@ def model_size(ref: str | Path, *, packed: bool = False, base: str = "") -> Mode
     path = resolve(str(ref)).path
     if file := ensemble_file(path):
         spec = read_ensemble(file)
-        here = [m.model for m in spec.models if resolve(m.model).path is not None]
-        members = [model_size(name, packed=packed) for name in here]
+        here = [path for path in member_paths(file, spec) if path is not None]
+        members = [model_size(member, packed=packed) for member in here]
         configs = [size.config for size in members if isinstance(size.config, ModelConfig)]
         if not configs or len(configs) < len(members):
             raise UserError(
