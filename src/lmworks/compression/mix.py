@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import heapq
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
@@ -146,26 +147,34 @@ def choose(
 ) -> dict[str, str]:
     """One kind for each name, of at most `budget` bytes together, with little cost.
 
-    Steps up each name's lower convex hull are taken in the order of what they save for a byte,
-    which is what a price does; what is left is filled with the best steps that still fit.
+    Steps to larger kinds are taken in the order of what they save for a byte, which is what a price
+    does; those that no longer fit are passed over, so that what is left is filled as well.
     """
     chosen = {
-        name: min(own, key=lambda k: (own[k], costs[name].get(k, 0.0)))
+        name: min(own, key=lambda kind: (own[kind], costs[name].get(kind, 0.0)))
         for name, own in sizes.items()
     }
     left = budget - sum(sizes[name][kind] for name, kind in chosen.items())
 
-    def steps(name: str) -> Iterator[tuple[float, str, str]]:
+    def best_step(name: str) -> tuple[float, str, str] | None:
         now, own, cost = chosen[name], sizes[name], costs[name]
-        for kind, size in own.items():
-            saved = cost.get(now, 0.0) - cost.get(kind, 0.0)
-            if size > own[now] and size - own[now] <= left and saved > 0:
-                yield saved / (size - own[now]), name, kind
+        found = [
+            ((cost.get(kind, 0.0) - cost.get(now, 0.0)) / (size - own[now]), name, kind)
+            for kind, size in own.items()
+            if 0 < size - own[now] <= left and cost.get(kind, 0.0) < cost.get(now, 0.0)
+        ]
+        return min(found, default=None)
 
-    while found := [max(mine) for name in sizes if (mine := list(steps(name)))]:
-        _, name, kind = max(found)
-        left -= sizes[name][kind] - sizes[name][chosen[name]]
-        chosen[name] = kind
+    steps = [step for name in sizes if (step := best_step(name)) is not None]
+    heapq.heapify(steps)
+    while steps:
+        _, name, kind = heapq.heappop(steps)
+        more = sizes[name][kind] - sizes[name][chosen[name]]
+        if more <= left:
+            left -= more
+            chosen[name] = kind
+        if (step := best_step(name)) is not None:
+            heapq.heappush(steps, step)
     return chosen
 
 
