@@ -28,7 +28,7 @@ import torch
 
 from lmworks.compression.block_rows import BlockRows
 
-SWEEPS = 3
+SWEEPS = 8
 _ROWS_AT_ONCE = 4096
 _FEEDBACK_COLUMNS = 64  # between two matrix products
 _LARGEST_DAMPING = 1e4  # past that, inputs say nothing

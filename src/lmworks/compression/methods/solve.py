@@ -12,7 +12,7 @@ from lmworks.compression.methods.base import Matrix
 from lmworks.compression.methods.imatrix import start
 
 _DAMPING = 0.1
-_SWEEPS = 2
+_SWEEPS = 4
 
 
 def solve_matrix(matrix: Matrix, kind: str) -> np.ndarray:
