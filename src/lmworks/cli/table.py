@@ -280,6 +280,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.compression.sparsify:sparsify",
         "Set a share of the weights to zero: magnitude, Wanda, SparseGPT, 2:4.",
     ),
+    "compress bundle": (
+        "stage:lmworks.ops.bundle:bundle",
+        "Pack a model for a phone or a small computer, held to a memory and replayed.",
+    ),
     "compress merge-adapter": (
         "stage:lmworks.evaluation.merged_adapter:merge_into_blocks",
         "Fold an adapter into a GGUF file, keeping the types of its tensors.",

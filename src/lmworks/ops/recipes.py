@@ -54,6 +54,7 @@ STAGES: dict[str, str] = {
     "merge": "lmworks.models.merging.stage:merge",
     "merge_adapter": "lmworks.models.adapters.merge_stage:merge_adapter",
     "prune": "lmworks.compression.pruning.stage:prune_stage",
+    "bundle": "lmworks.ops.bundle:bundle",
     "quantize": "lmworks.compression.quantize:quantize",
     "sparsify": "lmworks.compression.sparsify:sparsify",
     "importance": "lmworks.compression.measure_importance:importance",

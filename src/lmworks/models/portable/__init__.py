@@ -1,0 +1,1 @@
+"""A decoder as a graph that other runtimes execute: ONNX Runtime, ExecuTorch."""
