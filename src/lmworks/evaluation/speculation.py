@@ -13,6 +13,7 @@ alike in distribution, and differ in length.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from lmworks.inference.engine import Engine
 
 _OWN_PROMPTS = Path(__file__).with_name("speculation_prompts.json")
+
+
+def default_prompts() -> list[dict[str, Any]]:
+    """Nine requests to a chat model of kinds that differ, each with its `messages`."""
+    found: list[dict[str, Any]] = json.loads(_OWN_PROMPTS.read_text(encoding="utf-8"))
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

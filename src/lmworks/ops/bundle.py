@@ -124,21 +124,14 @@ def _source_text(
     config: BundleConfig, run: Run, tokenizer: Tokenizer
 ) -> tuple[list[list[int]], list[list[int]], ModelConfig]:
     """Prompts, what the model itself says after them, and its settings."""
-    from lmworks.compression.calibration import calibration_rows
     from lmworks.inference.engine import Engine
     from lmworks.inference.sampling import Sampling
     from lmworks.models.load import load_language_model
 
-    rows = calibration_rows(
-        run.inputs.get("prompts"),
-        tokenizer,
-        max_tokens=4 * _PROMPTS * _PROMPT_TOKENS,
-        length=_PROMPT_TOKENS,
-        seed=config.seed,
-    )
-    prompts = [row.tolist() for row in rows[:_PROMPTS]]
+    prompts = _prompts(config, run, tokenizer)
     model = load_language_model(run.inputs["model"], packed=True)
-    engine = Engine(model, tokenizer, max_positions=_PROMPT_TOKENS + _ANSWER_TOKENS + 1)
+    longest = max(map(len, prompts)) + _ANSWER_TOKENS
+    engine = Engine(model, tokenizer, max_positions=longest)
     try:
         plain = Sampling(temperature=0, max_tokens=_ANSWER_TOKENS)
         streams = [engine.submit(prompt, plain) for prompt in prompts]
@@ -152,6 +145,25 @@ def _source_text(
     if not kept:
         raise UserError("the model says nothing after the prompts: give others with --prompts")
     return [p for p, _ in kept], [a for _, a in kept], model.config
+
+
+def _prompts(config: BundleConfig, run: Run, tokenizer: Tokenizer) -> list[list[int]]:
+    """What the model is asked: in its own template if it has one, since runtimes round, and what
+    that does to a text says little of a conversation."""
+    from lmworks.compression.calibration import calibration_rows
+    from lmworks.evaluation.speculation import default_prompts
+
+    if not config.prompts and tokenizer.chat_template:
+        asked = [prompt["messages"] for prompt in default_prompts()]
+        return [tokenizer.encode_chat(messages, add_generation_prompt=True) for messages in asked]
+    rows = calibration_rows(
+        run.inputs.get("prompts"),
+        tokenizer,
+        max_tokens=4 * _PROMPTS * _PROMPT_TOKENS,
+        length=_PROMPT_TOKENS,
+        seed=config.seed,
+    )
+    return [row.tolist() for row in rows[:_PROMPTS]]
 
 
 def _pack_gguf(config: BundleConfig, run: Run) -> Path:
