@@ -197,6 +197,21 @@ def test_says_what_does_not_fit(reference, texts_file, tmp_path, changes, said):
         _optimize(reference, texts_file, tmp_path, **changes)
 
 
+def test_a_process_runs_what_its_setting_says(reference, texts_file, tokenizer):
+    from lmworks.evaluation.sample_texts import sample_texts
+
+    setting = ServingSetting(
+        format="Q4_0", threads=3, max_batch=2, turn_tokens=32, speculate="lookup", cache_type="f16"
+    )
+    config = OptimizeConfig(model=str(reference), users=3, prompt_tokens=7, answer_tokens=5)
+    texts = sample_texts(texts_file, tokenizer)
+    job = optimize_serving._job(config, {"Q4_0": reference}, texts, setting)
+    assert (job.model, job.threads, job.speculate) == (str(reference), 3, "lookup")
+    assert job.engine == {"max_batch": 2, "turn_tokens": 32, "cache_type": "f16"}
+    assert [len(prompt) for prompt in job.prompts] == [7, 7, 7] and job.answer_tokens == 5
+    assert len(set(job.prompts)) == 3
+
+
 def test_processes_that_were_asked_least_lately_go(reference, texts_file, tmp_path, monkeypatch):
     closed = []
 
