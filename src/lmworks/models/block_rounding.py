@@ -67,7 +67,7 @@ class _BlockRounded(nn.Module):
 
 @contextlib.contextmanager
 def ggml_activations(model: Model) -> Iterator[Model]:
-    """The model with the inputs of all its packed matrices rounded as ggml rounds them, for a while.
+    """The model with inputs of all its packed matrices rounded as ggml rounds them, for a while.
 
     The matrix of the logits too. Short steps that run as one call leave it to the modules.
     """
