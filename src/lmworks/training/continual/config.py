@@ -20,7 +20,7 @@ class HoldConfig:
 
     memory_rows: int = option(500, help="rows of all earlier tasks together that are kept")
     share: float = option(0.5, help="share of the steps that replay and kl give to kept rows")
-    ewc_strength: float = option(1.0, help="weight of the penalty of ewc")
+    ewc_strength: float = option(0.1, help="weight of the penalty of ewc")
     ewc_decay: float = option(0.9, help="what stays of the Fisher information with each round")
     fisher_rows: int = option(64, help="rows of a task that ewc weighs parameters by")
     l2_strength: float = option(0.1, help="weight of the penalty of l2")
