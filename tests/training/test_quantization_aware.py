@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from lmworks.compression.quantize import encode
+from lmworks.compression.quantize import QuantizeConfig, encode, quantize
 from lmworks.compression.sparsify import sparsify_model
 from lmworks.compression.sparsity import sparsity_of
 from lmworks.core.errors import UserError
 from lmworks.core.gguf import dequantize
 from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.load import load_language_model
 from lmworks.models.model import Model
+from lmworks.models.save import save_model
+from lmworks.tokenizers.train import train_bpe
 from lmworks.training.callbacks.keep_zeros import KeepZeros
 from lmworks.training.objectives.causal import causal
 from lmworks.training.quantization_aware import rounded_weights
@@ -59,6 +63,22 @@ def test_a_forward_is_that_of_the_file(kind: str, tied: bool) -> None:
     assert not torch.equal(rounded, plain)
     assert torch.equal(model(IDS), plain)
     assert set(model.state_dict()) == set(made(tied).state_dict())
+
+
+def test_the_stage_writes_what_was_seen(tmp_path: Path) -> None:
+    """Through the files: a folder of float32, `compress quantize`, and the loader."""
+    tokenizer = train_bpe(
+        ["the cat sat on the mat and the dog sat on the cat\n"] * 20, vocab_size=288
+    )
+    config = dataclasses.replace(made().config, vocab_size=tokenizer.vocab_size)
+    model = Model(config)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    save_model(model, tmp_path / "model", tokenizer=tokenizer)
+    with rounded_weights(model, "Q4_0"), torch.inference_mode():
+        seen = model(IDS)
+    quantize(QuantizeConfig(model=str(tmp_path / "model"), type="Q4_0"), tmp_path / "file")
+    with torch.inference_mode():
+        assert torch.equal(load_language_model(tmp_path / "file")(IDS), seen)
 
 
 def test_gradients_go_straight_through() -> None:
