@@ -1,7 +1,8 @@
-"""Mean KL at equal file size: our best method against llama.cpp's quantiser with the same
+r"""Mean KL at equal file size: our best method against llama.cpp's quantiser with the same
 importance matrix, on a real model's float twin (`twins.py` says why a twin).
 
-    python bench/quantizing.py smollm2-135m FOLDER --llama-python PYTHON [--preset Q4_K_M ...]
+    python bench/quantizing.py smollm2-135m FOLDER --llama-python PYTHON \
+        [--pure Q4_0 ...] [--preset Q4_K_M ...]
 
 Calibration text (8,192 tokens by default) and held-out documents are leading paragraphs of
 Wikipedia from a package; no document is in both. llama.cpp's file comes first; ours gets its size
@@ -56,9 +57,11 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--llama-python", required=True)
-    parser.add_argument("--preset", nargs="+", default=["Q4_0", "Q4_K_M"])
+    parser.add_argument("--pure", nargs="*", default=["Q4_0"], help="one type for all matrices")
+    parser.add_argument("--preset", nargs="*", default=["Q4_K_M"], help="its size as the target")
     parser.add_argument("--method", nargs="+", default=["solve"])
     parser.add_argument("--heldout", type=int, default=_HELDOUT)
+    parser.add_argument("--length", type=int, default=256, help="tokens of a held-out document")
     parser.add_argument("--tokens", type=int, default=_TOKENS)
     asked = parser.parse_args()
     folder, torch_threads = asked.folder, 2
@@ -81,33 +84,39 @@ def main() -> None:
 
     _once(folder / "importance.npz", importance)
     begin = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None][:1]
-    rows = [np.array([*begin, *tokenizer.encode(one)][:256]) for one in heldout[: asked.heldout]]
+    rows = [
+        np.array([*begin, *tokenizer.encode(one)][: asked.length])
+        for one in heldout[: asked.heldout]
+    ]
     reference = load_language_model(twin)
     results: list[dict[str, Any]] = []
-    for preset in asked.preset:
-        theirs = folder / f"llama-{preset}.gguf"
+    for preset in [*asked.pure, *asked.preset]:
+        pure = preset in asked.pure
+        name = f"pure-{preset}" if pure else preset
+        theirs = folder / f"llama-{name}.gguf"
         command = [asked.llama_python, str(Path(__file__).with_name("llama_quantize.py"))]
         command += [str(float_file), str(theirs), preset, str(folder / "importance.npz")]
+        command += ["--pure"] if pure else []
         _once(
             theirs, lambda command=command: subprocess.run(command, check=True, capture_output=True)
         )
         size = theirs.stat().st_size
         first = divergences(reference, load_language_model(theirs), rows)
-        results.append(_row(f"llama.cpp {preset}", size, first, None, 0.0))
+        results.append(_row(f"llama.cpp {name}", size, first, None, 0.0))
         for method in asked.method:
             started = time.perf_counter()
+            wanted: dict[str, Any] = {"type": preset} if pure else {"target_size": f"{size}B"}
             made = quantize(
                 QuantizeConfig(
-                    model=str(twin), calibration=str(text), target_size=f"{size}B", method=method,
-                    calibration_tokens=asked.tokens,
-                    threads=torch_threads,
+                    model=str(twin), calibration=str(text), method=method, threads=torch_threads,
+                    calibration_tokens=asked.tokens, **wanted,
                 ),
-                folder / f"{method}-{preset}",
+                folder / f"{method}-{name}",
             )  # fmt: skip
             seconds = time.perf_counter() - started
             ours = divergences(reference, load_language_model(made.path), rows)
-            row = _row(f"{method} {preset}", made.metrics["bytes_after"], ours, first, seconds)
-            results.append(row | {"predicted_kl": made.metrics["predicted_kl"]})
+            row = _row(f"{method} {name}", made.metrics["bytes_after"], ours, first, seconds)
+            results.append(row | {"predicted_kl": made.metrics.get("predicted_kl")})
     pairs.keep(f"quantizing_{asked.model}", unit="nats per token", rows=results)
 
 
