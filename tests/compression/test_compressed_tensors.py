@@ -27,6 +27,7 @@ from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
 from lmworks.models.load import load_model
 from lmworks.models.model import Model
 from lmworks.models.packed import PackedLinear, PackedMatrix
+from lmworks.models.size import held_bytes, model_size
 
 
 @pytest.fixture
@@ -77,6 +78,7 @@ def test_what_is_written_is_read_back(model: Model, tmp_path: Path, kind: str) -
     plain, packed = load_model(folder), load_model(folder, packed=True)
     for (name, ours), read in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours, read), name
+    assert model_size(folder, packed=True).weight_bytes == held_bytes(packed)
     module = packed.layers[1].feed_forward.down_proj
     rounding = scheme_of(kind, 32).inputs
     assert isinstance(module, RoundedLinear) == bool(rounding)

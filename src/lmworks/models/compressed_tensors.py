@@ -26,6 +26,7 @@ from lmworks.models.compressed_scheme import Scheme, Schemes
 from lmworks.models.config import AnyConfig
 from lmworks.models.model import Model
 from lmworks.models.packed import PackedLinear, PackedMatrix
+from lmworks.models.packed_slots import BLOCK, TILE
 from lmworks.models.safetensors_weights import SafetensorsWeights
 from lmworks.models.weights import Shape, check_finite, telling
 
@@ -146,6 +147,23 @@ class CompressedWeights(SafetensorsWeights):
     def tensor(self, name: str) -> torch.Tensor:
         """See `Weights`."""
         return super().tensor(name) if self.scheme(name) is None else self.coded(name).dequantized()
+
+    def packed_bytes(self, bounds: list[Bound]) -> int:
+        """How much less memory the modules take that `pack` would replace, below 0."""
+        less = 0
+        for bound in bounds:
+            scheme = self.scheme(bound.foreign[0])
+            if scheme is None or not bound.rule.plain or scheme.kind == "float":
+                continue
+            rows, columns = self._shapes[bound.foreign[0]]
+            size = scheme.group_size or columns
+            halves = size == BLOCK // 2 and scheme.symmetric
+            if columns % BLOCK or (size % BLOCK and not halves):
+                continue
+            scales = columns // BLOCK * (2 if halves else 1) * (1 if scheme.symmetric else 2)
+            row = columns // (2 if scheme.num_bits <= 4 else 1) + 4 * scales
+            less += -(-rows // TILE) * TILE * row - 4 * rows * columns
+        return less
 
     def pack(self, model: Model, bounds: list[Bound]) -> None:
         """Replace the modules of `model` whose matrices are coded integers by packed ones.

@@ -18,6 +18,7 @@ from lmworks.core.errors import UserError
 from lmworks.core.references import resolve
 from lmworks.models.adapters.base import is_adapter
 from lmworks.models.cache_types import row_layout
+from lmworks.models.compressed_tensors import CompressedWeights
 from lmworks.models.config import ModelConfig
 from lmworks.models.ensemble import combined_config, side_by_side
 from lmworks.models.ensemble_spec import ensemble_file, member_paths, read_ensemble
@@ -132,6 +133,8 @@ def _weight_bytes(weights: Weights, packed: bool) -> int:
         for _, module, bound in weights.packable(model, bounds):
             tensor = weights.tensors[bound.foreign[0]]
             total += _packed_bytes(tensor) - 4 * module.weight.numel()
+    if packed and isinstance(weights, CompressedWeights):
+        total += weights.packed_bytes(bounds)
     return total
 
 
