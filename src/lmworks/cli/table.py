@@ -159,6 +159,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "stage:lmworks.evaluation.speculation:speculation",
         "Whether guessing tokens pays here: guesses kept, tokens a step, speed-up.",
     ),
+    "eval merge-search": (
+        "stage:lmworks.evaluation.merge_search:merge_search",
+        "How to merge models so that held-out text is told best; writes the recipe.",
+    ),
     "eval needle": (
         "stage:lmworks.evaluation.needle:needle",
         "Whether a model finds a sentence in a long text, by length and depth.",

@@ -63,6 +63,7 @@ STAGES: dict[str, str] = {
     "optimize": "lmworks.evaluation.optimize_serving:optimize",
     "preferences": "lmworks.evaluation.preferences:eval_preferences",
     "speculation": "lmworks.evaluation.speculation:speculation",
+    "merge_search": "lmworks.evaluation.merge_search:merge_search",
     "needle": "lmworks.evaluation.needle:needle",
     "fit_ensemble": "lmworks.evaluation.fit_ensemble:fit_ensemble",
     "context": "lmworks.evaluation.context:context",
