@@ -94,6 +94,30 @@ def test_nuslerp_is_mergekits_to_the_bit(shape: tuple[int, ...], with_base: bool
             _assert_equal("nuslerp", tuned[:2], start, each=each, shared=shared)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_spherical_means_are_mergekits_to_the_bit(shape: tuple[int, ...]) -> None:
+    base, tuned = _drawn(shape, torch.float32)
+    for count in (1, 2, 4):
+        _assert_equal("karcher", tuned[:count], None)
+        each = {"weight": [0.5, 0.3, 0.9, 0.4][:count]}
+        for start in (None, base):
+            for normalize in (True, False):
+                shared = {"normalize_weights": normalize}
+                _assert_equal("multislerp", tuned[:count], start, each=each, shared=shared)
+
+
+def test_karcher_steps_are_mergekits_to_rounding() -> None:
+    """Models far apart: several steps are taken, whose order of sums is not the same."""
+    from tests.models.merging.mergekit_oracle import theirs
+
+    random = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(33, 65, generator=random) for _ in range(4)]
+    found, wanted = merge_tensors("karcher", tensors), theirs("karcher", tensors)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    start = merge_tensors("karcher", tensors, shared={"max_iter": 0})
+    assert float((start - wanted).abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della_linear", "task_arithmetic"])
 def test_bfloat16_masks_that_are_drawn_are_mergekits(name: str) -> None:
     base, tuned = _drawn((33, 65), torch.bfloat16)

@@ -21,6 +21,8 @@ METHODS = {
     "linear": "lmworks.models.merging.linear:LINEAR",
     "slerp": "lmworks.models.merging.slerp:SLERP",
     "nuslerp": "lmworks.models.merging.nuslerp:NUSLERP",
+    "multislerp": "lmworks.models.merging.multislerp:MULTISLERP",
+    "karcher": "lmworks.models.merging.karcher:KARCHER",
     "task_arithmetic": "lmworks.models.merging.task_arithmetic:TASK_ARITHMETIC",
     "ties": "lmworks.models.merging.ties:TIES",
     "dare_linear": "lmworks.models.merging.dare:DARE_LINEAR",
