@@ -81,6 +81,17 @@ def test_an_onnx_bundle_answers_like_its_model(model: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the exporter, about itself
+def test_an_executorch_bundle_answers_like_its_model(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    folder, figures = made(model, tmp_path / "out", target="executorch", memory="1GB")
+    assert figures["distance"] == 0 and figures["equal_before_difference"] == 1
+    program = [sys.executable, str(folder / "run.py"), "the cat"]
+    said = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0 and said.stdout.strip()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_rounded_onnx_weights_stay_near(model: Path, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("onnxruntime")
@@ -125,3 +136,11 @@ def test_settings_that_go_with_no_target(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(UserError, match="an ONNX bundle has float32, int8 or int4"):
         made(model, tmp_path / "out", target="onnx", type="Q4_K")
+
+
+def test_a_runtime_that_is_not_here_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the package executorch: pip install .*executorch"):
+        made(model, tmp_path / "out", target="executorch")

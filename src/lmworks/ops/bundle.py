@@ -4,6 +4,7 @@
 |---|---|---|
 | gguf | one GGUF file | llama.cpp: Linux, Android, iOS, Raspberry Pi |
 | onnx | an ONNX graph with its cache as inputs and outputs | ONNX Runtime |
+| executorch | a program that holds its cache, float32 | ExecuTorch, with XNNPACK |
 
 The folder holds the model, its tokenizer, settings and a small program. Three things are certain
 when it is there: it was made for a memory that it was then held to, the program was run, and it
@@ -30,9 +31,14 @@ if TYPE_CHECKING:
 
 _FILES = Path(__file__).with_name("bundle_files")
 _SHORTEST = 256  # tokens of context that are worth a bundle
-_RUNTIME_BYTES = {"gguf": 60_000_000, "onnx": 110_000_000}  # program, runtime, work space
+_RUNTIME_BYTES = {
+    "gguf": 60_000_000,
+    "onnx": 110_000_000,
+    "executorch": 350_000_000,
+}  # program, runtime, work space
 _CACHE_BYTES = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}  # of a number
 _EVERYDAY = 4096  # tokens of context, unless more is asked for
+_STEPPING = 1024  # where the memory of the whole context is taken at once
 _PROMPTS, _PROMPT_TOKENS, _ANSWER_TOKENS = 8, 24, 32
 
 
@@ -49,7 +55,9 @@ class BundleConfig:
     """
 
     model: str = option(role=REFERENCE, help="model folder, GGUF file or reference")
-    target: Literal["gguf", "onnx"] = option("gguf", help="what runs it: llama.cpp, ONNX Runtime")
+    target: Literal["gguf", "onnx", "executorch"] = option(
+        "gguf", help="what runs it: llama.cpp, ONNX Runtime, ExecuTorch"
+    )
     type: str = option(
         "", help="of weights: a GGUF type (a GGUF file's own by default), or float32, int8, int4"
     )
@@ -110,10 +118,15 @@ def bundle(config: BundleConfig, run: Run) -> dict[str, Any]:
 def _check(config: BundleConfig) -> None:
     from importlib.util import find_spec
 
-    package = {"gguf": "xllamacpp", "onnx": "onnxruntime"}[config.target]
+    package, extra = {
+        "gguf": ("xllamacpp", "llamacpp"),
+        "onnx": ("onnxruntime", "onnx"),
+        "executorch": ("executorch", "executorch"),
+    }[config.target]
     if not find_spec(package):
-        extra = {"gguf": "llamacpp", "onnx": "onnx"}[config.target]
         raise MissingExtra(package, extra, f"a bundle for {config.target}, which is run once,")
+    if config.target == "executorch" and config.type not in ("", "float32"):
+        raise UserError(f"--type {config.type}: an ExecuTorch bundle has float32")
     if config.target == "onnx" and config.type not in ("", "float32", "int8", "int4"):
         raise UserError(f"--type {config.type}: an ONNX bundle has float32, int8 or int4")
     if not 0 <= config.max_distance <= 1:
@@ -192,7 +205,17 @@ def _pack_onnx(config: BundleConfig, run: Run) -> Path:
     return export_onnx(model, run.folder, length=length, weights=weights)
 
 
-_PACK = {"gguf": _pack_gguf, "onnx": _pack_onnx}
+def _pack_executorch(config: BundleConfig, run: Run) -> Path:
+    from lmworks.models.load import load_language_model
+    from lmworks.models.portable.executorch import export_executorch
+
+    model = load_language_model(run.inputs["model"])
+    # The memory for all of it is taken when the program is loaded.
+    length = config.context_length or min(_STEPPING, model.config.max_position_embeddings)
+    return export_executorch(model, run.folder, length=length)
+
+
+_PACK = {"gguf": _pack_gguf, "onnx": _pack_onnx, "executorch": _pack_executorch}
 
 
 def _settings(
@@ -211,13 +234,16 @@ def _settings(
         sum(heads * size for heads, size in layer.kept(model).per_position.values())
         for layer in model.layers
     )
-    most = min(config.context_length or _EVERYDAY, model.max_position_embeddings)
+    usual = _STEPPING if config.target == "executorch" else _EVERYDAY
+    most = min(config.context_length or usual, model.max_position_embeddings)
     least = max(longest, config.context_length or min(_SHORTEST, most))
     left = memory - weights - _RUNTIME_BYTES[config.target]
     kinds = [config.cache_type] if config.cache_type != "auto" else ["f16", "q8_0"]
     if config.target == "onnx":
         # A graph gives back each layer's past as a copy, so that two are there at once.
         kinds, numbers = ["f32"], 2 * numbers
+    elif config.target == "executorch":
+        kinds = ["f32"]
     for kind in kinds:
         per_token = numbers * _CACHE_BYTES[kind]
         fits = int(left / per_token) if per_token else most
