@@ -137,3 +137,5 @@ def test_what_can_not_be_written_out_is_named() -> None:
     sizes = Sizes(hidden_size=64, context_length=64)
     with pytest.raises(UserError, match=r"layer 0 \(mamba.*GGUF"):
         check_portable(decoder_config("mamba", depth=2, vocab_size=97, sizes=sizes))
+    with pytest.raises(UserError, match=r"layer 0 \(.*GGUF"):
+        check_portable(decoder_config("attention+moe", depth=2, vocab_size=97, sizes=sizes))

@@ -18,7 +18,13 @@ from torch import nn
 
 from lmworks.core.errors import UserError
 from lmworks.models.attention import Attention, attention_weights
-from lmworks.models.config import AttentionConfig, LMHeadConfig, ModelConfig, SlidingWindow
+from lmworks.models.config import (
+    AttentionConfig,
+    LMHeadConfig,
+    MLPConfig,
+    ModelConfig,
+    SlidingWindow,
+)
 from lmworks.models.context import Context
 from lmworks.models.model import Model, words_for
 from lmworks.models.positions import Rotary, apply_rotary
@@ -42,6 +48,9 @@ def check_portable(config: ModelConfig) -> None:
         plain = mixer.pattern is None or isinstance(mixer.pattern, SlidingWindow)
         need(mixer.causal and plain and not mixer.alibi, f"layer {index} ({words_for(mixer)})")
         need(layer.cross_attention is None, f"layer {index} (cross attention)")
+        feed_forward = layer.feed_forward
+        if feed_forward is not None and type(feed_forward) is not MLPConfig:
+            need(False, f"layer {index} ({words_for(feed_forward)})")
         grows = mixer.rope is not None and mixer.rope.depends_on_length
         need(not grows, f"layer {index} (positions that depend on the length)")
 
