@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmworks.core.errors import UserError
-from lmworks.core.ggml_types import TYPES
+from lmworks.core.ggml_types import TYPES, encode_floats
 from lmworks.core.gguf import (
     GGUFTensor,
     LaterTensor,
@@ -102,6 +102,23 @@ def test_another_number_of_bytes_than_was_told_leaves_no_file(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"a: Q8_0 .* 68 bytes, not 67"):
         write_gguf(tmp_path / "model.gguf", {}, {"a": short})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "F32"])
+def test_floats_are_written_as_the_reference_package_writes_them(kind: str) -> None:
+    every = np.arange(1 << 16, dtype=np.uint32) << 16  # of 16 bits, all that there is
+    near = np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=np.uint32)
+    values = (every[:, None] | near).view(np.float32).reshape(-1, 64)
+    with np.errstate(all="ignore"):
+        theirs = reference.quants.quantize(values, reference.GGMLQuantizationType[kind])
+        ours = encode_floats(values, kind)
+    assert ours.shape == theirs.view(np.uint8).reshape(len(values), -1).shape
+    decode = TYPES[kind].decode
+    both = [
+        decode(np.frombuffer(raw.tobytes(), np.uint8).reshape(-1, TYPES[kind].num_bytes))
+        for raw in (ours, theirs)
+    ]
+    assert np.array_equal(*both, equal_nan=True)
 
 
 # --- parity with the reference package -------------------------------------------------------

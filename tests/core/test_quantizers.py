@@ -178,6 +178,16 @@ def test_a_type_that_is_only_read_is_named(kind: str) -> None:
         quantize(np.zeros((1, 256), np.float32), kind, name="w")
 
 
+def test_arithmetic_is_exact_whoever_compiles_it_first() -> None:
+    from lmworks.core import k_quantizers, uneven_blocks
+
+    found = [
+        f for m in (k_quantizers, uneven_blocks) for f in vars(m).values() if hasattr(f, "py_func")
+    ]
+    assert len(found) > 12 and not any(f.targetoptions["fastmath"] for f in found)
+    assert all("fastmath" in f.targetoptions for f in found)  # else a caller's is taken over
+
+
 def test_a_half_is_that_of_numpy() -> None:
     halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
     between = (halves[1:] + halves[:-1]) / 2

@@ -1,5 +1,5 @@
-"""Smaller models: quantised weights, and what they cost and save.
+"""Smaller models: quantised, sparse or pruned, on calibration text of one's own.
 
-In: a model folder or GGUF. Out: a folder with one GGUF file that llama.cpp and our engine read.
-One of the 88 systems is begun here: Quantization toolkit (see docs/systems.md).
+In: a model folder or GGUF. Out: a GGUF file that llama.cpp and our engine read, or safetensors in a
+layout that vLLM and transformers read. docs/architecture.md has the way through the room.
 """

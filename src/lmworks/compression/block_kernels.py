@@ -15,9 +15,10 @@ from numba import njit
 from lmworks.core.k_quantizers import half
 
 _F = np.float32
+_FAST = {"reassoc", "contract", "nsz"}  # sums in any order; what is infinite stays so
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
 def _nearest(value: Any, low: Any, high: Any, levels: Any) -> Any:
     """The nearest whole number from `low` to `high`, or of `levels` where there are some."""
     if len(levels) == 0:
@@ -32,7 +33,7 @@ def _nearest(value: Any, low: Any, high: Any, levels: Any) -> Any:
     return levels[first]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
 def feed_back(
     left: np.ndarray,
     factor: np.ndarray,
@@ -72,7 +73,7 @@ def feed_back(
                 line[k] -= off * factor[j, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
 def improve(
     off: np.ndarray,
     slope: np.ndarray,
@@ -163,7 +164,7 @@ def improve(
             moved[row, k] += o[k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
 def _best(moment: Any, along: Any, slope: Any, start: Any, stop: Any) -> Any:
     """How far along a direction the error is least; 0 where it makes no difference."""
     down, curve = _F(0), _F(0)
@@ -178,7 +179,7 @@ def _best(moment: Any, along: Any, slope: Any, start: Any, stop: Any) -> Any:
     return -down / curve if curve > _F(0) else _F(0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
 def _go(moment: Any, along: Any, by: Any, off: Any, slope: Any, start: Any, stop: Any) -> None:
     if by == _F(0):
         return

@@ -18,17 +18,12 @@ from lmworks.compression.methods.base import Matrix, Method, Round
 from lmworks.compression.tensor_store import TensorStore
 from lmworks.core import quantizers
 from lmworks.core.errors import UserError
-from lmworks.core.ggml_types import TYPES
+from lmworks.core.ggml_types import FLOATS, INSTEAD, TYPES, encode_floats
 from lmworks.core.gguf import GGUFTensor, dequantize
 from lmworks.core.progress import track
 from lmworks.models.architectures.rules import Bound
 
 Types = Callable[[str, tuple[int, ...]], str]  # (name, shape) -> the type it is to have
-# For rows that don't divide into blocks of 256, as llama.cpp has it.
-INSTEAD = {
-    **{"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL"},
-    **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
-}
 _LARGEST_HALF = 65504.0
 
 
@@ -54,10 +49,10 @@ def encode_matrix(matrix: Matrix, shape: tuple[int, ...], kind: str, rounding: R
             data = rounding(matrix, kind)
         except UserError:  # too large for its scales
             kind = "F32"
-    elif kind != "F32" and not np.abs(values).max(initial=0) <= _LARGEST_HALF:
+    elif kind == "F16" and not np.abs(values).max(initial=0) <= _LARGEST_HALF:
         kind = "F32"
     if data is None:
-        data = np.ascontiguousarray(values, dtype=np.float16 if kind == "F16" else np.float32)
+        data = encode_floats(values, kind if kind in FLOATS else "F32")
     return GGUFTensor(
         name=matrix.name, shape=shape, type=kind, data=data.reshape(-1).view(np.uint8)
     )

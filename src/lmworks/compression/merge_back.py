@@ -28,6 +28,7 @@ from lmworks.compression.layer_inputs import BATCH_TOKENS, LayerWalk
 from lmworks.core import quantizers
 from lmworks.core.errors import UserError
 from lmworks.core.files import read_json, write_json, writing
+from lmworks.core.ggml_types import FLOATS, encode_floats
 from lmworks.core.gguf import GGUFTensor, dequantize
 from lmworks.core.progress import track
 from lmworks.models.adapters.frozen import as_linear
@@ -104,7 +105,7 @@ def find_places(weights: GGUFWeights, paths: Sequence[str]) -> list[Place]:
                 "`lmworks model merge-adapter`"
             )
         tensor = weights.tensors[bound.foreign[0]]
-        if tensor.type not in ("F32", "F16"):
+        if tensor.type not in FLOATS:
             quantizers.check_writable(tensor.type, f"{weights.path}: {tensor.name}")
         order = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
         rows = None if order is None else order.numpy()
@@ -198,7 +199,7 @@ def _solve(
     before = dequantize(tensor)
     change = values - before
     raw_before = np.asarray(tensor.data).reshape(tensor.shape[0], -1)
-    if tensor.type in ("F32", "F16") or not change.any():
+    if tensor.type in FLOATS or not change.any():
         raw = _rounded(values, tensor) if change.any() else raw_before
         return raw, _outcome(place, raw)
     blocks = solve_blocks(tensor, values, moment, damping)
@@ -267,8 +268,7 @@ def _rounded(values: np.ndarray, tensor: GGUFTensor) -> np.ndarray:
     """Bytes of our rows, each number at its nearest; (rows, bytes of a row)."""
     if tensor.type in quantizers.QUANTIZERS:
         return quantizers.quantize(values, tensor.type, name=tensor.name)
-    plain = values.astype(np.float32 if tensor.type == "F32" else np.float16)
-    return np.ascontiguousarray(plain).view(np.uint8)
+    return encode_floats(values, tensor.type)
 
 
 def _outcome(place: Place, raw: np.ndarray) -> Merged:
@@ -291,7 +291,7 @@ def _replace(model: Model, place: Place, raw: np.ndarray) -> None:
     bias = getattr(base, "bias", None)
     parent, _, name = place.path.rpartition(".")
     new: nn.Module
-    if tensor.type in ("F32", "F16"):
+    if tensor.type in FLOATS:
         new = as_linear(torch.from_numpy(dequantize(tensor)), bias)
     else:
         new = PackedLinear(tensor, bias)

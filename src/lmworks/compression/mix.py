@@ -19,7 +19,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from lmworks.core.errors import UserError
-from lmworks.core.ggml_types import TYPES
+from lmworks.core.ggml_types import FLOATS, TYPES
 from lmworks.core.quantities import shown_bytes
 
 if TYPE_CHECKING:
@@ -75,10 +75,8 @@ def kept_types(keep: Sequence[str], shapes: Shapes) -> dict[str, str]:
     found: dict[str, str] = {}
     for rule in keep:
         pattern, _, kind = rule.partition("=")
-        if kind not in (*QUANTIZERS, "F16", "F32"):
-            raise UserError(
-                f"keep {rule!r}: write PATTERN=TYPE, with one of {', '.join(QUANTIZERS)}, F16, F32"
-            )
+        if kind not in (known := (*QUANTIZERS, *FLOATS)):
+            raise UserError(f"keep {rule!r}: write PATTERN=TYPE, with one of {', '.join(known)}")
         names = fnmatch.filter(shapes, pattern)
         if not names:
             some = ", ".join(list(shapes)[:3])

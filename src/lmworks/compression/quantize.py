@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from lmworks.core.gguf import GGUFTensor
 
 MODEL_FILE = "model.gguf"
-# llama.cpp's numbers for "mostly of this type", shown by its tools.
-_FILE_TYPES = {
-    **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9},
-    **{"Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "IQ4_NL": 25, "IQ4_XS": 30, "Q5_K": 17, "Q6_K": 18},
-}
 _SIZED = "solve"  # the method where text is given or a size is asked for
 
 
@@ -55,7 +50,7 @@ class QuantizeConfig:
     model: str = option(role=REFERENCE, help="model folder or reference")
     type: Literal[
         "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K",
-        "Q2_K", "F16", "F32",
+        "Q2_K", "BF16", "F16", "F32",
     ] = option("Q8_0", help="type of the matrices")  # fmt: skip
     method: str = option(
         "", help="rtn, hqq, imatrix, awq, gptq or solve; by default solve with text, else rtn"
@@ -160,7 +155,9 @@ class _Job:
     @property
     def needs_rows(self) -> bool:
         """Whether calibration text is looked at."""
-        if self.how.needs == "nothing" or self.config.type in ("F16", "F32"):
+        from lmworks.core.ggml_types import FLOATS
+
+        if self.how.needs == "nothing" or self.config.type in FLOATS:
             return False
         return self.how.needs == "moments" or self._importance is None
 
@@ -223,6 +220,7 @@ class _Job:
 
     def metadata(self, types: Mapping[str, int]) -> dict[str, Any]:
         """Of the file; its type is the commonest one of the matrices."""
+        from lmworks.core.ggml_types import FILE_TYPES
         from lmworks.models.architectures.base import architecture_of
         from lmworks.tokenizers.load import load_tokenizer
 
@@ -232,7 +230,7 @@ class _Job:
         return {
             "general.architecture": architecture_of(config, "gguf").name,
             "general.name": Path(self.config.model).name,
-            "general.file_type": _FILE_TYPES.get(common if self.sized else self.config.type, 0),
+            "general.file_type": FILE_TYPES.get(common if self.sized else self.config.type, 0),
             "general.quantization_version": 2,
             **self.source.layout.config_dict(config),
             **load_tokenizer(self._model).gguf_metadata(),

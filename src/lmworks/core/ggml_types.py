@@ -96,3 +96,34 @@ TYPES: dict[str, BlockType] = {
     "F64": _plain(28, "<f8"),
 }
 NAMES = {block.number: name for name, block in TYPES.items()}
+
+# llama.cpp's numbers for "mostly of this type", shown by its tools.
+FILE_TYPES = {
+    **{"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9},
+    **{"Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "IQ4_NL": 25, "IQ4_XS": 30, "Q5_K": 17, "Q6_K": 18},
+}
+# For rows that don't divide into blocks of 256, as llama.cpp has it.
+INSTEAD = {
+    **{"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL"},
+    **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
+}
+FLOATS = ("F32", "F16", "BF16")
+
+
+def encode_floats(values: np.ndarray, kind: str) -> np.ndarray:
+    """float32 (..., n) -> uint8 (..., bytes), for a type of FLOATS; to nearest, halves to even.
+
+    What a type can't hold becomes infinite.
+    """
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if kind == "BF16":
+        bits = values.view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        # Adding could carry a NaN over to zero; one with its highest bit set stays one.
+        plain = np.where(np.isnan(values), bits >> 16 | 0x40, rounded).astype(np.uint16)
+    elif kind == "F16":
+        with np.errstate(over="ignore"):
+            plain = values.astype(np.float16)
+    else:
+        plain = values
+    return np.ascontiguousarray(plain).view(np.uint8)

@@ -17,17 +17,19 @@ import numpy as np
 from numba import njit
 
 _SIZE = 256
+# fastmath=False is said outright: a function that is compiled first for a caller with fast
+# arithmetic would take that over, be kept on disk, and be what all others get.
 _F = np.float32
 _NOTHING = _F(1e-15)  # a group that is smaller is zero
 _MOVES = 5  # rounds over the codes in which each may move
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def code_of(value: Any, low: Any, high: Any) -> Any:
     return min(max(np.rint(value), low), high)  # halves to even; float32 throughout
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def half(value: Any) -> Any:
     """The nearest float16 as a float32: numba has no float16. Infinite past their range."""
     _, exponent = math.frexp(value)
@@ -36,7 +38,7 @@ def half(value: Any) -> Any:
     return _F(near) if abs(near) <= _F(65504) else _F(near) * _F(np.inf)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _sum_of_squares(x: Any) -> Any:
     total = _F(0)
     for i in range(len(x)):
@@ -44,7 +46,7 @@ def _sum_of_squares(x: Any) -> Any:
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def weigh(x: Any, importance: Any, square: Any, weights: Any) -> Any:
     """Write the weights of a group's errors; their sum. `square`: of the block or row, a mean."""
     total = _F(0)
@@ -54,7 +56,7 @@ def weigh(x: Any, importance: Any, square: Any, weights: Any) -> Any:
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _fit_between_ends(
     x: Any, weights: Any, high: Any, first: Any, step: Any, tries: Any, plain: bool, codes: Any
 ) -> Any:
@@ -107,7 +109,7 @@ def _fit_between_ends(
     return scale, -least
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _fit_positive(x: Any, weights: Any, high: Any, codes: Any) -> Any:
     """One scale for numbers that are not negative, in codes from 0 to `high`, written."""
     most = _F(0)
@@ -158,7 +160,7 @@ def _fit_positive(x: Any, weights: Any, high: Any, codes: Any) -> Any:
     return sum_xl / sum_l2 if sum_l2 > _F(0) else _F(0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def groups_between_ends(
     blocks: np.ndarray,
     importance: np.ndarray,
@@ -224,7 +226,7 @@ def groups_between_ends(
                 codes[n, i] = code_of((blocks[n, i] + offset) / scale, _F(0), high_f)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _fit_around_zero(x: Any, weights: Any, middle: Any, codes: Any) -> Any:
     """The scale of a group in codes from -middle to middle - 1, written."""
     furthest, size = _F(0), _F(0)
@@ -254,7 +256,7 @@ def _fit_around_zero(x: Any, weights: Any, middle: Any, codes: Any) -> Any:
     return scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _fit_by_moves(x: Any, middle: Any, codes: Any) -> Any:
     """As `_fit_around_zero`, weighed by squares: from the plain scale, each code moves alone."""
     furthest, size = _F(0), _F(0)
@@ -290,7 +292,7 @@ def _fit_by_moves(x: Any, middle: Any, codes: Any) -> Any:
     return sum_xl / sum_l2 if sum_l2 > _F(0) else _F(0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def groups_around_zero(
     blocks: np.ndarray,
     importance: np.ndarray,
@@ -346,7 +348,7 @@ def groups_around_zero(
                     codes[n, i] = code_of(blocks[n, i] / step, -middle_f, middle_f - _F(1))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def weighed_around_zero(
     rows: np.ndarray, importance: np.ndarray, middle: int, codes: np.ndarray, d: np.ndarray
 ) -> None:
@@ -365,7 +367,7 @@ def weighed_around_zero(
             d[n, j] = _fit_around_zero(rows[n, block], weights, _F(middle), codes[n, block])
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def weighed_between_ends(
     rows: np.ndarray,
     importance: np.ndarray,

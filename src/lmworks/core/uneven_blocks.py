@@ -20,7 +20,7 @@ _GROUP = 32
 _TRIES = 7  # on either side of the plain scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _nearest(table: Any, value: Any) -> Any:
     """The entry of a rising table that is nearest to `value`; the upper one of two."""
     if value <= table[0]:
@@ -38,7 +38,7 @@ def _nearest(table: Any, value: Any) -> Any:
     return table[high - 1] if value - table[high - 1] < table[high] - value else table[high]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _fit(x: Any, weights: Any, table: Any) -> Any:
     furthest, size = _F(0), _F(0)
     for i in range(len(x)):
@@ -66,7 +66,7 @@ def _fit(x: Any, weights: Any, table: Any) -> Any:
     return d
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def uneven_blocks(
     blocks: np.ndarray,
     importance: np.ndarray,

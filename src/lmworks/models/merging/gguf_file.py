@@ -18,7 +18,7 @@ import torch
 
 from lmworks.core import quantizers
 from lmworks.core.errors import UserError
-from lmworks.core.ggml_types import TYPES
+from lmworks.core.ggml_types import FILE_TYPES, FLOATS, INSTEAD, TYPES, encode_floats
 from lmworks.core.gguf import GGUFTensor, LaterTensor, write_gguf
 from lmworks.core.progress import track
 from lmworks.models.merging.execute import bands
@@ -29,11 +29,6 @@ from lmworks.models.merging.tokenizers import has_tokenizer
 if TYPE_CHECKING:
     from lmworks.models.architectures.rules import Bound
     from lmworks.models.config import ModelConfig
-
-_PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
-# For rows that do not divide into blocks of 256, as llama.cpp.
-_INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,10 +126,10 @@ def _type(plan: Plan, name: str, shape: tuple[int, ...], kind: str) -> str:
                 _like(plan, name), None
             )
             kind = held.type if held else "F16"
-    if kind in _PLAIN:
+    if kind in FLOATS:
         return kind
     quantizers.check_writable(kind, name)
-    for one in (kind, _INSTEAD.get(kind, "F16")):
+    for one in (kind, INSTEAD.get(kind, "F16")):
         if shape[-1] % TYPES[one].size == 0:
             return one
     return "F16"
@@ -208,14 +203,15 @@ class _Maker:
 def _encoded(rows: torch.Tensor, wanted: _Wanted) -> np.ndarray:
     """(rows, bytes of a row); of a vector, (numbers, 4)."""
     array = rows.contiguous().numpy()
-    if wanted.type not in _PLAIN:
+    if wanted.type not in FLOATS:
         flat = array.reshape(-1, array.shape[-1])
         return quantizers.quantize(flat, wanted.type, name=wanted.name).reshape(len(array), -1)
-    with np.errstate(over="ignore"):
-        plain = array.astype(_PLAIN[wanted.type])
-    if not np.isfinite(plain).all():
+    raw = encode_floats(array, wanted.type).reshape(len(array), -1)
+    if not np.isfinite(
+        TYPES[wanted.type].decode(raw.reshape(-1, TYPES[wanted.type].num_bytes))
+    ).all():
         raise UserError(f"{wanted.name} holds numbers too large for {wanted.type}: take F32")
-    return plain.view(np.uint8).reshape(len(array), -1)
+    return raw
 
 
 def _metadata(plan: Plan, config: ModelConfig, kind: str, chat_template: str) -> dict[str, Any]:
@@ -228,13 +224,13 @@ def _metadata(plan: Plan, config: ModelConfig, kind: str, chat_template: str) ->
         architecture = metadata["general.architecture"]
         if plan.layers is not None:
             _set_layers(metadata, architecture, lead.config, plan.layers)
-        if kind in _FILE_TYPES:
-            metadata["general.file_type"] = _FILE_TYPES[kind]
+        if kind in FILE_TYPES:
+            metadata["general.file_type"] = FILE_TYPES[kind]
     else:
         found = architecture_of(config, "gguf")
         metadata = {
             "general.architecture": found.name,
-            "general.file_type": _FILE_TYPES.get(kind or "F16", 0),
+            "general.file_type": FILE_TYPES.get(kind or "F16", 0),
             "general.quantization_version": 2,
             **found.layout("gguf").config_dict(config),
         }
