@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,16 +130,19 @@ def linear_modules(model: Model) -> Iterator[tuple[str, nn.Module]]:
 @contextlib.contextmanager
 def rounded_activations(model: Model, rounding: InputRounding) -> Iterator[Model]:
     """The model with the inputs of all its layers' linear modules rounded, for a while."""
-    before = list(linear_modules(model))
-    try:
-        for path, module in before:
-            _put(model, path, RoundedLinear(module, rounding))
+    modules = {path: RoundedLinear(module, rounding) for path, module in linear_modules(model)}
+    with replaced(model, modules):
         yield model
+
+
+@contextlib.contextmanager
+def replaced(model: Model, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Other modules at some paths, for a while."""
+    before = {path: model.get_submodule(path) for path in modules}
+    try:
+        for path, module in modules.items():
+            model.set_submodule(path, module)
+        yield
     finally:
-        for path, module in before:
-            _put(model, path, module)
-
-
-def _put(model: Model, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
+        for path, module in before.items():
+            model.set_submodule(path, module)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lmworks.models.activation_rounding import replaced
+
 if TYPE_CHECKING:
     from lmworks.models.model import Model
 
@@ -71,20 +73,10 @@ def ggml_activations(model: Model) -> Iterator[Model]:
 
     The matrix of the logits too. Short steps that run as one call leave it to the modules.
     """
-    before = [
-        (path, module)
+    modules = {
+        path: _BlockRounded(module, str(module.block_type))
         for path, module in model.named_modules()
         if hasattr(module, "block_type") and hasattr(module, "in_features")
-    ]
-    try:
-        for path, module in before:
-            _put(model, path, _BlockRounded(module, str(module.block_type)))
+    }
+    with replaced(model, modules):
         yield model
-    finally:
-        for path, module in before:
-            _put(model, path, module)
-
-
-def _put(model: Model, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)

@@ -276,12 +276,13 @@ def _words(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _write_files(config: BundleConfig, folder: Path, tokenizer: Tokenizer) -> None:
-    program = _FILES / f"run_{config.target}.py"
-    write_text(folder / "run.py", program.read_text(encoding="utf-8"))
-    if config.target == "gguf":  # the file holds vocabulary and template
-        script = folder / "run.sh"
-        write_text(script, (_FILES / "run_gguf.sh").read_text(encoding="utf-8"))
-        script.chmod(0o755)
+    gguf = config.target == "gguf"  # its file holds vocabulary and template
+    files = {"run.py": "run_gguf.py" if gguf else "run_graph.py"}
+    files |= {"run.sh": "run_gguf.sh"} if gguf else {"runtime.py": f"runtime_{config.target}.py"}
+    for name, source in files.items():
+        write_text(folder / name, (_FILES / source).read_text(encoding="utf-8"))
+    if gguf:
+        (folder / "run.sh").chmod(0o755)
     else:
         tokenizer.save(folder)
 

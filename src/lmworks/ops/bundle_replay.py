@@ -104,6 +104,7 @@ import resource, runpy, sys
 limit = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("run.py")[0])
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

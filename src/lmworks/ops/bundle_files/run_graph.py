@@ -1,47 +1,23 @@
 """Ask the model of this folder something: python run.py "your question"
 
-Needs: pip install executorch torch tokenizers jinja2. With --tokens it continues token ids that
-are read from standard input, a JSON object {"ids": [...], "count": n} per line.
+README.md says what it needs. With --tokens it continues token ids that are read from standard
+input, a JSON object {"ids": [...], "count": n} per line.
 """
 
 import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import torch
-from executorch.runtime import Runtime
-
-FOLDER = Path(__file__).parent
-SETTINGS = json.loads((FOLDER / "settings.json").read_text(encoding="utf-8"))
+from runtime import FOLDER, SETTINGS, Model  # type: ignore[import-not-found]
 
 
-class Model:
-    """Greedy continuation of token ids; what an earlier call has read is not read again."""
-
-    def __init__(self) -> None:
-        self.program = Runtime.get().load_program(str(FOLDER / SETTINGS["model"]))
-        self.forward = self.program.load_method("forward")
-        self.ids: list[int] = []
-
-    def next_token(self, ids: list[int]) -> int:
-        if len(ids) > SETTINGS["context_length"]:
-            raise SystemExit(f"the bundle reads {SETTINGS['context_length']} tokens at most")
-        known = 0
-        while known < min(len(ids) - 1, len(self.ids)) and ids[known] == self.ids[known]:
-            known += 1
-        for at in range(known, len(ids)):  # what stands behind a position is not seen
-            (logits,) = self.forward.execute([torch.tensor([[ids[at]]]), torch.tensor([at])])
-        self.ids = list(ids)
-        return int(logits[0, -1].argmax())
-
-    def continued(self, ids: list[int], count: int) -> Iterator[int]:
-        ids = list(ids)
-        for _ in range(count):
-            ids.append(self.next_token(ids))
-            yield ids[-1]
+def continued(model: Model, ids: list[int], count: int) -> Iterator[int]:
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(model.next_token(ids))
+        yield ids[-1]
 
 
 def answer_lines() -> None:
@@ -49,7 +25,7 @@ def answer_lines() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         started = time.perf_counter()
-        found = list(model.continued(asked["ids"], asked["count"]))
+        found = list(continued(model, asked["ids"], asked["count"]))
         seconds = time.perf_counter() - started
         print(json.dumps({"ids": found, "seconds": seconds}), flush=True)
 
@@ -81,7 +57,7 @@ def main() -> None:
     room = SETTINGS["context_length"] - len(ids)
     found: list[int] = []
     shown = ""
-    for token in Model().continued(ids, min(256, room)):
+    for token in continued(Model(), ids, min(256, room)):
         if token in SETTINGS["end_token_ids"]:
             break
         found.append(token)
