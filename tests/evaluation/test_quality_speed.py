@@ -351,35 +351,33 @@ def test_answered_takes_the_likeliest_for_its_size(texts_file, tokenizer):
     assert answered(logprobs, halved).tolist() == [0, 0, 0]
 
 
-def test_answers_of_others_are_the_wrong_ones(tokenizer):
-    tokenizer.chat_template = (
+def test_answers_of_others_are_the_wrong_ones(tokenizer, monkeypatch):
+    template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    try:
-        rows = [
-            {
-                "messages": [
-                    {"role": "user", "content": f"the line {i}"},
-                    {"role": "assistant", "content": f"the page {i}"},
-                ]
-            }
-            for i in range(5)
-        ]
-        found = answers(rows, tokenizer, most=3)
-        assert len(found.rows) == 12 and found.sizes.shape == (3, 4)
-        shown = [tokenizer.decode([int(t) for t in row]) for row in found.rows]
-        assert all(len({text.splitlines()[0] for text in shown[i : i + 4]}) == 1 for i in (0, 4, 8))
-        assert all(len(set(shown[i : i + 4])) == 4 for i in (0, 4, 8))
-        row = rows[0]
-        longer = {"messages": [*row["messages"], *rows[1]["messages"]]}
-        several = answers([longer, *rows], tokenizer)
-        told = tokenizer.decode([int(t) for t in several.rows[0][1:][several.scored[0]]])
-        assert "page 1" in told and "page 0" not in told  # not the answer before it
-        with pytest.raises(UserError, match="3 different answers"):
-            answers(rows[:3], tokenizer)
-    finally:
-        tokenizer.chat_template = ""
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"the line {i}"},
+                {"role": "assistant", "content": f"the page {i}"},
+            ]
+        }
+        for i in range(5)
+    ]
+    found = answers(rows, tokenizer, most=3)
+    assert len(found.rows) == 12 and found.sizes.shape == (3, 4)
+    shown = [tokenizer.decode([int(t) for t in row]) for row in found.rows]
+    assert all(len({text.splitlines()[0] for text in shown[i : i + 4]}) == 1 for i in (0, 4, 8))
+    assert all(len(set(shown[i : i + 4])) == 4 for i in (0, 4, 8))
+    row = rows[0]
+    longer = {"messages": [*row["messages"], *rows[1]["messages"]]}
+    several = answers([longer, *rows], tokenizer)
+    told = tokenizer.decode([int(t) for t in several.rows[0][1:][several.scored[0]]])
+    assert "page 1" in told and "page 0" not in told  # not the answer before it
+    with pytest.raises(UserError, match="3 different answers"):
+        answers(rows[:3], tokenizer)
 
 
 # --- timing ---

@@ -52,7 +52,7 @@ _OPTIONS = (
     click.option(
         "--cache-type",
         type=click.Choice(["f32", "f16", "q8_0"]),
-        default="f32",
+        show_default="f32",
         help="How keys and values are held: f32, f16 (half), q8_0 (a quarter); all but f32 slower.",
     ),
     click.option(
@@ -129,7 +129,7 @@ def _spec(
     prefix_tokens: int | None,
     turn_tokens: int | None,
     speculate: str,
-    cache_type: str,
+    cache_type: str | None,
     file: Path | None,
     threads: int | None,
     memory_budget: str | None,
@@ -147,7 +147,7 @@ def _spec(
         "prefix_tokens": prefix_tokens,
         "turn_tokens": turn_tokens,
         "speculate": speculate,
-        "cache_type": cache_type,
+        "cache_type": cache_type or "f32",
     }
     models = {name: dataclasses.replace(model, **engine) for name, model in models.items()}
     spec = read_pool_spec(file) if file else PoolSpec(models={})

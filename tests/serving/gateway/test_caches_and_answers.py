@@ -204,10 +204,10 @@ def test_the_admin_api(fake, gateway):
 
 def test_figures(fake, gateway):
     live = gateway(fake(mode="500"), fake())
-    with live.client(live.key()) as client:
+    with live.client(live.key()) as client, live.client() as stranger:
         for _ in range(8):
             ask(client)
-        ask(live.client())
+        ask(stranger)
         text = client.get("/metrics").text
     parser = pytest.importorskip("prometheus_client.parser")
     values = {
