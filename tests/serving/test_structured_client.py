@@ -131,6 +131,7 @@ def test_the_parse_helper_with_a_strict_tool(client):
         tool_choice="required",
         max_tokens=170,
         parallel_tool_calls=False,
+        seed=3,  # some answers of a random model take more than there is room for
     )
     [call] = answer.choices[0].message.tool_calls
     assert isinstance(call.function.parsed_arguments, Place)
