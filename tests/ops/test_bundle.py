@@ -97,7 +97,7 @@ def test_rounded_onnx_weights_stay_near(model: Path, tmp_path: Path, kind: str) 
     pytest.importorskip("onnxruntime")
     _, plain = made(model, tmp_path / "plain", target="onnx")
     _, figures = made(model, tmp_path / "out", target="onnx", type=kind, max_distance=0.6)
-    assert 0 < figures["distance"] < 0.6 and figures["bytes"] < plain["bytes"]
+    assert figures["distance"] < 0.6 and figures["bytes"] < 0.85 * plain["bytes"]
 
 
 def test_a_bundle_that_says_something_else_is_refused(

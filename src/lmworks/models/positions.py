@@ -234,7 +234,8 @@ class LearnedPositionTable(nn.Module):
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         """(...,) int64 -> (..., H). Raises: UserError for a position beyond the table."""
         rows = positions + self.offset
-        if rows.numel() and int(rows.max()) >= self.num_positions:
+        traced = torch.compiler.is_compiling()  # an exported graph can't look at its numbers
+        if not traced and rows.numel() and int(rows.max()) >= self.num_positions:
             raise UserError(
                 f"position {int(positions.max())} is beyond the "
                 f"{self.num_positions - self.offset} that the model learned: shorten the text"

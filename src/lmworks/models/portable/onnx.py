@@ -54,6 +54,8 @@ def export_onnx(model: Model, folder: Path, *, length: int, weights: Weights = "
         )
     assert program is not None
     graph: Any = program.model_proto
+    if weights != "float32":
+        _turn_constants(graph)
     if weights == "int4":
         graph = _four_bits(graph)
     path = folder / GRAPH
@@ -62,6 +64,24 @@ def export_onnx(model: Model, folder: Path, *, length: int, weights: Weights = "
     else:
         onnx.save(graph, path, save_as_external_data=True, location=f"{GRAPH}.data")
     return path
+
+
+def _turn_constants(model: Any) -> None:
+    """Transpose weights once, here: quantisers look for products with a constant."""
+    from onnx import numpy_helper
+
+    graph = model.graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Transpose"]:
+        if node.input[0] not in held:
+            continue
+        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+        turned = numpy_helper.to_array(held[node.input[0]]).transpose(order)
+        graph.initializer.append(numpy_helper.from_array(turned.copy(), node.output[0]))
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
+        graph.initializer.remove(tensor)
 
 
 def _four_bits(graph: Any) -> Any:
