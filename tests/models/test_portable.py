@@ -90,7 +90,7 @@ def test_a_past_that_is_given_goes_on(family: str) -> None:
     model, ids, expected = case(family)
     decoder = PortableDecoder(model, LENGTH)
     with torch.inference_mode():
-        first, past = decoder(ids[:, :9], decoder.nothing())
+        first, past = decoder(ids[:, :9], decoder.past(0))
         rest, past = decoder(ids[:, 9:], past)
     close(torch.cat([first, rest], 1), expected)
     assert past[0].shape[2] == LENGTH

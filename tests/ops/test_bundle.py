@@ -132,6 +132,24 @@ def test_a_program_past_its_memory_is_a_line(
         made(model, tmp_path / "out", memory="20MB")
 
 
+def test_a_context_that_is_too_long_or_too_short_is_named(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    with pytest.raises(UserError, match=r"1024: the model reads 512 tokens; .*extend-context"):
+        made(model, tmp_path / "out", context_length=1024)
+    with pytest.raises(UserError, match="no prompt leaves room for an answer of 32 tokens"):
+        made(model, tmp_path / "out", context_length=40)
+
+
+def test_a_program_that_says_much_and_ends_is_a_line(tmp_path: Path) -> None:
+    from lmworks.ops.bundle_replay import Runner
+
+    program = "import sys\nsys.stderr.write('no\\n' * 100_000)\nsys.exit('gone')\n"
+    (tmp_path / "run.py").write_text(program)
+    ended = pytest.raises(UserError, match=r"status 1; it last said: gone\): give it more")
+    with Runner(tmp_path, 400_000_000) as runner, ended:
+        runner.ask([1], 1)
+
+
 def test_settings_that_go_with_no_target(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     with pytest.raises(UserError, match="an ONNX bundle has float32, int8 or int4"):

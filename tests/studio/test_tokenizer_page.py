@@ -177,6 +177,7 @@ def test_one_that_says_nothing_for_long_is_added_too(page, site, saved, monkeypa
     page.fill("#reference", f"slow={saved}")
     page.keyboard.press("Enter")
     page.locator(".pick[aria-pressed=true]", has_text="slow").wait_for()
+    assert "slow" in urllib.parse.unquote(page.url)
 
 
 def test_languages_and_changes(page, site):

@@ -19,7 +19,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lmworks.core.config import COSMETIC, REFERENCE, option
+from lmworks.core.config import REFERENCE, option
 from lmworks.core.errors import MissingExtra, UserError
 from lmworks.core.files import write_json, write_text
 from lmworks.core.quantities import parse_bytes
@@ -71,7 +71,7 @@ class BundleConfig:
         0.15, help="most of the model's tokens in whose place the bundle may say another"
     )
     seed: int = option(0, help="which prompts")
-    threads: int = option(2, role=COSMETIC, help="of the program; small machines have 2 to 4 fast")
+    threads: int = option(2, help="of the program; small machines have 2 to 4 fast ones")
 
 
 @stage("bundle", makes="model")
@@ -88,7 +88,7 @@ def bundle(config: BundleConfig, run: Run) -> dict[str, Any]:
     weights = sum(p.stat().st_size for p in run.folder.glob(f"{path.name}*"))
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     settings = _settings(config, model_config, path, weights, memory, longest)
-    write_json(run.folder / "settings.json", settings | _words(tokenizer))
+    write_json(run.folder / "settings.json", settings | _special_tokens(tokenizer))
     _write_files(config, run.folder, tokenizer)
     with Runner(run.folder, memory) as runner:
         found = replay(runner, prompts, answers)
@@ -141,10 +141,21 @@ def _source_text(
     from lmworks.inference.sampling import Sampling
     from lmworks.models.load import load_language_model
 
-    prompts = _prompts(config, run, tokenizer)
     model = load_language_model(run.inputs["model"], packed=True)
-    longest = max(map(len, prompts)) + _ANSWER_TOKENS
-    engine = Engine(model, tokenizer, max_positions=longest)
+    context = model.config.max_position_embeddings
+    if config.context_length > context:
+        raise UserError(
+            f"--context-length {config.context_length}: the model reads {context} tokens; "
+            "`lmworks model extend-context` makes one that reads more"
+        )
+    most = (config.context_length or context) - _ANSWER_TOKENS
+    prompts = [prompt for prompt in _prompts(config, run, tokenizer) if len(prompt) <= most]
+    if not prompts:
+        raise UserError(
+            f"no prompt leaves room for an answer of {_ANSWER_TOKENS} tokens: give shorter ones "
+            "with --prompts, or a longer --context-length"
+        )
+    engine = Engine(model, tokenizer, max_positions=max(map(len, prompts)) + _ANSWER_TOKENS)
     try:
         plain = Sampling(temperature=0, max_tokens=_ANSWER_TOKENS)
         streams = [engine.submit(prompt, plain) for prompt in prompts]
@@ -265,7 +276,7 @@ def _settings(
     )
 
 
-def _words(tokenizer: Tokenizer) -> dict[str, Any]:
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, Any]:
     from lmworks.inference.engine import end_token_ids
 
     named = {"bos_token": tokenizer.bos_token_id, "eos_token": tokenizer.eos_token_id}

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +21,6 @@ from typing import Any
 
 from lmworks.core.errors import UserError
 from lmworks.core.progress import track
-
-_WAIT_S = 600.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,12 +50,13 @@ class Runner:
     """
 
     def __init__(self, folder: Path, memory_bytes: int) -> None:
-        self._errors: list[str] = []
+        # A pipe that nobody reads would fill up. Closed in __exit__.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-c", _HELD, str(memory_bytes), str(folder / "run.py"), "--tokens"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
         )
         self.peak_bytes = 0
@@ -72,6 +72,7 @@ class Runner:
     ) -> None:
         self._process.kill()
         self._process.communicate()
+        self._errors.close()
 
     def ask(self, ids: Sequence[int], count: int) -> tuple[list[int], float]:
         """Up to `count` tokens after `ids`, and the seconds they took.
@@ -88,11 +89,13 @@ class Runner:
             line = ""
         self.peak_bytes = max(self.peak_bytes, _peak_of(process.pid))
         if not line:
-            _, errors = process.communicate(timeout=_WAIT_S)
-            last = next((row for row in reversed(errors.splitlines()) if row.strip()), "")
+            process.wait()
+            self._errors.seek(0)
+            said = [row.strip() for row in self._errors if row.strip()]
             raise UserError(
-                f"the bundle's program ended (status {process.returncode}): {last[:200]} "
-                "Give it more --memory, or a smaller --type or --context-length"
+                f"the bundle's program ended (status {process.returncode}; it last said: "
+                f"{said[-1][:200] if said else 'nothing'}): give it more --memory, or a smaller "
+                "--type or --context-length"
             )
         found: dict[str, Any] = json.loads(line)
         return [int(token) for token in found["ids"]], float(found["seconds"])

@@ -10,8 +10,8 @@ prompts and steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import abc
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -70,10 +70,14 @@ class _Past:
         self.turns: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {}
 
 
+# (past, layer, new keys, new values) -> all that a query may look at, (1, K, S, D) each
+_Keep = Callable[[_Past, int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
 class _Attention(nn.Module):
     """The model's attention, every case written as one: scores, mask, softmax, values."""
 
-    def __init__(self, attention: Attention, keep: Any) -> None:
+    def __init__(self, attention: Attention, keep: _Keep) -> None:
         super().__init__()
         self.attention, self.keep = attention, keep
 
@@ -96,7 +100,7 @@ class _Attention(nn.Module):
         return out
 
 
-class _Written(nn.Module):
+class _Written(nn.Module, abc.ABC):
     """A model whose attention is replaced; its tables of positions are buffers."""
 
     def __init__(self, model: Model, length: int) -> None:
@@ -118,10 +122,11 @@ class _Written(nn.Module):
             layer.mixer = _Attention(mixer, self._keep)
         self.eval()
 
+    @abc.abstractmethod
     def _keep(
         self, past: _Past, layer: int, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        raise NotImplementedError
+        """Add the new keys and values of a layer to those before; all of them."""
 
     def _logits(self, input_ids: torch.Tensor, past: _Past, *, last_only: bool) -> torch.Tensor:
         model, positions = self.model, past.positions
@@ -129,7 +134,7 @@ class _Written(nn.Module):
             tables = (getattr(self, f"{name}_{kind}") for kind in ("cos", "sin"))
             cos, sin = (table.index_select(0, positions) for table in tables)
             past.turns[rotary] = cos, sin
-        x = model._embed(model.embed_tokens(input_ids), positions[None], None)
+        x = model.embed(input_ids, positions[None])
         for index, layer in enumerate(model.layers):
             x = layer(x, Context(cache=past, layer=index))  # type: ignore[arg-type]
         if model.norm is not None:
@@ -162,9 +167,10 @@ class PortableDecoder(_Written):
         past.after += both
         return both[0], both[1]
 
-    def nothing(self) -> list[torch.Tensor]:
-        """The past of a sequence that begins."""
-        return [torch.zeros(1, heads, 0, size) for heads, size in self.shapes for _ in range(2)]
+    def past(self, length: int) -> list[torch.Tensor]:
+        """Keys and values of `length` positions, zero; of none, a sequence begins."""
+        shapes = [(1, heads, length, size) for heads, size in self.shapes]
+        return [torch.zeros(shape) for shape in shapes for _ in range(2)]
 
 
 class SteppingDecoder(_Written):

@@ -37,7 +37,7 @@ def export_onnx(model: Model, folder: Path, *, length: int, weights: Weights = "
 
     decoder = PortableDecoder(model, length)
     names = [f"past_{n}_{i}" for i in range(len(decoder.shapes)) for n in ("keys", "values")]
-    past = [torch.zeros(1, heads, 3, size) for heads, size in decoder.shapes for _ in range(2)]
+    past = decoder.past(3)
     new, held = torch.export.Dim("new", min=1), torch.export.Dim("past", min=0)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about itself
