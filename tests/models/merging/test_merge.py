@@ -242,6 +242,33 @@ def test_layers_of_a_gguf_are_stacked(models: Path) -> None:
     assert len(load_model("gm").layers) == 5
 
 
+@pytest.mark.parametrize("format", ["gguf", "safetensors"])
+@pytest.mark.parametrize("pair", [("ga", "gd"), ("a", "deep"), ("ga", "deep"), ("a", "gd")])
+def test_layers_of_a_deeper_model_are_stacked(
+    models: Path,
+    make_llama: Callable[..., tuple[Any, Path]],
+    pair: tuple[str, str],
+    format: str,
+) -> None:
+    """Layers that lie beyond the last of the model whose config the result gets."""
+    make_llama("deep", num_hidden_layers=7)
+    for folder, out in (("a", "ga"), ("deep", "gd")):
+        if out in pair:
+            _as_gguf(folder, "F32", out)
+    slices = [
+        {"sources": [{"model": pair[0], "layer_range": [0, 3]}]},
+        {"sources": [{"model": pair[1], "layer_range": [5, 7]}]},
+    ]
+    values = {"merge_method": "passthrough", "slices": slices, "format": format, "type": "F32"}
+    if format == "safetensors":
+        del values["type"]
+    merge(from_mapping(MergeConfig, values), "made")
+    made, first, deep = (load_model(name).layers for name in ("made", "a", "deep"))
+    assert len(made) == 5
+    for mine, theirs in zip(made, [*first[:3], *deep[5:]], strict=True):
+        assert torch.equal(mine.mixer.q_proj.weight, theirs.mixer.q_proj.weight)
+
+
 def _refused(values: dict[str, Any], what: str) -> None:
     with pytest.raises(UserError, match=what):
         list(plan_lines(from_mapping(MergeConfig, values)))

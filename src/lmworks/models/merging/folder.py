@@ -11,16 +11,19 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
 from lmworks.core.files import write_json, write_text
 from lmworks.core.progress import track
 from lmworks.core.safetensors_files import NewTensor, write_safetensors
 from lmworks.models.merging.execute import bands
-from lmworks.models.merging.plan import COUNTS, Output, Plan
-from lmworks.models.merging.sources import NAMES, GGUFSource
+from lmworks.models.merging.plan import COUNTS, Layer, Output, Plan, of_layers
+from lmworks.models.merging.sources import NAMES, GGUFSource, model_config
 from lmworks.models.merging.tokenizers import has_tokenizer
+
+if TYPE_CHECKING:
+    from lmworks.models.config import ModelConfig
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
@@ -91,10 +94,7 @@ def config_values(plan: Plan) -> dict[str, Any]:
     if isinstance(lead, GGUFSource):
         from lmworks.models.architectures.base import architecture_of
 
-        config = lead.config
-        if plan.layers is not None:
-            layers = tuple(config.layers[index] for index in plan.layers)
-            config = dataclasses.replace(config, layers=layers)
+        config = layered_config(plan)
         values = dict(architecture_of(config).layout("hf").config_dict(config))
     else:
         values = dict(lead.settings)
@@ -109,14 +109,24 @@ def config_values(plan: Plan) -> dict[str, Any]:
     return values
 
 
-def _set_layers(values: dict[str, Any], layers: tuple[int, ...]) -> None:
+def layered_config(plan: Plan) -> ModelConfig:
+    """The lead's config with the layers of the result. Raises: UserError as `model_config`."""
+    config = model_config(plan.lead)
+    if plan.layers is None:
+        return config
+    configs = {source.reference: model_config(source) for source, _ in plan.layers}
+    layers = tuple(configs[source.reference].layers[number] for source, number in plan.layers)
+    return dataclasses.replace(config, layers=layers)
+
+
+def _set_layers(values: dict[str, Any], layers: tuple[Layer, ...]) -> None:
     """The number of layers, and every list that has an entry for each."""
     before = {values[key] for key in COUNTS if key in values}
     for key, value in values.items():
         if key in COUNTS:
             values[key] = len(layers)
-        elif isinstance(value, list) and len(value) in before and max(layers) < len(value):
-            values[key] = [value[index] for index in layers]
+        elif isinstance(value, list) and len(value) in before:
+            values[key] = of_layers(layers, key, lambda source: source.settings) or value
 
 
 def _write_tokenizer(plan: Plan, folder: Path, chat_template: str) -> None:

@@ -22,8 +22,9 @@ from lmworks.core.ggml_types import FILE_TYPES, FLOATS, INSTEAD, TYPES, encode_f
 from lmworks.core.gguf import GGUFTensor, LaterTensor, write_gguf
 from lmworks.core.progress import track
 from lmworks.models.merging.execute import bands
-from lmworks.models.merging.plan import Output, Plan
-from lmworks.models.merging.sources import GGUFSource
+from lmworks.models.merging.folder import layered_config
+from lmworks.models.merging.plan import Layer, Output, Plan, of_layers
+from lmworks.models.merging.sources import GGUFSource, Source
 from lmworks.models.merging.tokenizers import has_tokenizer
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def write_gguf_file(
     from lmworks.models.architectures.base import architecture_of
     from lmworks.models.skeleton import skeleton
 
-    config = _config(plan)
+    config = layered_config(plan)
     lead = plan.lead
     if isinstance(lead, GGUFSource):
         layout = lead.weights.layout
@@ -92,20 +93,6 @@ def write_gguf_file(
         write_gguf(path, _metadata(plan, config, kind, chat_template), tensors)
 
 
-def _config(plan: Plan) -> ModelConfig:
-    from lmworks.models.config import ModelConfig
-    from lmworks.models.load import open_weights
-
-    lead = plan.lead
-    config: Any = lead.config if isinstance(lead, GGUFSource) else open_weights(lead.path).config
-    if not isinstance(config, ModelConfig):
-        raise UserError(f"{lead.reference} can't be written as GGUF: write safetensors")
-    if plan.layers is None:
-        return config
-    layers = tuple(config.layers[index] for index in plan.layers)
-    return dataclasses.replace(config, layers=layers)
-
-
 def _made_of(config: ModelConfig, parameters: Mapping[str, torch.Tensor]) -> dict[str, Bound]:
     """Our parameters -> the Hugging Face tensors that hold them."""
     from lmworks.models.architectures.base import architecture_of
@@ -121,10 +108,9 @@ def _type(plan: Plan, name: str, shape: tuple[int, ...], kind: str) -> str:
     if not kind:
         kind = "F16"
         if isinstance(lead, GGUFSource):
-            # A layer that is there twice has the type of the first of its place, or the last's.
-            held = lead.weights.tensors.get(name) or lead.weights.tensors.get(
-                _like(plan, name), None
-            )
+            # The type of the lead's tensor of this name; in a layer that the lead lacks, of the
+            # tensor that the layer was.
+            held = lead.weights.tensors.get(name) or _stacked(plan, name)
             kind = held.type if held else "F16"
     if kind in FLOATS:
         return kind
@@ -135,13 +121,16 @@ def _type(plan: Plan, name: str, shape: tuple[int, ...], kind: str) -> str:
     return "F16"
 
 
-def _like(plan: Plan, name: str) -> str:
-    """The name that a layer's tensor had in the lead."""
+def _stacked(plan: Plan, name: str) -> GGUFTensor | None:
+    """The tensor of a layer in the GGUF file that the layer comes from."""
     before, _, rest = name.partition(".")
     number, _, after = rest.partition(".")
     if plan.layers is None or not number.isdigit():
-        return name
-    return f"{before}.{plan.layers[int(number)]}.{after}"
+        return None
+    source, index = plan.layers[int(number)]
+    if not isinstance(source, GGUFSource):
+        return None
+    return source.weights.tensors.get(f"{before}.{index}.{after}")
 
 
 class _Maker:
@@ -242,7 +231,7 @@ def _metadata(plan: Plan, config: ModelConfig, kind: str, chat_template: str) ->
 
 
 def _set_layers(
-    metadata: dict[str, Any], architecture: str, config: ModelConfig, layers: tuple[int, ...]
+    metadata: dict[str, Any], architecture: str, config: ModelConfig, layers: tuple[Layer, ...]
 ) -> None:
     """The number of layers, and every list of the architecture that has an entry for each."""
     before = len(config.layers)
@@ -252,4 +241,8 @@ def _set_layers(
         elif (
             key.startswith(f"{architecture}.") and isinstance(value, list) and len(value) == before
         ):
-            metadata[key] = [value[index] for index in layers]
+            metadata[key] = of_layers(layers, key, _metadata_of) or value
+
+
+def _metadata_of(source: Source) -> Mapping[str, Any]:
+    return source.metadata if isinstance(source, GGUFSource) else {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,13 +74,16 @@ class Output:
         return int(torch.Size(self.shape).numel()) * self.stored.itemsize
 
 
+Layer = tuple[Source, int]  # a model, and the number of a layer in it
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """The tensors of the result and what its config says.
 
     Attributes:
         lead: the model whose config and tokenizer the result gets.
-        layers: for each layer of the result, the lead's (or the first source's) that it is like;
+        layers: for each layer of the result, the model and the number of the one that it is like;
             None where all layers stay where they are.
         notes: what a person should know and is no error.
     """
@@ -88,7 +91,7 @@ class Plan:
     recipe: Recipe
     outputs: tuple[Output, ...]
     lead: Source
-    layers: tuple[int, ...] | None
+    layers: tuple[Layer, ...] | None
     notes: tuple[str, ...]
 
 
@@ -153,7 +156,7 @@ class _Planner:
     ) -> None:
         self.recipe, self.sources, self.lead = recipe, sources, lead
         self.dtype, self.out_dtype = dtype, out_dtype
-        self.layers: tuple[int, ...] | None = None
+        self.layers: tuple[Layer, ...] | None = None
         self._sized: dict[str, dict[str, int]] = {}
 
     def outputs(self) -> Iterator[Output]:
@@ -203,7 +206,7 @@ class _Planner:
                 "slices can't say which; give models:"
             )
         (prefix,) = stacks
-        layers: list[int] = []
+        layers: list[Layer] = []
         for index, part in enumerate(self.recipe.slices):
             ranges = [given.layers for given in part.sources]
             for given in part.sources:
@@ -219,7 +222,7 @@ class _Planner:
                     depth = offset / (end - begin - 1) if end - begin > 1 else 1.0
                     name = f"{prefix}{len(layers)}.{place[2]}"
                     yield self._output(part, name, theirs, depth=depth)
-                layers.append(begin + offset)
+                layers.append((pattern, begin + offset))
         self.layers = tuple(layers)
 
     def _check_range(self, given: Given, prefix: str, where: str) -> None:
@@ -334,6 +337,23 @@ class _Planner:
         if match is None or match[1] not in self._stacks(source or self.lead):
             return None
         return match[1], int(match[2]), match[3]
+
+
+def of_layers(
+    layers: Sequence[Layer], key: str, settings_of: Callable[[Source], Mapping[str, Any]]
+) -> list[Any] | None:
+    """The entries that a setting with one for each layer has for these; None if a model has none.
+
+    Args:
+        settings_of: gives the settings of a model, in which `key` is such a list.
+    """
+    entries = []
+    for source, number in layers:
+        held = settings_of(source).get(key)
+        if not isinstance(held, list) or number >= len(held):
+            return None
+        entries.append(held[number])
+    return entries
 
 
 def _names(source: Source) -> list[str]:

@@ -79,6 +79,21 @@ def open_source(reference: str, path: Path) -> Source:
     raise UserError(f"{reference} is no model: it holds neither safetensors nor a .gguf file")
 
 
+def model_config(source: Source) -> ModelConfig:
+    """What is known of the model's layers. Raises: UserError where it is no single model."""
+    from lmworks.models.config import ModelConfig
+    from lmworks.models.load import open_weights
+
+    config: Any = (
+        source.config if isinstance(source, GGUFSource) else open_weights(source.path).config
+    )
+    if not isinstance(config, ModelConfig):
+        raise UserError(
+            f"{source.reference} is no single model, as a GGUF file is: write safetensors"
+        )
+    return config
+
+
 class SafetensorsSource:
     """A Hugging Face folder."""
 
