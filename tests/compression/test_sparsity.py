@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmworks.compression.error_feedback import feed_back, inverse_factor
 from lmworks.compression.layer_inputs import LayerInputs, LayerWalk
-from lmworks.compression.sparsify import sparsify_model
+from lmworks.compression.sparsify import SparsifyConfig, sparsify, sparsify_model
 from lmworks.compression.sparsity import (
     holds_pattern,
     lowest,
@@ -19,8 +21,16 @@ from lmworks.compression.sparsity import (
     sparsity_of,
 )
 from lmworks.core.errors import UserError
-from lmworks.models.config import AttentionConfig, MLPConfig, ModelConfig
+from lmworks.models.config import (
+    AttentionConfig,
+    LayerNormConfig,
+    LearnedPositions,
+    MLPConfig,
+    ModelConfig,
+)
 from lmworks.models.model import Model
+from lmworks.models.save import save_model
+from lmworks.tokenizers.train import train_bpe
 
 
 def inputs_of(n: int, seed: int = 3) -> LayerInputs:
@@ -145,3 +155,28 @@ def test_rows_that_a_pattern_does_not_divide_are_named(model: Model) -> None:
     with pytest.raises(UserError, match=r"layers.0.feed_forward.down_proj has rows of 70"):
         sparsify_model(model, (2, 4), "magnitude", [])
     assert sparsity_of(model.get_submodule("layers.0.mixer.q_proj").weight) == 0  # nothing changed
+
+
+def test_rows_are_no_longer_than_a_model_has_positions(tmp_path: Path) -> None:
+    words = "the cat sat on the mat and the dog sat on the cat\n"
+    tokenizer = train_bpe([words] * 20, vocab_size=288)
+    config = ModelConfig.uniform(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=1,
+        mixer=AttentionConfig(
+            num_attention_heads=4, num_key_value_heads=4, head_dim=8, rope=None, bias="qkvo"
+        ),
+        feed_forward=MLPConfig(
+            intermediate_size=64, gated=False, activation="gelu_tanh", bias=True
+        ),
+        norm=LayerNormConfig(), positions=LearnedPositions(num_positions=40),
+        max_position_embeddings=40, tie_word_embeddings=True,
+    )  # fmt: skip
+    made = Model(config)
+    made.reset_parameters(torch.Generator().manual_seed(0))
+    save_model(made, tmp_path / "model", tokenizer=tokenizer)
+    (tmp_path / "text.txt").write_text(words * 200)
+    asked = SparsifyConfig(
+        model=str(tmp_path / "model"), calibration=str(tmp_path / "text.txt"),
+        calibration_tokens=600, threads=1,
+    )  # fmt: skip
+    assert sparsify(asked, tmp_path / "out").metrics["zeros"] > 0.2

@@ -17,11 +17,13 @@ from lmworks.core.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from lmworks.models.config import ModelConfig
     from lmworks.tokenizers.base import Tokenizer
 
 MIN_TOKENS = 256  # fewer say little about what a layer is given
 DEFAULT = "Python's documentation"
 _DEFAULT_CHARACTERS = 500_000
+_ROW_TOKENS = 256
 _CHARACTERS = 8  # that stand for a token at most, in text that a vocabulary was made for
 
 
@@ -33,12 +35,17 @@ class _Piece:
     messages: Any = None
 
 
+def row_length(config: ModelConfig, most: int = _ROW_TOKENS) -> int:
+    """Tokens of a calibration row: `most`, or the model's context where that is shorter."""
+    return min(most, config.max_position_embeddings)
+
+
 def calibration_rows(
     sources: Path | Sequence[Path] | None,
     tokenizer: Tokenizer,
     *,
     max_tokens: int = 8192,
-    length: int = 256,
+    length: int = _ROW_TOKENS,
     seed: int = 0,
 ) -> list[np.ndarray]:
     """About `max_tokens` tokens as the model reads them, in rows of at most `length`.

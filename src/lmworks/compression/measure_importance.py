@@ -35,14 +35,14 @@ class ImportanceConfig:
 @stage("importance", makes="importance")
 def importance(config: ImportanceConfig, run: Run) -> dict[str, Any]:
     """Measure and write; see ImportanceConfig."""
-    from lmworks.compression.calibration import calibration_rows
+    from lmworks.compression.calibration import calibration_rows, row_length
     from lmworks.compression.importance_matrix import measure_importance
     from lmworks.compression.layer_source import LayerSource
     from lmworks.core.importance import write_importance
     from lmworks.tokenizers.load import load_tokenizer
 
     source = LayerSource(run.inputs["model"])
-    length = min(512, source.config.max_position_embeddings or 512)
+    length = row_length(source.config, 512)
     rows = calibration_rows(
         run.inputs.get("calibration"), load_tokenizer(run.inputs["model"]),
         max_tokens=config.calibration_tokens, length=length, seed=config.seed,

@@ -163,13 +163,12 @@ class _Job:
 
     @functools.cached_property
     def rows(self) -> list[np.ndarray]:
-        from lmworks.compression.calibration import calibration_rows
+        from lmworks.compression.calibration import calibration_rows, row_length
         from lmworks.tokenizers.load import load_tokenizer
 
-        longest = self.source.config.max_position_embeddings or 256
         return calibration_rows(
             self._calibration, load_tokenizer(self._model),
-            max_tokens=self.config.calibration_tokens, length=min(256, longest),
+            max_tokens=self.config.calibration_tokens, length=row_length(self.source.config),
             seed=self.config.seed,
         )  # fmt: skip
 

@@ -76,7 +76,7 @@ def quantize_safetensors(config: QuantizeSafetensorsConfig, run: Run) -> dict[st
     """Smooth, code, write; see QuantizeSafetensorsConfig."""
     import torch
 
-    from lmworks.compression.calibration import calibration_rows
+    from lmworks.compression.calibration import calibration_rows, row_length
     from lmworks.compression.formats.base import scheme_of, writer
     from lmworks.core.machine import usable_cores
     from lmworks.models.load import load_language_model
@@ -93,8 +93,9 @@ def quantize_safetensors(config: QuantizeSafetensorsConfig, run: Run) -> dict[st
     if config.method != "round" or scheme.inputs:
         sources = run.inputs.get("calibration")
         rows = calibration_rows(
-            sources, tokenizer, max_tokens=config.calibration_tokens, seed=config.seed
-        )
+            sources, tokenizer, max_tokens=config.calibration_tokens,
+            length=row_length(model.config), seed=config.seed,
+        )  # fmt: skip
     before = sum(p.numel() * 4 for p in model.parameters())
     coded, errors = code_model(
         model, scheme, rows, method=config.method, smooth=config.smooth if scheme.inputs else 0.0

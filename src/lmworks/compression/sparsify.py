@@ -54,7 +54,7 @@ def sparsify(config: SparsifyConfig, run: Run) -> dict[str, Any]:
     """Choose, write; see SparsifyConfig."""
     import torch
 
-    from lmworks.compression.calibration import calibration_rows
+    from lmworks.compression.calibration import calibration_rows, row_length
     from lmworks.compression.sparsity import parse_pattern
     from lmworks.core.machine import usable_cores
     from lmworks.models.load import load_language_model
@@ -69,8 +69,9 @@ def sparsify(config: SparsifyConfig, run: Run) -> dict[str, Any]:
     if config.method != "magnitude":
         sources = run.inputs.get("calibration")
         rows = calibration_rows(
-            sources, tokenizer, max_tokens=config.calibration_tokens, seed=config.seed
-        )
+            sources, tokenizer, max_tokens=config.calibration_tokens,
+            length=row_length(model.config), seed=config.seed,
+        )  # fmt: skip
     errors = sparsify_model(model, pattern, config.method, rows)
     card = (
         f"`{Path(config.model).name}` with {config.sparsity} of the weights of its layers at zero "

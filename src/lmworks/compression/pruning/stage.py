@@ -55,7 +55,7 @@ def prune_stage(config: PruneConfig, run: Run) -> dict[str, Any]:
     """Measure, cut, save; see PruneConfig."""
     import torch
 
-    from lmworks.compression.calibration import calibration_rows
+    from lmworks.compression.calibration import calibration_rows, row_length
     from lmworks.models.load import load_language_model
     from lmworks.models.save import save_model
     from lmworks.tokenizers.load import load_tokenizer
@@ -69,7 +69,7 @@ def prune_stage(config: PruneConfig, run: Run) -> dict[str, Any]:
         run.inputs.get("calibration"),
         tokenizer,
         max_tokens=config.max_tokens,
-        length=min(256, model.config.max_position_embeddings),
+        length=row_length(model.config),
         seed=config.seed,
     )
     heldout, seen = (
