@@ -173,6 +173,18 @@ def test_sizes_that_no_file_has_name_the_nearest(source: Path, text: Path, tmp_p
     assert set(large.metrics["types"]) == {"F16", "F32"}
 
 
+def test_text_is_looked_at_where_anything_is_quantised(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    floats = quantize(config(source, text, type="F16"), tmp_path / "a")
+    assert "mean_output_error" not in floats.metrics
+    mixed = quantize(config(source, text, type="F16", keep=["*ffn_down*=Q4_0"]), tmp_path / "b")
+    assert mixed.metrics["mean_output_error"] > 0
+    size = f"{mixed.metrics['bytes_after'] // 2}B"
+    sized = quantize(config(source, text, type="F16", target_size=size), tmp_path / "c")
+    assert sized.metrics["mean_output_error"] > 0
+
+
 def test_tensors_are_kept_by_pattern(source: Path, text: Path, tmp_path: Path) -> None:
     keep = ["*ffn_down*=Q8_0", "blk.1.ffn_down.weight=F16"]
     out = quantize(config(source, text, method="rtn", keep=keep), tmp_path / "a").path

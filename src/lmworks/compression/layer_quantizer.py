@@ -99,7 +99,7 @@ class LayerQuantizer:
             final: dict[str, LayerInputs] = {}
             # The embedding comes last: where it is the head too, it is known then what it is given.
             for group in sorted(self.source.groups, key=lambda g: (g == BEFORE, g)):
-                mine = self._names(group)
+                mine = self.source.names(group)
                 done = all(name in self.store for name in mine)
                 if done and (walk is None or group in (AFTER, BEFORE)):
                     bar.advance(len(mine))
@@ -123,9 +123,6 @@ class LayerQuantizer:
         walk = LayerWalk(self.source.model, self.rows)
         self.source.drop(BEFORE)
         return walk
-
-    def _names(self, group: int) -> list[str]:
-        return self.source.names(group)
 
     def _inputs(
         self, walk: LayerWalk | None, group: int, final: dict[str, LayerInputs]

@@ -13,11 +13,13 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import heapq
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
+from lmworks.compression.layer_quantizer import fitting_type
 from lmworks.core.errors import UserError
 from lmworks.core.ggml_types import FLOATS, TYPES
 from lmworks.core.quantities import shown_bytes
@@ -87,8 +89,6 @@ def kept_types(keep: Sequence[str], shapes: Shapes) -> dict[str, str]:
 
 def num_bytes(shape: Sequence[int], kind: str) -> int:
     """Of a tensor in a file, with what aligns the next one."""
-    from lmworks.compression.layer_quantizer import fitting_type
-
     block = TYPES[fitting_type(kind, shape)]
     size = prod(shape) // block.size * block.num_bytes
     return size + -size % _ALIGNMENT
@@ -100,7 +100,7 @@ def find_mix(
     how: Method,
     *,
     target: int,
-    overhead: Callable[[Mapping[str, str]], int],
+    overhead: int,
     keep: Sequence[str] = (),
     seed: int = 0,
     damping: float = 0.0,
@@ -111,31 +111,28 @@ def find_mix(
         overhead: bytes of the file beside its tensors.
     Raises: UserError for a size that no mix has, naming the nearest that one has.
     """
-    from lmworks.compression.layer_quantizer import fitting_type
+    from lmworks.compression.sensitivity import measure_costs
 
     shapes = source.shapes()
     fixed = kept_types(keep, shapes)
-    rest = overhead({})
     points: dict[str, dict[str, int]] = {}
     for name, shape in shapes.items():
         kinds = [fixed[name]] if name in fixed else list(CANDIDATES)
         fitting = {fitting_type(kind, shape) for kind in kinds}
         points[name] = {kind: num_bytes(shape, kind) for kind in sorted(fitting)}
-    least = rest + sum(min(sizes.values()) for sizes in points.values())
-    most = rest + sum(max(sizes.values()) for sizes in points.values())
+    least = overhead + sum(min(sizes.values()) for sizes in points.values())
+    most = overhead + sum(max(sizes.values()) for sizes in points.values())
     if target < least:
         raise UserError(
             f"{shown_bytes(target)} can't be met: the smallest file that can be written here has "
             f"{shown_bytes(least)} ({least} bytes)"
         )
-    from lmworks.compression.sensitivity import measure_costs
-
     tried = {name: list(sizes) for name, sizes in points.items()}
     costs = measure_costs(source, rows, how, tried, seed=seed, damping=damping)
     if target >= most:
         types = {name: max(sizes, key=lambda k: (sizes[k], k)) for name, sizes in points.items()}
     else:
-        types = choose(points, costs, target - rest)
+        types = choose(points, costs, target - overhead)
     total = sum(costs[name].get(kind, 0.0) for name, kind in types.items())
     return Mix(types=types, predicted_kl=total)
 
@@ -178,13 +175,9 @@ def choose(
 
 def table(mix: Mix, shapes: Shapes) -> Iterator[str]:
     """A mix for people: kinds of tensors and the types they get."""
-    import re
-
     rows: dict[str, Counter[str]] = {}
     bits = 0
     for name, shape in shapes.items():
-        from lmworks.compression.layer_quantizer import fitting_type
-
         kind = fitting_type(mix.types[name], shape)
         rows.setdefault(re.sub(r"\.\d+\.", ".*.", name), Counter())[kind] += 1
         bits += 8 * num_bytes(shape, kind)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lmworks.core.gguf import GGUFTensor
 
 MODEL_FILE = "model.gguf"
-_SIZED = "solve"  # the method where text is given or a size is asked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,8 @@ def quantize(config: QuantizeConfig, run: Run) -> dict[str, Any]:
     store = TensorStore(run.work)
     quantizer = LayerQuantizer(
         job.source, store, mix.type_of, job.how,
-        rows=job.rows if job.needs_rows else (), importance=job.importance, damping=config.damping,
+        rows=job.rows if job.needs_rows(mix) else (), importance=job.importance,
+        damping=config.damping,
     )  # fmt: skip
     quantizer.run()
     shapes = job.source.shapes()
@@ -130,17 +130,19 @@ class _Job:
 
         self.config, self._model, self._calibration = config, model, calibration
         self._importance = importance
-        sized = bool(config.target_size or config.target_bpw)
         if config.target_size and config.target_bpw:
             raise UserError("give a target size or target bits per weight, not both")
-        self.name = config.method or (_SIZED if sized or calibration else "rtn")
-        if not config.method and importance is not None and not sized and not calibration:
-            self.name = "imatrix"
+        self.name = config.method or self._usual_method()
         self.how: Method = method(self.name)
         if config.threads:
             import torch
 
             torch.set_num_threads(config.threads)
+
+    def _usual_method(self) -> str:
+        if self.sized or self._calibration:
+            return "solve"
+        return "rtn" if self._importance is None else "imatrix"
 
     @functools.cached_property
     def source(self) -> LayerSource:
@@ -152,12 +154,11 @@ class _Job:
     def sized(self) -> bool:
         return bool(self.config.target_size or self.config.target_bpw)
 
-    @property
-    def needs_rows(self) -> bool:
-        """Whether calibration text is looked at."""
+    def needs_rows(self, mix: Mix) -> bool:
+        """Whether calibration text is looked at to quantise `mix`."""
         from lmworks.core.ggml_types import FLOATS
 
-        if self.how.needs == "nothing" or self.config.type in FLOATS:
+        if self.how.needs == "nothing" or set(mix.types.values()) <= set(FLOATS):
             return False
         return self.how.needs == "moments" or self._importance is None
 
@@ -189,7 +190,7 @@ class _Job:
             return uniform_mix(self.config.type, shapes, keep)
         return find_mix(
             self.source, self.rows, self.how, target=self.target_bytes(shapes),
-            overhead=lambda types: self.overhead(types, shapes), keep=keep, seed=self.config.seed,
+            overhead=self.overhead(shapes), keep=keep, seed=self.config.seed,
             damping=self.config.damping,
         )  # fmt: skip
 
@@ -246,7 +247,7 @@ class _Job:
             write_gguf(path, self.metadata({}), {})
             return path.stat().st_size
 
-    def overhead(self, types: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    def overhead(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Bytes of the file beside its tensors: metadata, table of tensors, alignment."""
         infos = sum(24 + len(name.encode()) + 8 * len(shape) for name, shape in shapes.items())
         return self._header_bytes + infos + 32
