@@ -47,6 +47,13 @@ class LayerInputs:
     largest: np.ndarray
     moment: np.ndarray | None = None
 
+    def divided(self, by: np.ndarray) -> LayerInputs:
+        """What is seen of inputs whose channels are divided by `by`, (n,)."""
+        moment = None if self.moment is None else self.moment / np.outer(by, by)
+        return dataclasses.replace(
+            self, mean_square=self.mean_square / by**2, largest=self.largest / by, moment=moment
+        )
+
 
 class LayerWalk:
     """Rows of token ids on their way through the layers of a model.

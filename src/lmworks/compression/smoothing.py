@@ -9,7 +9,6 @@ Source: Xiao et al. 2022, arXiv 2211.10438, equation 4.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,13 +57,5 @@ def smooth_layer(
         scale = smoothing_scale(inputs[fold.takers[0]].largest, weights, share)
         apply_fold(model, fold, scale)
         for path in fold.takers:
-            inputs[path] = _divided(inputs[path], scale)
+            inputs[path] = inputs[path].divided(fold.spread(scale))
     return inputs
-
-
-def _divided(inputs: LayerInputs, scale: np.ndarray) -> LayerInputs:
-    moment = None if inputs.moment is None else inputs.moment / np.outer(scale, scale)
-    return dataclasses.replace(
-        inputs, largest=inputs.largest / scale, mean_square=inputs.mean_square / scale**2,
-        moment=moment,
-    )  # fmt: skip

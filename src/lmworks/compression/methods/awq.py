@@ -10,19 +10,18 @@ of the inputs instead of the inputs themselves.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmworks.compression.folding import Fold, apply_fold, find_folds, require_folds
-from lmworks.compression.layer_inputs import LayerInputs
 from lmworks.compression.methods.base import Matrix
 from lmworks.compression.methods.imatrix import round_by_importance
 from lmworks.core.ggml_types import TYPES
 from lmworks.core.gguf import GGUFTensor, dequantize
 
 if TYPE_CHECKING:
+    from lmworks.compression.layer_inputs import LayerInputs
     from lmworks.models.model import Model
 
 _POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
@@ -44,16 +43,8 @@ def rescale_layer(
             scale = _best(model, fold, found, kind)
             apply_fold(model, fold, scale)
             for path in fold.takers:
-                found[path] = divided(found[path], fold.spread(scale))
+                found[path] = found[path].divided(fold.spread(scale))
     return found
-
-
-def divided(inputs: LayerInputs, by: np.ndarray) -> LayerInputs:
-    """What is seen of inputs that are divided by `by` (n,)."""
-    moment = None if inputs.moment is None else inputs.moment / np.outer(by, by)
-    return dataclasses.replace(
-        inputs, mean_square=inputs.mean_square / by**2, largest=inputs.largest / by, moment=moment
-    )
 
 
 def _weight(model: Model, path: str) -> np.ndarray:
@@ -84,7 +75,7 @@ def _best(model: Model, fold: Fold, inputs: dict[str, LayerInputs], kind: str) -
 def _error(model: Model, path: str, inputs: LayerInputs, scale: np.ndarray, kind: str) -> float:
     weight = _weight(model, path)
     weight = weight[:: max(1, len(weight) // _ROWS)]
-    scaled = Matrix(name=path, weight=weight * scale, inputs=divided(inputs, scale))
+    scaled = Matrix(name=path, weight=weight * scale, inputs=inputs.divided(scale))
     raw = round_by_importance(scaled, kind)
     tensor = GGUFTensor(name=path, shape=weight.shape, type=kind, data=raw.reshape(-1))
     return scaled.output_error(dequantize(tensor) - scaled.weight)
