@@ -27,11 +27,11 @@ import numpy as np
 import torch
 
 from lmworks.compression.block_rows import BlockRows
+from lmworks.compression.error_feedback import damped, inverse_factor
 
 SWEEPS = 8
 _ROWS_AT_ONCE = 4096
 _FEEDBACK_COLUMNS = 64  # between two matrix products
-_LARGEST_DAMPING = 1e4  # past that, inputs say nothing
 
 
 def solve(
@@ -82,31 +82,9 @@ def _prepared(
         return kept[3], kept[4], kept[5] if feedback else None
     hessian = damped(moment, damping)
     order = np.argsort(-np.diag(hessian), kind="stable")
-    factor = upper_factor_of_inverse(hessian[order][:, order]) if feedback else None
+    factor = inverse_factor(hessian[order][:, order]) if feedback else None
     _latest = (moment, damping, feedback, hessian, order, factor)
     return hessian, order, factor
-
-
-def damped(moment: np.ndarray, damping: float) -> np.ndarray:
-    """The moment with `damping` of its mean on the diagonal, divided by that mean."""
-    mean = float(np.diag(moment).mean()) or 1.0
-    hessian = moment / np.float32(mean)
-    hessian[np.diag_indices(len(hessian))] += np.float32(damping)
-    return np.ascontiguousarray(hessian, dtype=np.float32)
-
-
-def upper_factor_of_inverse(hessian: np.ndarray) -> np.ndarray:
-    """U with U^T U = H^-1, upper triangular, float32; more is added to a H that is not definite."""
-    wide = torch.from_numpy(hessian).double()
-    more = 1e-6
-    while True:
-        lower, failed = torch.linalg.cholesky_ex(wide)
-        if not failed or more > _LARGEST_DAMPING:
-            break
-        wide = wide + more * torch.eye(len(wide), dtype=wide.dtype)
-        more *= 10
-    factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    return np.ascontiguousarray(factor.float().numpy())
 
 
 class _Work:

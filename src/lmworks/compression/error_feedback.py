@@ -21,6 +21,7 @@ import torch
 Chooser = Callable[[int, torch.Tensor, torch.Tensor], Callable[[int, torch.Tensor], torch.Tensor]]
 BLOCK = 128
 DAMPING = 0.01  # of the moment, as a share of its mean
+_LARGEST_DAMPING = 1e4  # past that, inputs say nothing
 
 
 def feed_back(
@@ -36,7 +37,7 @@ def feed_back(
     """
     left = values.detach().clone().float()
     rows, n = left.shape
-    upper = inverse_factor(moment, damping)
+    upper = torch.from_numpy(inverse_factor(damped(moment, damping)))
     made = torch.empty_like(left)
     for first in range(0, n, block):
         last = min(first + block, n)
@@ -54,10 +55,23 @@ def feed_back(
     return made
 
 
-def inverse_factor(moment: np.ndarray, damping: float = DAMPING) -> torch.Tensor:
-    """U, upper triangular, with U^T U the inverse of the damped moment; float32 (n, n)."""
-    h = torch.from_numpy(moment).double()
-    mean = float(h.diagonal().mean()) or 1.0
-    h = h / mean + damping * torch.eye(len(h), dtype=torch.float64)
-    lower = torch.linalg.cholesky(h)
-    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
+def damped(moment: np.ndarray, damping: float) -> np.ndarray:
+    """The moment with `damping` of its mean on the diagonal, divided by that mean."""
+    mean = float(np.diag(moment).mean()) or 1.0
+    hessian = moment / np.float32(mean)
+    hessian[np.diag_indices(len(hessian))] += np.float32(damping)
+    return np.ascontiguousarray(hessian, dtype=np.float32)
+
+
+def inverse_factor(hessian: np.ndarray) -> np.ndarray:
+    """U with U^T U = H^-1, upper triangular, float32; more is added to a H that is not definite."""
+    wide = torch.from_numpy(hessian).double()
+    more = 1e-6
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(wide)
+        if not failed or more > _LARGEST_DAMPING:
+            break
+        wide = wide + more * torch.eye(len(wide), dtype=wide.dtype)
+        more *= 10
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+    return np.ascontiguousarray(factor.float().numpy())
