@@ -15,11 +15,12 @@ from tests.training.test_distillation import config as stage_config
 from tests.training.test_distillation import questions, student_model, teacher, token_rows  # noqa: F401
 
 from lmworks.core.errors import UserError
+from lmworks.training import on_policy
 from lmworks.training.batches import IGNORED
 from lmworks.training.byte_rows import ByteRows, Passage
 from lmworks.training.distill import distill
 from lmworks.training.objectives.base import build_objective
-from lmworks.training.on_policy import STUDENT, OnPolicy, continued, own_bytes, own_tokens
+from lmworks.training.on_policy import STUDENT, OnPolicy, Said, continued, own_bytes, own_tokens
 
 
 def test_a_share_of_the_steps_is_the_students() -> None:
@@ -80,6 +81,23 @@ def test_a_teacher_of_another_tokenizer_reads_what_was_said(tmp_path: Path) -> N
         batch = batch or own(np.arange(3), seed)
     assert batch is not None and batch.batch.source == STUDENT
     assert batch.counted.any() and batch.top_logprobs[batch.counted].max() <= 0
+
+
+def test_a_character_that_the_student_finishes_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The beginning that it is given may end within a character."""
+    student, master = models()
+    both = readers()
+    passages = [Passage(text="日本語のテキスト")]
+    rows = ByteRows(passages, student=both[0], teacher=both[1], batch_size=1, seed=0)
+    ids = rows.rows[0][0].ids.tolist()
+
+    def goes_on(model: Any, tokenizer: Any, prompts: list[list[int]], **more: Any) -> list[Said]:
+        assert "\ufffd" in tokenizer.decode(prompts[0][1:])
+        return [Said(ids=ids[len(prompts[0]) :], ended=False)]
+
+    monkeypatch.setattr(on_policy, "continued", goes_on)
+    batch: Any = own_bytes(rows, student, master, both, max_tokens=8, top=8)(np.arange(1), 0)
+    assert batch.batch.input_ids[0].tolist() == ids[:-1]
 
 
 def test_the_stage_lets_the_student_write(

@@ -143,17 +143,19 @@ def own_bytes(
     tokenizer = student.tokenizer
 
     def own(numbers: np.ndarray, seed: int) -> Rows | None:
-        prompts, begun = [], []
+        prompts: list[list[int]] = []
+        begun: list[list[int]] = []  # of a text that the student goes on with
         for i in numbers:
             read = rows.rows[i][0]
             answers = bool(rows.passages[i].messages)
             size = read.first + 1 if answers else max(1, len(read.ids) // 4)
             prompts.append(read.ids[:size].tolist())
-            begun.append("" if answers else tokenizer.decode(prompts[-1][read.first + 1 :]))
+            begun.append([] if answers else prompts[-1][read.first + 1 :])
         reads, tops = [], []
         said = continued(model, tokenizer, prompts, max_tokens=max_tokens, seed=seed)
         for i, before, answer in zip(numbers, begun, said, strict=True):
-            text = before + tokenizer.decode(answer.ids, skip_special=True)
+            # In one go: a character, or a word's space, may lie on both sides.
+            text = tokenizer.decode([*before, *answer.ids], skip_special=True)
             # A character that was cut in two is none.
             text = text.rstrip("\ufffd")
             asked = rows.passages[i]
