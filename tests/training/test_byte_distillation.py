@@ -220,7 +220,8 @@ def write(folder: Path, tokenizer: Any, seed: int) -> Path:
     return folder
 
 
-def test_the_stage_teaches_across_tokenizers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("top_k", [0, 300])  # more than there are symbols
+def test_the_stage_teaches_across_tokenizers(tmp_path: Path, top_k: int) -> None:
     one, other = tokenizers()
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -234,6 +235,7 @@ def test_the_stage_teaches_across_tokenizers(tmp_path: Path) -> None:
         "teacher": str(write(tmp_path / "teacher", other, 1)),
         "student": str(write(tmp_path / "student", one, 0)),
         "corpus": str(corpus),
+        "top_k": top_k,
         "num_steps": 6,
         "batch_size": 3,
         "threads": 1,
@@ -245,4 +247,5 @@ def test_the_stage_teaches_across_tokenizers(tmp_path: Path) -> None:
     assert artifact.metrics["teacher_bytes"] > 0 and artifact.metrics["heldout_divergence"] > 0
     assert load_model(tmp_path / "out").config.vocab_size == one.vocab_size
     with pytest.raises(UserError, match=r"features .* one tokenizer"):
-        distill(from_mapping(DistillConfig, values | {"kind": "features"}), tmp_path / "no")
+        values |= {"kind": "features", "top_k": 0}
+        distill(from_mapping(DistillConfig, values), tmp_path / "no")

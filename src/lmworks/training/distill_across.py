@@ -45,6 +45,7 @@ def lesson_across(
     """
     import torch
 
+    from lmworks.tokenizers.byte_trie import NUM_SYMBOLS
     from lmworks.training.byte_rows import Reader
     from lmworks.training.objectives.base import build_objective
     from lmworks.training.on_policy import OnPolicy, own_bytes
@@ -61,7 +62,7 @@ def lesson_across(
     assert len(readers) == 2
     objective: Any = build_objective("byte_distillation", config.settings)
     objective = dataclasses.replace(objective, order=torch.from_numpy(readers[0].trie.order))
-    top = config.top_k or TOP_BYTES
+    top = min(config.top_k or TOP_BYTES, NUM_SYMBOLS)
     found, size = {}, 0
     for name in ("train", "heldout"):
         rows = _rows(config, run, readers, name)
