@@ -85,17 +85,16 @@ class Reader:
 
     def read(self, passage: Passage) -> Read | None:
         """The passage, or None where its tokens' bytes are not its text."""
-        text, before = passage.text.encode(), self._before
+        text = passage.text.encode()
         ids = self.tokenizer.encode(passage.text)
-        if passage.messages:
-            before = self.tokenizer.encode_chat(passage.messages)
+        before = self.tokenizer.encode_chat(passage.messages) if passage.messages else self._before
         sizes = [len(self.tokenizer.decode_bytes([i])) for i in ids]
         joined = self.tokenizer.decode_bytes(ids)
         lead = len(joined) - len(text)
         if not ids or lead not in (0, 1) or joined != b" " * lead + text or min(sizes) < 1:
             return None
         ends = np.cumsum([0, *sizes]).tolist()
-        end = self._end(passage) if passage.ended else None
+        end = self._end(passage, len(before) + len(ids)) if passage.ended else None
         boundaries = ends if end is not None else ends[:-1]
         after = [] if end is None else [end]
         return Read(
@@ -107,12 +106,10 @@ class Reader:
             ended=end is not None,
         )
 
-    def _end(self, passage: Passage) -> int | None:
-        """The token that ends an answer, as the template has it."""
+    def _end(self, passage: Passage, place: int) -> int | None:
+        """The token that ends an answer, as the template has it; `place` is behind the answer."""
         said = {"role": "assistant", "content": passage.text}
         whole = self.tokenizer.encode_chat([*passage.messages, said], add_generation_prompt=False)
-        before = self.tokenizer.encode_chat(passage.messages)
-        place = len(before) + len(self.tokenizer.encode(passage.text))
         special = set(self.tokenizer.special_tokens.values())
         return whole[place] if len(whole) > place and whole[place] in special else None
 
