@@ -18,6 +18,7 @@ from lmworks.core.files import (
     hash_folder,
     hash_json,
     read_json,
+    read_json_lines,
     write_json,
     write_text,
     writing,
@@ -223,3 +224,32 @@ def test_hashes_of_files_and_values(tmp_path: Path) -> None:
     assert hash_file(tmp_path / "a").startswith("ba7816bf8f01cfea")  # FIPS 180-2's example
     assert hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
     assert hash_json({"a": 1}) != hash_json({"a": "1"})
+
+
+def test_json_lines_have_their_place(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n  \n[2]\n"\xc3\xa4"')
+    found = [(line.number, line.value) for line in read_json_lines(path, max_bytes=16)]
+    assert found == [(1, {"a": 1}), (4, [2]), (5, "ä")]
+    assert next(read_json_lines(path)).where == f"{path}, line 1"
+    path.write_bytes(b'"\xff"\n')
+    assert next(read_json_lines(path, errors="replace")).value == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"a":', ": not valid JSON: Expecting value"),
+        (b'"\xff"', r": not valid JSON: not UTF-8 text \(byte 1 of the line\)"),
+        (b"[" * 100_000, ": not valid JSON: nested too deeply"),
+        (b"1" * 5000, ": not valid JSON: Exceeds"),
+        (b'"' + b"x" * (1 << 20) + b'"', ": over 1 MB"),
+    ],
+)
+def test_a_line_that_is_no_json_is_named(tmp_path, line, words):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"1\n\n" + line + b"\n")
+    lines = read_json_lines(path, max_bytes=1 << 20)
+    assert next(lines).value == 1
+    with pytest.raises(UserError, match=f"rows.jsonl, line 3{words}"):
+        next(lines)

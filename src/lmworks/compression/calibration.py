@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
+from lmworks.core.files import read_json_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,25 +137,16 @@ def _documents(path: Path) -> Iterator[_Piece]:
 
 def _lines(path: Path) -> Iterator[_Piece]:
     """The rows of a JSONL file. Raises: UserError naming the line at fault."""
-    import json
-
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise UserError(f"{where} is not valid JSON") from error
-            text = row.get("text") if isinstance(row, dict) else None
-            messages = row.get("messages") if isinstance(row, dict) else None
-            if isinstance(messages, list) and messages:
-                yield _Piece(messages=[_message(message, where) for message in messages])
-            elif isinstance(text, str):
-                yield _Piece(text=text)
-            else:
-                raise UserError(f"{where} has neither a `text` nor `messages`")
+    for line in read_json_lines(path, errors="replace", fault=" is not valid JSON"):
+        row = line.value
+        text = row.get("text") if isinstance(row, dict) else None
+        messages = row.get("messages") if isinstance(row, dict) else None
+        if isinstance(messages, list) and messages:
+            yield _Piece(messages=[_message(message, line.where) for message in messages])
+        elif isinstance(text, str):
+            yield _Piece(text=text)
+        else:
+            raise UserError(f"{line.where} has neither a `text` nor `messages`")
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:

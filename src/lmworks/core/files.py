@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from lmworks.core.errors import UserError
 
@@ -146,6 +146,54 @@ def read_json(path: str | Path, what: str = "file") -> Any:
         raise UserError(f"{what} {path} can't be read: {error.strerror}") from error
     except RecursionError as error:
         raise UserError(f"{what} {path} is nested too deeply to be read") from error
+
+
+class JsonLine(NamedTuple):
+    """A line of a JSON-lines file: `where` is "FILE, line N", for errors; `number` begins at 1."""
+
+    where: str
+    number: int
+    value: Any
+
+
+def read_json_lines(
+    path: str | Path,
+    *,
+    errors: str = "strict",
+    max_bytes: int | None = None,
+    fault: str = ": not valid JSON",
+) -> Iterator[JsonLine]:
+    """The values of a JSON-lines file in UTF-8, one by one; blank lines are passed over.
+
+    Args:
+        errors: what becomes of bytes that are no UTF-8, as in `bytes.decode`.
+        max_bytes: of a line; a longer one is refused before it is read.
+        fault: what an error says behind the place.
+    Raises: UserError naming file and line; OSError as `open`.
+    """
+    limit = -1 if max_bytes is None else max_bytes + 1
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(limit), b""), start=1):
+            where = f"{path}, line {number}"
+            if max_bytes is not None and len(line) > max_bytes:
+                raise UserError(f"{where}: over {max_bytes >> 20} MB")
+            try:
+                text = line.decode("utf-8-sig", errors)
+                if not text.strip():
+                    continue
+                value = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}{fault}: {_reason(error)}") from error
+            yield JsonLine(where, number, value)
+
+
+def _reason(error: Exception) -> str:
+    """Why a text is no JSON, in words that hold nothing of the text."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text (byte {error.start} of the line)"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def hash_file(path: str | Path) -> str:

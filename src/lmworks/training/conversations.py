@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmworks.core.errors import UserError
+from lmworks.core.files import read_json_lines
 from lmworks.training.batches import IGNORED, Batch
 from lmworks.training.mask_config import MaskConfig
 
@@ -33,19 +34,9 @@ TOO_LONG = ("drop", "keep-start", "keep-end", "refuse")
 
 def read_conversations(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a dataset file. Raises: UserError naming the file, line and field at fault."""
-    import json
-
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not valid JSON: {error.msg}") from error
-            check_messages(row.get("messages") if isinstance(row, dict) else None, where)
-            yield {"where": where, **row}
+    for where, _, row in read_json_lines(path):
+        check_messages(row.get("messages") if isinstance(row, dict) else None, where)
+        yield {"where": where, **row}
 
 
 def check_messages(messages: Any, where: str) -> None:

@@ -8,13 +8,12 @@ fields of `POST /v1/feedback`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmworks.core.errors import UserError
-from lmworks.core.files import hash_json
+from lmworks.core.files import JsonLine, hash_json, read_json_lines
 from lmworks.serving.feedback.values import Feedback, checked
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def read_feedback(path: Path) -> Iterator[Feedback]:
     with open(path, "rb") as file:
         is_database = file.read(len(_SQLITE)) == _SQLITE
     if not is_database:
-        yield from _of_lines(path)
+        yield from map(_of_line, read_json_lines(path, max_bytes=_MAX_LINE_BYTES))
         return
     from lmworks.serving.conversations.store import ConversationStore
 
@@ -110,21 +109,8 @@ def _before(
     return (*([{"role": "system", "content": system}] if system else []), *told)
 
 
-def _of_lines(path: Path) -> Iterator[Feedback]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES + 1), b""), 1):
-            where = f"{path}, line {number}: "
-            if len(line) > _MAX_LINE_BYTES:
-                raise UserError(f"{where}over {_MAX_LINE_BYTES >> 20} MB")
-            if line.strip():
-                yield _of_line(where, number, line)
-
-
-def _of_line(where: str, number: int, line: bytes) -> Feedback:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}not valid JSON") from error
+def _of_line(line: JsonLine) -> Feedback:
+    where, row = f"{line.where}: ", line.value
     if not isinstance(row, dict):
         raise UserError(f"{where}must be an object with messages, answer and rating or correction")
     prompt = _messages(where, row.get("messages"))
@@ -139,8 +125,8 @@ def _of_line(where: str, number: int, line: bytes) -> Feedback:
     )
     told_id = row.get("id")
     return Feedback(
-        id=told_id if isinstance(told_id, str) and told_id else f"line-{number}",
-        source=_text(where, row, "user") or f"line-{number}",
+        id=told_id if isinstance(told_id, str) and told_id else f"line-{line.number}",
+        source=_text(where, row, "user") or f"line-{line.number}",
         prompt=tuple(prompt),
         rating=rating,
         **texts,

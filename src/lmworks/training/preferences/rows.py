@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lmworks.core.errors import UserError
+from lmworks.core.files import read_json_lines
 
 Messages = tuple[Mapping[str, Any], ...]
 Text = str | Messages  # of one row all are texts, or all are messages
@@ -59,18 +60,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(file and line, row) of a JSON-lines file. Raises: UserError for what is none."""
     if not path.is_file():
         raise UserError(f"{path} is missing: give a folder with train.jsonl, or a .jsonl file")
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not valid JSON") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{where}: a row must be an object with fields")
-            yield where, row
+    for where, _, row in read_json_lines(path):
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a row must be an object with fields")
+        yield where, row
 
 
 def as_pair(where: str, row: Mapping[str, Any], scores: Sequence[str] = ()) -> Pair:
