@@ -140,6 +140,12 @@ def test_methods_that_do_not_go_are_refused(method: str, hold: HoldConfig, word:
         parse_method(method, hold)
 
 
+def test_a_blank_line_counts_where_a_row_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "t"}\n\n{"text": 3}\n')
+    with pytest.raises(UserError, match=r"train.jsonl, line 3: 'text' must be a text"):
+        read_task(tmp_path)
+
+
 # --- what is kept ---
 
 TASKS = st.lists(st.integers(1, 30), min_size=1, max_size=5)

@@ -17,7 +17,8 @@ from typing import Any
 from lmworks.core.errors import UserError
 from lmworks.core.files import atomic_open
 from lmworks.data.documents import stable_share
-from lmworks.training.continual.tasks import Kind, Phase, group_of, kind_of, read_rows_of, row_id
+from lmworks.training.continual.tasks import Kind, Phase, group_of, kind_of, row_id
+from lmworks.training.preferences.rows import read_rows
 
 MEMORY, HELDOUT = "memory.jsonl", "heldout.jsonl"
 
@@ -96,8 +97,7 @@ class Memory:
 
 
 def _kept(path: Path) -> Iterable[Kept]:
-    for number, line in enumerate(read_rows_of(path), start=1):
-        where = f"{path}, line {number}"
+    for where, line in read_rows(path):
         task, row = line.get("task"), line.get("row")
         if not isinstance(task, str) or not isinstance(row, dict):
             raise UserError(f"{where}: was not written by a round of `train continue`")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmworks.core.errors import UserError
+from lmworks.training.preferences.rows import as_judged, as_pair, read_rows
 
 Kind = Literal["answers", "documents", "pairs", "votes"]
 Rows = Sequence[Mapping[str, Any]]
@@ -64,19 +65,18 @@ def _phases(place: Path) -> list[Phase]:
         raise UserError(
             f"{train_path} is missing: give a dataset, a corpus, or a folder of `data feedback`"
         )
-    train = read_rows_of(train_path)
+    train = list(read_rows(train_path))
     heldout_path = place / "heldout.jsonl"
-    heldout = read_rows_of(heldout_path) if heldout_path.is_file() else []
+    heldout = list(read_rows(heldout_path)) if heldout_path.is_file() else []
     if not train:
         return []
-    kind = kind_of(train[0], f"{train_path}, line 1")
-    for path, rows in ((train_path, train), (heldout_path, heldout)):
-        for number, row in enumerate(rows, start=1):
-            where = f"{path}, line {number}"
-            if kind_of(row, where) != kind:
-                raise UserError(f"{where}: its fields are not those of {kind}, as the first row's")
-            _check(kind, row, where)
-    return [Phase(kind=kind, train=train, heldout=heldout)]
+    first_where, first = train[0]
+    kind = kind_of(first, first_where)
+    for where, row in (*train, *heldout):
+        if kind_of(row, where) != kind:
+            raise UserError(f"{where}: its fields are not those of {kind}, as the first row's")
+        _check(kind, row, where)
+    return [Phase(kind=kind, train=[row for _, row in train], heldout=[row for _, row in heldout])]
 
 
 def shortened(phases: Sequence[Phase], characters: int) -> list[Phase]:
@@ -96,13 +96,6 @@ def shortened(phases: Sequence[Phase], characters: int) -> list[Phase]:
     ]
 
 
-def read_rows_of(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file, blank lines passed over. Raises: UserError naming the line."""
-    from lmworks.training.preferences.rows import read_rows
-
-    return [{**row} for _, row in read_rows(path)]
-
-
 def kind_of(row: Mapping[str, Any], where: str) -> Kind:
     """Which kind of row this is. Raises: UserError for none of them."""
     for kind, fields in _FIELDS.items():
@@ -114,7 +107,6 @@ def kind_of(row: Mapping[str, Any], where: str) -> Kind:
 
 def _check(kind: Kind, row: Mapping[str, Any], where: str) -> None:
     from lmworks.training.conversations import check_messages
-    from lmworks.training.preferences.rows import as_judged, as_pair
 
     if kind == "answers":
         check_messages(row["messages"], where)
