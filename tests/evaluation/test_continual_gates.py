@@ -205,12 +205,16 @@ def test_what_can_not_be_a_round_is_refused(place: Path, tmp_path: Path) -> None
 
 
 def test_what_can_not_be_learnt_is_not_promoted(place: Path, tmp_path: Path) -> None:
-    done = ContinualState(tmp_path / "state").learn(
-        asked(place, "noise", general=str(place / "one"), epochs=1.0)
-    )
+    state = ContinualState(tmp_path / "state")
+    done = state.learn(asked(place, "noise", general=str(place / "one"), epochs=1.0))
     assert not done.promoted and not (tmp_path / "state" / "current").exists()
     gates = json.loads((done.artifact.path / "gates.json").read_text())
     assert [g["task"] for g in gates["gates"]] == ["noise", "general"]
+    # As long as nothing is served, another beginning is another round, the same one is not.
+    again = state.learn(asked(place, "noise", general=str(place / "one"), epochs=1.0))
+    other = state.learn(asked(place, "noise", epochs=1.0))
+    assert (again.number, other.number) == (1, 2)
+    assert state.learn(asked(place, "noise", epochs=1.0)).number == 2
 
 
 def test_the_command_says_what_became_of_it(place: Path, tmp_path: Path) -> None:
@@ -229,6 +233,8 @@ def test_the_command_says_what_became_of_it(place: Path, tmp_path: Path) -> None
     assert told.exit_code == 0 and "not promoted, the model stays as it was: one:" in told.output
     told = run.invoke(cli, ["train", "continue", "--state", state, "--show"])
     assert told.output.startswith("*    1") and "rejected: one:" in told.output
+    told = run.invoke(cli, [*first, "--served-as", "assistant"])
+    assert "give --server too" in str(told.exception) and "round 1" not in told.output
     told = run.invoke(cli, ["train", "continue", "--state", state, "--serve-round", "1"])
     assert "is the model of round 1" in told.output
 

@@ -27,6 +27,8 @@ def _run(
 ) -> None:
     from lmworks.evaluation.continual.state import ContinualState
 
+    if served_as and not server:
+        raise UserError("--served-as names a model of a server: give --server too")
     folder = ContinualState(state)
     if show:
         _print_rounds(folder)
@@ -69,8 +71,6 @@ def _reload(server: str, names: tuple[str, ...]) -> None:
     """Make a running server load the model anew, under each of its names there."""
     from lmworks.cli.models import ask_server
 
-    if names and not server:
-        raise UserError("--served-as names a model of a server: give --server too")
     for name in names:
         for step in ("unload", "load"):
             ask_server(server, "POST", f"/v1/models/{step}", {"model": name})

@@ -113,15 +113,19 @@ class ContinualState:
         asked, was = to_mapping(config), dict(done.artifact.manifest["config"])
         for name in ("task", "model", "previous", "general", "threads", "checkpoint_every_s"):
             asked.pop(name), was.pop(name, None)
-        return asked == was and self._learnt(done) == _hash_of(config.task)
+        # A later round has its model and memory from the round before, see `_began_here`.
+        names = ("task",) if config.previous else ("task", "model", "general")
+        return asked == was and all(
+            self._input_hash(done, name) == _hash_of(getattr(config, name)) for name in names
+        )
 
     def _began_here(self, done: Round) -> bool:
         """Whether a round began with the model that is served now."""
         before = Path(str(done.artifact.manifest["config"].get("previous") or ""))
         return before.name == self._served()
 
-    def _learnt(self, done: Round) -> str:
-        return str(done.artifact.manifest["inputs"]["task"]["sha256"])
+    def _input_hash(self, done: Round, name: str) -> str:
+        return str(done.artifact.manifest["inputs"].get(name, {}).get("sha256", ""))
 
     def _numbers(self) -> list[int]:
         place = self.folder / ROUNDS
@@ -161,7 +165,7 @@ class ContinualState:
 def _hash_of(reference: str) -> str:
     from lmworks.core.stages import content_hash
 
-    return content_hash(reference)
+    return content_hash(reference) if reference else ""
 
 
 def described(rounds: list[Round]) -> list[dict[str, Any]]:
