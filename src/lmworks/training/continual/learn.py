@@ -129,10 +129,10 @@ def learn(
         metrics[phase.kind] = _fit(
             model, tokenizer, phase, retention, rehearsal, config, work=folder, label=label
         )
-        if (rows := _rows(phase.train, tokenizer, model, config)) is not None:
-            last = rows
+        if "ewc" in names:
+            last = _rows(phase.train, tokenizer, model, config) or last
     fisher, bases = carried.fisher, carried.bases
-    if "ewc" in names and last is not None:
+    if last is not None:
         from lmworks.training.continual.online_ewc import carried_on
 
         hold = config.hold
