@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from lmworks.core.errors import UserError
 from lmworks.core.files import atomic_save
 from lmworks.training.batches import Batch
-from lmworks.training.retention.base import Retention, copied, trained_parameters
-from lmworks.training.retention.ewc import fisher_diagonal
+from lmworks.training.retention.base import Retention, copied
+from lmworks.training.retention.ewc import fisher_diagonal, weighted_distance
 
 if TYPE_CHECKING:
     from lmworks.models.model import Model
@@ -48,11 +48,7 @@ class OnlineEWC(Retention):
 
     def penalty(self, model: Model) -> torch.Tensor:
         """See `Retention.penalty`."""
-        moved = [
-            (self._fisher[name] * (p - self._start[name]).square()).sum()
-            for name, p in trained_parameters(model).items()
-        ]
-        return self.strength / 2 * torch.stack(moved).sum()
+        return self.strength / 2 * weighted_distance(model, self._start, self._fisher)
 
 
 def carried_on(

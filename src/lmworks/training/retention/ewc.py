@@ -10,7 +10,7 @@ Source: Kirkpatrick et al. 2017, arXiv 1612.00796, eq. 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,11 +40,18 @@ class EWC(FromStart):
 
     def penalty(self, model: Model) -> torch.Tensor:
         """See `Retention.penalty`."""
-        moved = [
-            (self.fisher[name] * (p - self._start[name]).square()).sum()
-            for name, p in trained_parameters(model).items()
-        ]
-        return self.strength / 2 * torch.stack(moved).sum()
+        return self.strength / 2 * weighted_distance(model, self._start, self.fisher)
+
+
+def weighted_distance(
+    model: Model, start: Mapping[str, torch.Tensor], fisher: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """The squared distance of the trained parameters to `start`, weighted by `fisher`: a scalar."""
+    moved = [
+        (fisher[name] * (p - start[name]).square()).sum()
+        for name, p in trained_parameters(model).items()
+    ]
+    return torch.stack(moved).sum()
 
 
 def fisher_diagonal(
