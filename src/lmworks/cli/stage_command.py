@@ -74,9 +74,9 @@ def config_options(config_type: type) -> list[click.Option]:
     return [_option(item) for item in options(config_type) if item.flag and not item.nested]
 
 
-def _common(makes: str) -> list[click.Parameter]:
-    return [
-        click.Option(["--out"], default=f"runs/{makes}", show_default=True, help="Folder to make."),
+def settings_options() -> tuple[click.Option, click.Option, click.Option]:
+    """--set, --recipe and --dry-run, as `build_config` and its callers take them."""
+    return (
         click.Option(
             ["--set", "sets"],
             multiple=True,
@@ -84,8 +84,18 @@ def _common(makes: str) -> list[click.Parameter]:
             help="Any setting of the config, nested ones as a.b=value. May be repeated.",
         ),
         click.Option(["--recipe"], help="YAML file with settings; flags go before it."),
-        click.Option(["--replace"], is_flag=True, help="Replace another artifact at --out."),
         click.Option(["--dry-run"], is_flag=True, help="Print the resolved config and stop."),
+    )
+
+
+def _common(makes: str) -> list[click.Parameter]:
+    sets, recipe, dry_run = settings_options()
+    return [
+        click.Option(["--out"], default=f"runs/{makes}", show_default=True, help="Folder to make."),
+        sets,
+        recipe,
+        click.Option(["--replace"], is_flag=True, help="Replace another artifact at --out."),
+        dry_run,
     ]
 
 

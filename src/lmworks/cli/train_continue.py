@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lmworks.cli.printing import print_config
-from lmworks.cli.stage_command import build_config, config_options, help_text
+from lmworks.cli.stage_command import build_config, config_options, help_text, settings_options
 from lmworks.core.errors import UserError
 from lmworks.evaluation.continual.round import ContinualRoundConfig
 
@@ -77,10 +77,6 @@ def _reload(server: str, names: tuple[str, ...]) -> None:
         click.echo(f"{server} serves it as {name}")
 
 
-def _help() -> str:
-    return help_text(_Help)
-
-
 class _Help:
     """Learn task after task; a model is served only once it passed its gates.
 
@@ -116,15 +112,10 @@ command = click.Command(
             ["--served-as"], multiple=True, metavar="NAME",
             help="Its name there: it is loaded anew once promoted. May be repeated.",
         ),
-        click.Option(
-            ["--set", "sets"], multiple=True, metavar="KEY=VALUE",
-            help="Any setting of the config, nested ones as a.b=value. May be repeated.",
-        ),
-        click.Option(["--recipe"], help="YAML file with settings; flags go before it."),
-        click.Option(["--dry-run"], is_flag=True, help="Print the resolved config and stop."),
+        *settings_options(),
     ],
     callback=_run,
-    help=_help(),
+    help=help_text(_Help),
     short_help="Learn task after task, and serve only what passed its gates.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )  # fmt: skip
