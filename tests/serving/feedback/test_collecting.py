@@ -88,12 +88,14 @@ def test_bad_thumbs_are_refused(web):
 def test_a_client_tells_and_takes_back(web, site, place):
     asked = [{"role": "developer", "content": "S"}, {"role": "user", "content": "2 + 2?"}]
     told = {"id": "chatcmpl-1", "messages": asked, "answer": "5", "rating": "down"}
+    told |= {"comment": "wrong"}
     with openai.OpenAI(base_url=site.url + "/v1", api_key="mine", max_retries=0) as client:
         first = client.post("/feedback", body=told, cast_to=object)
         again = client.post("/feedback", body=told | {"correction": "4"}, cast_to=object)
         assert first["id"] == again["id"]
         (kept,) = [one for one in read_feedback(place) if one.id == first["id"]]
         assert (kept.rating, kept.correction, kept.prompt[0]["role"]) == (-1, "4", "system")
+        assert kept.comment == "wrong"
         # Another client may say the same name, and touches nothing of the first one's.
         other = web.post("/v1/feedback", json=told | {"rating": 1}).json()
         assert other["id"] != first["id"]

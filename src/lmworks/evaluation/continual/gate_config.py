@@ -24,7 +24,6 @@ class GateConfig:
     )
     confidence: float = option(0.95, help="of the intervals that gates go by")
     max_heldout: int = option(200, help="held-out rows of each task that are measured; 0: all")
-
     max_characters: int = option(
         4000, help="characters of a held-out document that are measured; 0: all"
     )

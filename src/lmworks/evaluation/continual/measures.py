@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     from lmworks.tokenizers.base import Tokenizer
 
 Rows = Sequence[Mapping[str, Any]]
-UNITS: dict[str, str] = {
-    "answers": "bits per byte of answers",
-    "documents": "bits per byte of text",
-    "pairs": "bits per byte, liked less disliked",
-    "votes": "bits per byte, liked up and disliked down",
-}
 
 
 def measure(model: Model, tokenizer: Tokenizer, kind: Kind, rows: Rows) -> Scores:
