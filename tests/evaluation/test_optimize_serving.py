@@ -84,6 +84,18 @@ def test_quality_is_asked_of_the_fastest_first_and_never_of_the_model_itself():
     assert formats == {"Q4_0", "Q8_0"} and not any(search.asked.values())
 
 
+@pytest.mark.parametrize("search", ["run", "exhaustive"])
+def test_without_the_model_itself_each_format_is_asked(search):
+    space = dataclasses.replace(SPACE, format=("Q8_0", "Q4_0"))
+    machine = _machine(0)
+    machine.costs["format"] = {"Q8_0": 0.5, "Q4_0": 1.0}
+    good = ServingSearch(time=machine.time, good_enough=lambda name, _: name == "Q4_0")
+    assert getattr(good, search)(space).format == "Q4_0"
+    none = ServingSearch(time=machine.time, good_enough=lambda *_: False)
+    with pytest.raises(UserError, match="none of Q8_0, Q4_0 is within the bounds"):
+        getattr(none, search)(space)
+
+
 def test_luck_does_not_unseat_the_usual_setting():
     random = np.random.default_rng(3)
     search = ServingSearch(
@@ -181,6 +193,24 @@ def test_what_is_not_shown_to_be_faster_is_not_taken(reference, texts_file, tmp_
     assert made.metrics["speedup"] == 1.0 and "shows nothing" in made.metrics["summary"]
     assert list(yaml.safe_load((made.path / "models.yaml").read_text())["models"]) == ["base"]
     assert "that shows nothing" in (made.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("search", ["races", "exhaustive"])
+def test_a_size_that_the_model_itself_exceeds(reference, texts_file, tmp_path, monkeypatch, search):
+    """The bound on quality holds for what is left, and speed is still told against the model."""
+    monkeypatch.setattr("lmworks.evaluation.timed_models.TimedModel", _Instant)
+    small = {"max_size": "200kB", "search": search}
+    made = _optimize(reference, texts_file, tmp_path, **small)
+    found = json.loads((made.path / "optimized.json").read_text())
+    assert found["start"]["format"] == AS_IT_IS and found["best"]["format"] == "Q4_0"
+    assert "Q4_0" in [row["format"] for row in found["quality"]]
+    assert made.metrics["speedup"] == pytest.approx(3)
+    made = _optimize(reference, texts_file, tmp_path, types=["Q8_0"], **small)
+    found = json.loads((made.path / "optimized.json").read_text())
+    assert found["best"] == found["fastest"] and found["best"]["format"] == "Q8_0"  # no faster
+    assert made.metrics["speedup"] == pytest.approx(1)
+    with pytest.raises(UserError, match="within the bounds on quality"):
+        _optimize(reference, texts_file, tmp_path, max_kl=1e-9, **small)
 
 
 @pytest.mark.parametrize(

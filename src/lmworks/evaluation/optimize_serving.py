@@ -5,7 +5,7 @@ settings: ggml types that the model is rounded to, threads, guessed tokens, prom
 steps, size of the batch. Each setting runs in a process of its own, as the server would run it.
 What comes out is a `models.yaml` that `lmworks serve --models` takes, the file of the chosen format
 beside it, and how many times as fast that is as serving the model as it is, with an interval. One
-that is not shown to be faster is not taken.
+that is not shown to be faster is not taken, unless the model as it is is too large.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lmworks.core.config import REFERENCE, option
 from lmworks.core.errors import UserError
 from lmworks.core.stages import Run, stage
-from lmworks.evaluation.serving_search import ServingSearch, ServingSetting, Space
+from lmworks.evaluation.serving_search import AS_IT_IS, ServingSearch, ServingSetting, Space
 
 if TYPE_CHECKING:
     from lmworks.compression.measure import Speedup
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lmworks.evaluation.variant_figures import Bounds
     from lmworks.evaluation.variant_quality import Quality
 
-AS_IT_IS = "as it is"
 SERVING = "models.yaml"
 _CONFIRM = 11  # rounds in which the chosen setting meets the model as it is
 _MOST_PROCESSES = 8
@@ -76,7 +75,8 @@ class OptimizeConfig:
 def optimize(config: OptimizeConfig, run: Run) -> dict[str, Any]:
     """Search, confirm, write; see OptimizeConfig.
 
-    Raises: UserError for a type that is none, or numbers that are too small.
+    Raises: UserError for a type that is none, numbers that are too small, or bounds that no format
+        meets.
     """
     import time
 
@@ -114,13 +114,14 @@ def optimize(config: OptimizeConfig, run: Run) -> dict[str, Any]:
         look = search.run if config.search == "races" else search.exhaustive
         best = look(space)
     searched = time.monotonic() - started
-    gain, seconds = _confirm(config, paths, texts, space.start(), best)
-    fastest, shown = best, gain.low > 1 or best == space.start()
-    best = best if shown else space.start()
+    start = dataclasses.replace(space.start(), format=AS_IT_IS)
+    gain, seconds = _confirm(config, paths, texts, start, best)
+    fastest, taken = best, gain.low > 1 or best == start or AS_IT_IS not in space.format
+    best = fastest if taken else start
     served = _serving(config, run, paths, best)
     found = {
         "best": best,
-        "start": space.start(),
+        "start": start,
         "fastest": fastest,
         "speedup": gain,
         "seconds": seconds,
@@ -142,7 +143,7 @@ def optimize(config: OptimizeConfig, run: Run) -> dict[str, Any]:
     )
     return {
         "summary": _summary(best, fastest, gain, judge),
-        "speedup": gain.ratio if shown else 1.0,
+        "speedup": gain.ratio if taken else 1.0,
         "settings_timed": len(search.times),
         "of": found["combinations"],
         "search_s": found["search_s"],

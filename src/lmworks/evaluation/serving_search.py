@@ -6,7 +6,8 @@ not do is the next one looked for. What the winner is then asked (threads, guess
 read between steps, answers at the same time) changes no answer, and one question's answer hardly
 touches another's: races one behind the other come to what a search over all combinations finds,
 which `exhaustive` does, to be checked once. The type of cache is asked for last: it touches quality
-again, so that the bound holds for format and cache together.
+again, so that the bound holds for format and cache together. The model as it is with a cache of f32
+is what quality is measured against, and the only setting that is within any bound unasked.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lmworks.core.errors import UserError
 from lmworks.core.racing import race
 
+AS_IT_IS = "as it is"  # the format of a model that was not rounded
 _AT_ONCE = 6  # settings that an exhaustive search has beside the start
 _NEAR = 1.3  # times the best time: still in after one look, which a busy machine can spoil
 
@@ -103,7 +106,7 @@ class ServingSearch:
     asked: dict[tuple[str, str], bool] = dataclasses.field(default_factory=dict)
 
     def run(self, space: Space) -> ServingSetting:
-        """The fastest within the bound; the first format is taken to be so."""
+        """The fastest within the bound. Raises: UserError where no format is."""
         best = self._format(space)
         for name in ("threads", "speculate", "turn_tokens", "max_batch"):
             others = [value for value in getattr(space, name) if value != getattr(best, name)]
@@ -113,12 +116,15 @@ class ServingSearch:
         return self._cache(best, space)
 
     def exhaustive(self, space: Space) -> ServingSetting:
-        """The fastest of all combinations; bad formats are left out.
+        """The fastest of all combinations; bad formats are left out. Raises: UserError as `run`.
 
         They come in groups, each with the start, so that only a few processes are there at once:
         what counts of each is its time over the start's in the same round.
         """
-        start, *others = [s for s in space.all() if self._good(s, space)]
+        settings = [setting for setting in space.all() if self._good(setting)]
+        if not settings:
+            raise _nothing_left(space)
+        start, *others = settings
         ratios: dict[ServingSetting, list[float]] = {start: [1.0]}
         for first in range(0, len(others), _AT_ONCE):
             group = others[first : first + _AT_ONCE]
@@ -132,28 +138,29 @@ class ServingSearch:
 
     def _format(self, space: Space) -> ServingSetting:
         left = [dataclasses.replace(space.start(), format=name) for name in space.format]
-        while len(left) > 1:
-            best = self._race(left)
-            if self._good(best, space):
+        while left:
+            best = self._race(left) if len(left) > 1 else left[0]
+            if self._good(best):
                 return best
             left.remove(best)
-        return left[0]
+        raise _nothing_left(space)
 
     def _cache(self, best: ServingSetting, space: Space) -> ServingSetting:
         """A type of cache touches quality, so that a faster one has to be good enough as well."""
         left = [dataclasses.replace(best, cache_type=name) for name in space.cache_type]
         while len(left) > 1:
             found = self._race(left)
-            if found == best or self._good(found, space):
+            if found == best or self._good(found):
                 return found
             left.remove(found)
         return best
 
-    def _good(self, setting: ServingSetting, space: Space) -> bool:
+    def _good(self, setting: ServingSetting) -> bool:
         key = setting.format, setting.cache_type
+        if key == (AS_IT_IS, "f32"):
+            return True
         if key not in self.asked:
-            itself = key == (space.format[0], space.cache_type[0])
-            self.asked[key] = itself or self.good_enough(*key)
+            self.asked[key] = self.good_enough(*key)
         return self.asked[key]
 
     def _race(self, settings: Sequence[ServingSetting]) -> ServingSetting:
@@ -171,3 +178,10 @@ class ServingSearch:
         seconds = self.time(setting)
         self.times.setdefault(setting, []).append(seconds)
         return seconds
+
+
+def _nothing_left(space: Space) -> UserError:
+    return UserError(
+        f"none of {', '.join(space.format)} is within the bounds on quality: widen them, allow a "
+        "larger file, or name other types with --type"
+    )
