@@ -56,6 +56,13 @@ def test_both_are_the_same_up_to_the_old_context_and_read_the_same_beyond(
     assert losses["after"].shape == (3, 511) and not np.array_equal(*losses.values())
     assert found.points[-1].after.nats.estimate == pytest.approx(losses["after"][:, 384:].mean())
     assert "to the bit" in summary(found)
+    alone, both = (
+        compare(before, after, tmp_path / "text.txt", tokenizer, each)[0].nats_kept
+        for each in (
+            dataclasses.replace(config, lengths=lengths) for lengths in ([256], [128, 256])
+        )
+    )
+    assert alone == both  # against the end of the old context, whether it is a length or not
     config = dataclasses.replace(config, lengths=[256])
     other = compare(after, before, tmp_path / "text.txt", tokenizer, config)[0]
     assert other.native == 512 and not other.points[-1].same

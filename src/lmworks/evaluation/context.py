@@ -142,27 +142,33 @@ def compare(
     from lmworks.core.progress import track
     from lmworks.evaluation.needle_trials import read_haystack
     from lmworks.evaluation.position_perplexity import cut, token_stream_of
+    from lmworks.evaluation.statistics import mean_interval
 
     native = before.config.max_position_embeddings
     lengths = sorted(set(config.lengths)) or _doubled(native, after.config.max_position_embeddings)
     haystack = read_haystack(text, tokenizer)
     stream = token_stream_of(text, tokenizer)
     texts = cut(stream, lengths[-1], config)
+    begun = min(native, lengths[-1])
     points, first = [], None
     longest: dict[str, np.ndarray] = {}
     with track("reading", total=2 * sum(lengths) * (config.samples + len(texts))) as bar:
         for length in lengths:
-            sides = {}
+            exact = {}
             for name, model in (("before", before), ("after", after)):
-                exact = [_found(model, haystack, config, length, i) for i in range(config.samples)]
+                exact[name] = [
+                    _found(model, haystack, config, length, i) for i in range(config.samples)
+                ]
                 bar.advance(length * config.samples)
                 longest[name] = _losses(model, texts[:, :length])
                 bar.advance(length * len(texts))
-                sides[name] = exact
-            if length <= native:
+            if length == begun:
                 first = longest["before"]
-            points.append(_point(length, sides, longest, native))
-    return Comparison(native=native, points=points, nats_kept=_kept(first, longest)), longest
+            points.append(_point(length, exact, longest, native))
+    if first is None:  # the old context is none of the lengths that were asked for
+        first = _losses(before, texts[:, :begun])
+    kept = mean_interval(_end(longest["after"]) - _end(first))
+    return Comparison(native=native, points=points, nats_kept=kept), longest
 
 
 def _doubled(native: int, longest: int) -> list[int]:
@@ -227,13 +233,6 @@ def _point(
         nats_change=mean_interval(ends["after"] - ends["before"]),
         same=same,
     )
-
-
-def _kept(first: np.ndarray | None, longest: dict[str, np.ndarray]) -> Interval:
-    from lmworks.evaluation.statistics import mean_interval
-
-    begun = longest["before"] if first is None else first
-    return mean_interval(_end(longest["after"]) - _end(begun))
 
 
 def summary(found: Comparison) -> str:
