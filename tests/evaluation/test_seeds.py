@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tests.training.tiny import tiny_model
 from lmworks.core.errors import UserError
 from lmworks.data.documents import Document
 from lmworks.evaluation.seeds import CompareSeedsConfig, compare_seeds, compared, ways_of
+from lmworks.evaluation.variants import measured_once
 from lmworks.models.save import save_model
 
 
@@ -51,6 +54,15 @@ def test_ways_are_named_before_the_slash() -> None:
         ways_of({"a/0": "x", "a/1": "x", "b/0": "x"})
     with pytest.raises(UserError, match="name one or more"):
         ways_of({})
+
+
+def test_two_names_never_share_what_was_measured(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(work=tmp_path)
+    names = ["models.a/0", "models.a-0", "models.a%2F0"]
+    for number, name in enumerate(names):
+        measured_once(run, name, lambda number=number: {"bits": np.array([number])})  # type: ignore[misc]
+    kept = [measured_once(run, name, dict)["bits"].item() for name in names]
+    assert kept == [0, 1, 2]
 
 
 def test_the_stage_writes_a_report(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def _bits(
         logprobs = decoder_logprobs(load_language_model(path), window=config.window)
         return {"bits": score_documents(logprobs, documents, load_tokenizer(path)).bits}
 
-    return measured_once(run, field.replace("/", "-"), measure)["bits"]
+    return measured_once(run, field, measure)["bits"]
 
 
 def _sentence(way: Way, first: str) -> str:

@@ -65,7 +65,6 @@ class QualityBench:
     ) -> None:
         self._path, self._run, self._texts, self._tasks = path, run, texts, tasks
         reference = _load(path)
-        self.config = reference.config
         correct = measured_once(run, "tasks-reference", lambda: self._answers(reference))
         self.correct: dict[str, np.ndarray] = {name: correct[name] for name in tasks}
         self._kept: Remembered = remember(
@@ -77,7 +76,7 @@ class QualityBench:
 
         Raises: UserError for another vocabulary.
         """
-        kept = "-".join(["quality", *filter(None, (name.replace("/", "_"), cache_type))])
+        kept = "-".join(["quality", *filter(None, (name, cache_type))])
         found = measured_once(self._run, kept, lambda: self._measure(path, cache_type))
         fields = {f.name: found[f.name] for f in dataclasses.fields(Divergences)}
         bits, size = found["size"].tolist()

@@ -73,10 +73,11 @@ def train(
 
 
 def measured_once(run: Run, name: str, measure: Callable[[], Measures]) -> Measures:
-    """`measure()`, or what an earlier run kept under that name."""
+    """`measure()`, or what an earlier run kept under that name, which may have slashes."""
     from lmworks.core.files import atomic_open
 
-    kept = run.work / f"{name}.npz"
+    safe = name.replace("%", "%25").replace("/", "%2F")  # two names never share a file
+    kept = run.work / f"{safe}.npz"
     if kept.is_file():
         with np.load(kept, allow_pickle=False) as found:
             return {key: found[key] for key in found.files}
