@@ -86,6 +86,25 @@ def test_it_finds_the_mean_and_the_recipe_makes_it(apart: Path) -> None:
     assert found["tried"][0]["value"] < 0.9
 
 
+def test_models_in_folders_of_one_name_stay_apart(apart: Path) -> None:
+    models = []
+    for name in ("plus", "good"):
+        (apart / "runs" / name).mkdir(parents=True)
+        models.append(str((apart / name).rename(apart / "runs" / name / "model")))
+    config = MergeSearchConfig(
+        models=models,
+        corpora={"colours": str(apart / "corpus")},
+        methods=["linear"],
+        trials=1,
+        variations=0,
+    )
+    made = merge_search(config, out=apart / "search")
+    worse, better = (
+        made.metrics[f"against {name}, colours"][0] for name in ("model", "good/model")
+    )
+    assert worse < 0 < better
+
+
 def test_what_makes_no_sense_is_refused(apart: Path) -> None:
     good = MergeSearchConfig(
         models=[str(apart / "plus"), str(apart / "minus")],

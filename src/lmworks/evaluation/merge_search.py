@@ -26,6 +26,8 @@ from lmworks.core.progress import say
 from lmworks.core.stages import Run, stage
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from lmworks.evaluation.merge_candidates import Candidate
     from lmworks.evaluation.scores import Scores
     from lmworks.evaluation.statistics import Interval
@@ -132,6 +134,7 @@ class _Lab:
 
     def __init__(self, config: MergeSearchConfig, run: Run, searched: Texts, kept: Texts) -> None:
         from lmworks.evaluation.merge_candidates import METHODS, WITH_BASE
+        from lmworks.evaluation.quality_speed import variant_name
         from lmworks.models.merging.sources import open_source
         from lmworks.models.merging.tokenizers import check_tokenizers
         from lmworks.tokenizers.load import load_tokenizer
@@ -146,7 +149,9 @@ class _Lab:
         lead = self.sources[config.models[0]]
         check_tokenizers(self.sources, lead)
         self.tokenizer = load_tokenizer(lead.path)
-        self.names = [Path(ref).name for ref in config.models]
+        self.names: list[str] = []
+        for ref in config.models:
+            self.names.append(variant_name(Path(ref), self.names))
         for name in config.methods:
             if name not in METHODS:
                 raise unknown_name("merge method to search", name, METHODS)
@@ -157,7 +162,6 @@ class _Lab:
         if not self.methods:
             raise UserError("none of these methods fits: most need --base, slerp two models")
         self._values: dict[Candidate, float] = {}
-        self._first: dict[str, Scores] = {}
 
     def search(self) -> Candidate:
         """Rounds of halving, then variations of the best."""
@@ -251,40 +255,29 @@ class _Lab:
 
     def _scored(self, name: str, make: Any, half: str, share: float) -> dict[str, Scores]:
         """Scores by kind; kept on disk, so that a search that was stopped goes on."""
-        from lmworks.evaluation.scores import score_answers, score_documents
+        from lmworks.evaluation.scores import Scores, score_answers, score_documents
+        from lmworks.evaluation.variants import measured_once
         from lmworks.inference.logprobs import decoder_logprobs
 
-        key = hashlib.sha256(f"{name} {half} {share}".encode()).hexdigest()[:24]
         texts = self.searched if half == "searched" else self.kept
-        paths = {kind: self.run.work / f"{key}-{n}.npz" for n, kind in enumerate(texts)}
-        if all(path.is_file() for path in paths.values()):
-            return {kind: _read_scores(path) for kind, path in paths.items()}
-        logprobs = decoder_logprobs(make(), window=self.config.window)
-        found = {}
-        for kind, rows in texts.items():
-            part = rows[: max(1, round(len(rows) * share))]
-            score = score_answers if kind in self.config.questions else score_documents
-            found[kind] = score(logprobs, part, self.tokenizer)
-            _write_scores(paths[kind], found[kind])
-        return found
 
+        def measure() -> dict[str, np.ndarray]:
+            logprobs = decoder_logprobs(make(), window=self.config.window)
+            columns = {}
+            for number, (kind, rows) in enumerate(texts.items()):
+                part = rows[: max(1, round(len(rows) * share))]
+                score = score_answers if kind in self.config.questions else score_documents
+                for column, values in vars(score(logprobs, part, self.tokenizer)).items():
+                    columns[f"{number}.{column}"] = values
+            return columns
 
-def _read_scores(path: Path) -> Scores:
-    import numpy as np
-
-    from lmworks.evaluation.scores import Scores
-
-    with np.load(path) as columns:
-        return Scores(**{key: columns[key] for key in ("bits", "num_bytes", "groups")})
-
-
-def _write_scores(path: Path, scores: Scores) -> None:
-    import numpy as np
-
-    from lmworks.core.files import atomic_open
-
-    with atomic_open(path) as file:
-        np.savez(file, **dataclasses.asdict(scores))
+        key = hashlib.sha256(f"{name} {half} {share}".encode()).hexdigest()[:24]
+        found = measured_once(self.run, key, measure)
+        names = [field.name for field in dataclasses.fields(Scores)]
+        return {
+            kind: Scores(**{column: found[f"{number}.{column}"] for column in names})
+            for number, kind in enumerate(texts)
+        }
 
 
 def _texts(config: MergeSearchConfig, run: Run) -> Texts:
