@@ -315,6 +315,15 @@ def test_a_file_without_texts_is_told(tmp_path, tokenizer, content, said):
         sample_texts(tmp_path / "t.jsonl", tokenizer)
 
 
+def test_a_row_is_a_line_whatever_its_text_holds(tmp_path, tokenizer):
+    texts = ["one\u2028two\x85three " * 20, "four " * 60]
+    rows = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "t.jsonl").write_text("\n\n".join(rows) + "\n", encoding="utf-8")
+    found = sample_texts(tmp_path / "t.jsonl", tokenizer)
+    assert list(found.texts) == [text.strip() for text in texts]
+    assert list(found.groups) == ["1", "3"]  # the numbers of their lines
+
+
 def test_the_right_continuation_is_of_the_text_and_the_wrong_ones_are_not(texts_file, tokenizer):
     texts = sample_texts(texts_file, tokenizer)
     found = continuations(texts, most=5, context=6, length=3)

@@ -115,16 +115,19 @@ def _lines(path: Path) -> Iterator[Document]:
 
     from lmworks.data.documents import Document
 
-    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else {"text": ""}
-        except (ValueError, RecursionError):
-            raise UserError(f"{path}, line {number} is not valid JSON") from None
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise UserError(f"{path}, line {number} has no `text`")
-        name = str(row.get("id") or number)
-        group = str(row.get("group") or name)
-        yield Document(id=name, group=group, source=str(path), title=name, text=row["text"])
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):  # `splitlines` would split at U+2028 as well
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError(f"{path}, line {number} is not valid JSON") from None
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise UserError(f"{path}, line {number} has no `text`")
+            name = str(row.get("id") or number)
+            group = str(row.get("group") or name)
+            yield Document(id=name, group=group, source=str(path), title=name, text=row["text"])
 
 
 def _files(source: Path) -> Iterator[Document]:
