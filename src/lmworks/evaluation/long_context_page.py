@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lmworks.evaluation.pages import render_page
 from lmworks.evaluation.plots import curve_picture
-from lmworks.evaluation.report import clean
 
 if TYPE_CHECKING:
     import numpy as np
 
     from lmworks.evaluation.context import Comparison, ContextConfig
     from lmworks.evaluation.needle import Cell, NeedleConfig
-    from lmworks.evaluation.position_perplexity import Reading, Span
+    from lmworks.evaluation.position_perplexity import Reading
 
 
 def needle_page(title: str, cells: Sequence[Cell], config: NeedleConfig) -> str:
@@ -24,7 +24,8 @@ def needle_page(title: str, cells: Sequence[Cell], config: NeedleConfig) -> str:
 
     lengths = sorted({cell.length for cell in cells})
     by_place = {(cell.depth, cell.length): cell for cell in cells}
-    return _render(
+    return render_page(
+        "long_context.html.jinja",
         title=title,
         summary=summary(cells),
         needle=config.needle,
@@ -40,21 +41,14 @@ def position_page(title: str, readings: Sequence[Reading], num_sequences: int) -
     """Loss over positions: a line per model over the logarithm of the position, and tables."""
     from lmworks.evaluation.position_perplexity import summary
 
-    curves = [
-        (
-            reading.name,
-            [_middle(s) for s in reading.spans],
-            [s.nats.estimate for s in reading.spans],
-        )
-        for reading in readings
-    ]
-    return _render(
+    return render_page(
+        "long_context.html.jinja",
         title=title,
         summary=summary(readings[0]),
         samples=num_sequences,
         rows=[],
         readings=readings,
-        picture=curve_picture(curves),
+        picture=curve_picture([_curve(reading) for reading in readings]),
     )
 
 
@@ -68,13 +62,9 @@ def write_context_page(
     """Both models by length: a table, and the loss over the position in the longest texts."""
     from lmworks.core.files import write_text
     from lmworks.evaluation.context import summary
-    from lmworks.evaluation.pages import render_page
     from lmworks.evaluation.position_perplexity import reading
 
-    curves = []
-    for name in ("after", "before"):
-        spans = reading(name, losses[name]).spans
-        curves.append((name, [_middle(s) for s in spans], [s.nats.estimate for s in spans]))
+    curves = [_curve(reading(name, losses[name])) for name in ("after", "before")]
     page = render_page(
         "context.html.jinja",
         title=title,
@@ -88,20 +78,7 @@ def write_context_page(
     write_text(path, page)
 
 
-def _middle(span: Span) -> float:
-    return math.log2(math.sqrt(span.first * span.last))
-
-
-def _render(**values: Any) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=lambda value: clean(value) if type(value) is str else value,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page: str = environment.get_template("long_context.html.jinja").render(**values)
-    return page
+def _curve(reading: Reading) -> tuple[str, list[float], list[float]]:
+    """A name, the middle of each span as a power of two, and the nats per token there."""
+    middles = [math.log2(math.sqrt(span.first * span.last)) for span in reading.spans]
+    return reading.name, middles, [span.nats.estimate for span in reading.spans]
