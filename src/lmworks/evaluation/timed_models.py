@@ -163,8 +163,9 @@ def time_in_turns(jobs: Sequence[Job], *, rounds: int) -> list[Timed]:
     if not jobs or rounds < 1:
         raise ValueError(f"{len(jobs)} jobs in {rounds} rounds: nothing to time")
     found: dict[int, Timed] = {}
-    with track("timing", total=len(jobs) * rounds) as bar:
-        for group in _groups(jobs):
+    groups = _groups(jobs)
+    with track("timing", total=sum(map(len, groups)) * rounds) as bar:
+        for group in groups:
             timed = _time_group([jobs[index] for index in group], rounds, bar)
             for index, each in zip(group, timed, strict=True):
                 found.setdefault(index, each)

@@ -36,7 +36,6 @@ def main(lines: IO[str], out: IO[str]) -> None:
             _round(engine, job, 2)  # kernels are loaded and pages mapped before the clock runs
             tell(
                 weight_bytes=held_bytes(engine.model),
-                cache_bytes=engine.cache_bytes,
                 not_fused=why_not_fused(engine.model) or "",
             )
             for _ in lines:
