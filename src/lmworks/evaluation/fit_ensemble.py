@@ -216,6 +216,8 @@ def _of_targets(
     logprobs: Sequence[torch.Tensor], targets: torch.Tensor, spec: EnsembleSpec
 ) -> torch.Tensor:
     """Log-probabilities (M,) that an ensemble gives the targets; those of its members (M, V)."""
+    import torch
+
     from lmworks.models.ensemble import combined
 
     if spec.combine == "probabilities":  # a mixture needs no other token
@@ -223,15 +225,9 @@ def _of_targets(
         weighed = [
             picked[i] + math.log(weight) for i, weight in enumerate(spec.weights) if weight > 0
         ]
-        return _stacked(weighed).logsumexp(0)[:, 0].double()
+        return torch.stack(weighed).logsumexp(0)[:, 0].double()
     scores = combined(logprobs, spec)
     return (scores.gather(-1, targets[:, None])[:, 0] - scores.logsumexp(-1)).double()
-
-
-def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    import torch
-
-    return torch.stack(list(parts))
 
 
 def sentence(fitted: Fitted, names: Sequence[str]) -> str:
