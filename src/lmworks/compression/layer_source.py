@@ -108,7 +108,7 @@ class LayerSource:
 
     def row_order(self, bound: Bound) -> np.ndarray | None:
         """Which row of ours each row of the file's tensor is; None: the same."""
-        order = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
+        order = bound.row_order
         return None if order is None else np.argsort(order.numpy())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

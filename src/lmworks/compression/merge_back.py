@@ -107,7 +107,7 @@ def find_places(weights: GGUFWeights, paths: Sequence[str]) -> list[Place]:
         tensor = weights.tensors[bound.foreign[0]]
         if tensor.type not in FLOATS:
             quantizers.check_writable(tensor.type, f"{weights.path}: {tensor.name}")
-        order = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
+        order = bound.row_order
         rows = None if order is None else order.numpy()
         places.append(Place(path=path, tensor=tensor, rows=rows))
     return places

@@ -180,7 +180,7 @@ class CompressedWeights(SafetensorsWeights):
             scheme = self.scheme(name)
             if scheme is None:
                 continue
-            order = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
+            order = bound.row_order
             made: nn.Module = self._module(name, module, scheme, order)
             rounding = scheme.rounding(self._input_scale(name, scheme))
             if rounding is not None:

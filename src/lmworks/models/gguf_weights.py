@@ -63,7 +63,7 @@ class GGUFWeights:
     def _rows(self, bound: Bound) -> GGUFTensor:
         """The tensor of a `plain` rule, its rows in our order."""
         tensor = self.tensors[bound.foreign[0]]
-        order = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
+        order = bound.row_order
         if order is None:
             return tensor
         # Blocks run along a row, so quantised rows can change places as bytes.

@@ -99,7 +99,7 @@ def tensors_of(
 
 
 def _in_their_order(matrix: CodedMatrix, bound: Bound) -> CodedMatrix:
-    order = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
+    order = bound.row_order
     if order is None:
         return matrix
     rows = order.argsort()

@@ -228,6 +228,12 @@ class Bound:
     own: tuple[str, ...]
     foreign: tuple[str, ...]
 
+    @property
+    def row_order(self) -> torch.Tensor | None:
+        """(rows,) int64: for each of our rows the row of theirs; None: the same."""
+        order = self.rule.row_order
+        return None if order is None else order(self.config, self.numbers)
+
     def to_own(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Their tensors, in the order of `foreign`, as our parameters."""
         ours = self.rule.to_own(tensors, self.config, self.numbers)

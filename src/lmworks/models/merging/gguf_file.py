@@ -167,7 +167,7 @@ class _Maker:
         whole = np.concatenate(made)
         order = torch.arange(len(whole))
         for bound, forwards in ((source, True), (wanted.bound, False)):
-            rows = bound.rule.row_order and bound.rule.row_order(bound.config, bound.numbers)
+            rows = bound.row_order
             if rows is not None:
                 order = order[rows] if forwards else order[rows.argsort()]
         if not bool((order[1:] > order[:-1]).all()):

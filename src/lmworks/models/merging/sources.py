@@ -200,7 +200,7 @@ class GGUFSource:
         tensor = self.weights.tensors[stored.foreign[0]]
         order = torch.arange(tensor.shape[0])
         for step, forwards in ((stored, True), (bound, False)):
-            rows = step.rule.row_order and step.rule.row_order(step.config, step.numbers)
+            rows = step.row_order
             if rows is not None:
                 order = order[rows] if forwards else order[rows.argsort()]
         return tensor, order
