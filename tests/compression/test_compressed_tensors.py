@@ -6,18 +6,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
-from lmworks.compression.coding import code_matrix
+from lmworks.compression.coding import METHODS, code_matrix
 from lmworks.compression.folding import find_folds
 from lmworks.compression.formats.base import TYPES, scheme_of
 from lmworks.compression.formats.compressed_tensors import tensors_of, write
 from lmworks.compression.layer_inputs import LayerInputs, LayerWalk
-from lmworks.compression.quantize_safetensors import code_model, coded_paths, fitting_group
+from lmworks.compression.quantize_safetensors import (
+    QuantizeSafetensorsConfig,
+    code_model,
+    coded_paths,
+    fitting_group,
+)
 from lmworks.compression.smoothing import smooth_layer
 from lmworks.core.errors import UserError
 from lmworks.models.activation_rounding import InputRounding, RoundedLinear, rounded_activations
@@ -266,6 +271,13 @@ def test_groups_that_do_not_divide_are_told(model: Model) -> None:
     assert fitting_group(model, 128) == 32  # 96 columns
     with pytest.raises(UserError, match="group = 48"):
         fitting_group(model, 48)
+
+
+def test_the_command_offers_what_the_tables_hold() -> None:
+    kinds = get_type_hints(QuantizeSafetensorsConfig)
+    assert get_args(kinds["type"]) == tuple(TYPES) and get_args(kinds["method"]) == METHODS
+    with pytest.raises(UserError, match=r"unknown method.*solve"):
+        code_matrix(torch.ones(2, 32), scheme_of("int4", 32), None, "solved")
 
 
 def test_the_scheme_is_read_as_it_was_written() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -142,13 +143,20 @@ def model() -> Model:
 
 def test_a_whole_model(model: Model) -> None:
     rows = [np.random.default_rng(i).integers(0, 50, 40) for i in range(6)]
-    before = LayerWalk(model, rows)
+    whole = copy.deepcopy(model)
     errors = sparsify_model(model, 0.5, "sparsegpt", rows)
     assert len(errors) == 14
     for path in errors:
         assert sparsity_of(model.get_submodule(path).weight) >= 0.5
     assert sparsity_of(model.embed_tokens.weight) == 0
-    assert before.model is model
+    # Each layer is solved on what the sparse ones before it give.
+    path = "layers.1.mixer.q_proj"
+    dense = whole.get_submodule(path).weight.detach()
+    walk = LayerWalk(model, rows)
+    walk.advance(0)
+    seen = walk.inputs(1, [path])[path]
+    expected = sparsify_matrix(dense, 0.5, "sparsegpt", seen)
+    torch.testing.assert_close(model.get_submodule(path).weight.detach(), expected)
 
 
 def test_rows_that_a_pattern_does_not_divide_are_named(model: Model) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmworks.compression.error_feedback import BLOCK, feed_back
+from lmworks.core.errors import unknown_name
 from lmworks.models.coded_matrix import CodedMatrix, round_to, round_with
 from lmworks.models.compressed_scheme import Scheme
 
@@ -33,7 +34,10 @@ def code_matrix(
 
     Args:
         inputs: what the module is given; None leaves nothing but `round`.
+    Raises: UserError for an unknown method.
     """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
     if inputs is None or method == "round":
         return round_to(values, scheme)
     importance = torch.from_numpy(inputs.mean_square)

@@ -30,7 +30,6 @@ Type = Literal[
     "fp8", "fp8-static", "fp8-weights",
 ]  # fmt: skip
 _GROUPS = (128, 64, 32)
-_LARGEST = {"int8": 127.5, "fp8": 448.0}  # that a static scale brings the largest input to
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,7 +174,7 @@ def code_model(
     from lmworks.compression.layer_inputs import LayerWalk
     from lmworks.compression.smoothing import smooth_layer
     from lmworks.core.progress import track
-    from lmworks.models.activation_rounding import RoundedLinear
+    from lmworks.models.activation_rounding import WAYS, RoundedLinear
 
     if scheme.inputs and not scheme.dynamic and not rows:
         raise UserError("static scales of activations need calibration text")
@@ -200,7 +199,7 @@ def code_model(
                 module.weight.copy_(values)
                 if scheme.inputs and not scheme.dynamic and seen is not None:
                     largest = float(seen.largest.max())
-                    scales[path] = max(largest, 1e-6) / _LARGEST[scheme.inputs]
+                    scales[path] = max(largest, 1e-6) / WAYS[scheme.inputs][1]
                 if rounding := scheme.rounding(scales.get(path)):
                     _put(model, path, RoundedLinear(module, rounding))
                 bar.advance()

@@ -1,7 +1,7 @@
 """The types that weights in safetensors can have, and the writer of each one's layout.
 
-A type is a row of TYPES; a layout is one file with a function `write(coded, run)` and a line in
-WRITERS. What a type is good for is the reader's question, so the table says it in words.
+A type is a row of TYPES; a layout is one file with a function `write`, a `Writer`, and a line
+in WRITERS. What a type is good for is the reader's question, so the table says it in words.
 """
 
 from __future__ import annotations

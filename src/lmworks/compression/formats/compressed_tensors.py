@@ -35,7 +35,7 @@ def write(
     ours = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     names = foreign_names(model, layout)
     state: dict[str, torch.Tensor] = {}
-    by_foreign = {names[path][0]: (path, bound) for path, bound in _bounds(coded, names)}
+    by_foreign = {names[path][0]: (path, names[path][1]) for path in coded.modules}
     ignore = [name for path, (name, _) in names.items() if path not in coded.modules]
     for name, tensor in to_foreign(ours, model.config, layout).items():
         path = name.removesuffix(".weight")
@@ -71,10 +71,6 @@ def foreign_names(model: object, layout: Layout) -> dict[str, tuple[str, Bound]]
         if isinstance(module, nn.Linear) and bound is not None:
             found[f"layers.{path}"] = (bound.foreign[0].removesuffix(".weight"), bound)
     return found
-
-
-def _bounds(coded: Coded, names: dict[str, tuple[str, Bound]]) -> list[tuple[str, Bound]]:
-    return [(path, names[path][1]) for path in coded.modules]
 
 
 def tensors_of(

@@ -67,13 +67,13 @@ def _cost(blocks: BlockRows, weight: np.ndarray) -> np.ndarray:
 def _refit(blocks: BlockRows, wanted: np.ndarray) -> None:
     """The shift (or, without one, the scale) of each block that is nearest to `wanted`."""
     shape = (*blocks.d.shape, -1)
-    groups = blocks.codes.shape[1] // blocks.scales.shape[1]
-    codes = (blocks.codes * np.repeat(blocks.scales, groups, axis=1).astype(np.float32)).reshape(
+    group = blocks.codes.shape[1] // blocks.scales.shape[1]
+    codes = (blocks.codes * np.repeat(blocks.scales, group, axis=1).astype(np.float32)).reshape(
         shape
     )
     target = wanted.reshape(shape)
     if blocks.limits[6]:
-        along = np.repeat(blocks.offsets, groups, axis=1).astype(np.float32).reshape(shape)
+        along = np.repeat(blocks.offsets, group, axis=1).astype(np.float32).reshape(shape)
         _least_squares(blocks.m, along, target - blocks.d[..., None] * codes)
     else:
         _least_squares(blocks.d, codes, target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from lmworks.compression.block_rows import BlockRows
 from lmworks.compression.methods.base import Matrix
 from lmworks.core import quantizers
 
@@ -21,8 +20,3 @@ def round_by_importance(matrix: Matrix, kind: str) -> np.ndarray:
         least = _LEAST * float(importance.mean())
         importance = np.maximum(importance, least) if least > 0 else None
     return quantizers.quantize(matrix.weight, kind, importance=importance, name=matrix.name)
-
-
-def start(matrix: Matrix, kind: str) -> BlockRows:
-    """The same as rows that a solver goes on with."""
-    return BlockRows.of_bytes(round_by_importance(matrix, kind), kind)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from lmworks.compression.block_rows import BlockRows
 from lmworks.compression.methods.base import Matrix
-from lmworks.compression.methods.imatrix import start
+from lmworks.compression.methods.imatrix import round_by_importance
 
 _DAMPING = 0.1
 _SWEEPS = 4
@@ -19,9 +20,10 @@ def solve_matrix(matrix: Matrix, kind: str) -> np.ndarray:
     """The bytes; without inputs those of `imatrix` for inputs that are all equal."""
     from lmworks.compression.block_solver import solve
 
-    blocks = start(matrix, kind)
+    raw = round_by_importance(matrix, kind)
     if matrix.inputs is None or matrix.inputs.moment is None:
-        return blocks.raw()
+        return raw
+    blocks = BlockRows.of_bytes(raw, kind)
     damping = matrix.damping or _DAMPING
     solve(blocks, matrix.weight, matrix.inputs.moment, damping=damping, sweeps=_SWEEPS)
     return blocks.raw()
