@@ -49,6 +49,17 @@ def test_read_as_safetensors_writes(tmp_path: Path) -> None:
     }
 
 
+def test_tensors_without_numbers_are_in_nobodys_way(tmp_path: Path) -> None:
+    empty = {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}
+    found = read_header(_file(tmp_path / "x", {"a": GOOD, "b": empty}, bytes(8)))
+    assert {name: t.num_bytes for name, t in found.items()} == {"a": 8, "b": 0}
+    pieces = [memoryview(np.empty((0, 4), np.float32))]
+    write_safetensors(
+        tmp_path / "y", [NewTensor(name="b", dtype="F32", shape=(0, 4), pieces=pieces)]
+    )
+    assert load_file(tmp_path / "y")["b"].shape == (0, 4)
+
+
 def test_a_wrong_number_of_bytes_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 bytes of 4"):
         write_safetensors(
@@ -66,6 +77,7 @@ GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         ([1], b"", "no table"),
         ({"a": 3}, b"", "no type, shape or place"),
         ({"a": GOOD | {"dtype": "F4"}}, bytes(8), "of type F4"),
+        ({"a": GOOD | {"dtype": ["F32"]}}, bytes(8), "is of type"),
         ({"a": GOOD | {"shape": [-2]}}, bytes(8), "no shape"),
         ({"a": GOOD | {"shape": [1 << 62]}}, bytes(8), "takes other than 8 bytes"),
         ({"a": GOOD | {"data_offsets": [0, 1 << 62]}}, bytes(8), "past the end"),

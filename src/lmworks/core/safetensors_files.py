@@ -77,7 +77,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     begin, room = 8 + length, size - 8 - length
     found = [_stored(path, name, entry, begin, room) for name, entry in header.items()]
-    found.sort(key=lambda tensor: tensor.start)
+    # Tensors without numbers come first where they lie: they are in nobody's way.
+    found.sort(key=lambda tensor: (tensor.start, tensor.num_bytes))
     end = begin
     for tensor in found:
         if tensor.start < end:
@@ -92,7 +93,7 @@ def _stored(path: Path, name: str, entry: Any, begin: int, room: int) -> StoredT
         dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(path, f"{what} has no type, shape or place") from error
-    if dtype not in SIZES:
+    if not isinstance(dtype, str) or dtype not in SIZES:
         raise UserError(f"{path}: {what} is of type {str(dtype)[:20]}; known: {', '.join(SIZES)}")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise _damaged(path, f"{what} has no shape")
@@ -137,5 +138,6 @@ def write_safetensors(path: Path, tensors: Sequence[NewTensor]) -> None:
 
 
 def _bytes(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
-    for piece in pieces:
-        yield memoryview(piece).cast("B")
+    for piece in map(memoryview, pieces):
+        if piece.nbytes:  # a view without numbers can't be cast
+            yield piece.cast("B")
