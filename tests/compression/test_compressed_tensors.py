@@ -226,6 +226,9 @@ def edit(folder: Path, **changes: Any) -> None:
         ({"config_groups": {"a": {"targets": ["re:("], "weights": {"num_bits": 4}}}}, "expression"),
         ({"config_groups": {"a": {"targets": ["Linear"], "weights": {"num_bits": 11}}}}, "11 bits"),
         ({"config_groups": {}}, "no scheme speaks of"),
+        ({"config_groups": {"a": {
+            "targets": ["Linear"], "weights": {"num_bits": 4}, "input_activations": "int8",
+        }}}, "input_activations is no table"),
     ],
 )  # fmt: skip
 def test_settings_that_are_not_honoured_are_told(
@@ -245,6 +248,7 @@ def test_settings_that_are_not_honoured_are_told(
         ("weight_packed", lambda t: t[:, :2].contiguous(), "does not hold"),
         ("weight_packed", lambda t: t.float(), "int32"),
         ("weight_shape", lambda t: t * 0, "weight_shape"),
+        ("weight_shape", lambda t: t.sum(), "weight_shape"),
         ("weight_shape", lambda t: t * 2**40, "does not hold"),
         ("weight_packed", None, "no weight_packed|does not hold"),
         ("weight_shape", None, "no weight_shape"),
@@ -265,6 +269,19 @@ def test_damaged_parts_are_told(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=expected):
         load_model(folder, packed=True)
+
+
+def test_a_coded_head_beside_a_tied_embedding_is_told(model: Model, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = written(model, tmp_path / "model", "int4", "round")
+    tensors = load_file(folder / "model.safetensors")
+    other = "model.layers.0.mlp.up_proj"
+    for part in ("weight_packed", "weight_scale", "weight_shape"):
+        tensors[f"lm_head.{part}"] = tensors[f"{other}.{part}"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="ties the head to the embedding"):
+        load_model(folder)
 
 
 def test_groups_that_do_not_divide_are_told(model: Model) -> None:

@@ -139,7 +139,7 @@ def pack_words(codes: torch.Tensor, num_bits: int) -> torch.Tensor:
 def unpack_words(words: torch.Tensor, num_bits: int, n: int) -> torch.Tensor:
     """The first n codes of each row of `pack_words`, int8 (rows, n).
 
-    Raises: ValueError if the words hold fewer.
+    Raises: ValueError for another number of words than n codes take.
     """
     if words.shape[1] != -(-n * num_bits // _WORD):
         raise ValueError(f"{words.shape[1]} words can't hold {n} codes of {num_bits} bits")

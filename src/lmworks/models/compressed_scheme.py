@@ -183,6 +183,8 @@ def _scheme(group: Mapping[str, Any]) -> Scheme:
 def _inputs(given: Any) -> tuple[str, bool]:
     if given is None:
         return "", True
+    if not isinstance(given, Mapping):
+        raise UserError("quantization_config: input_activations is no table of settings")
     bits, kind = given.get("num_bits", 8), given.get("type", "int")
     dynamic, strategy = given.get("dynamic", False), given.get("strategy")
     fits = strategy == "token" if dynamic is True else strategy in (None, "tensor")

@@ -32,7 +32,6 @@ from lmworks.models.weights import Shape, check_finite, telling
 
 _PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "input_scale")
 _UNKNOWN = ("weight_g_idx", "weight_global_scale", "input_global_scale", "bitmask", "compressed")
-_SCALES = ("F32", "F16", "BF16")
 
 
 class CompressedWeights(SafetensorsWeights):
@@ -50,8 +49,7 @@ class CompressedWeights(SafetensorsWeights):
             self._schemes = Schemes(values)
         self._modules: dict[str, Scheme] = {}
         super().__init__(folder, layout, config)
-        held = dict(self._files)
-        for name in held:
+        for name in self._files:
             path, _, last = name.rpartition(".")
             if last in _UNKNOWN:
                 raise UserError(f"{folder}: {name}: this layout of weights is not supported")
@@ -74,12 +72,16 @@ class CompressedWeights(SafetensorsWeights):
     def _part(self, path: str, name: str) -> torch.Tensor:
         if f"{path}.{name}" not in self._files:
             raise UserError(f"{self.path}: {path} has no {name}: the model is not whole")
-        return self._raw(f"{path}.{name}")
+        return super()._raw(f"{path}.{name}")
+
+    def _raw(self, name: str) -> torch.Tensor:
+        """As it is stored; the values of one that is coded."""
+        return super()._raw(name) if self.scheme(name) is None else self.coded(name).dequantized()
 
     def _coded_shape(self, path: str, scheme: Scheme) -> Shape:
         """(rows, columns). Raises: UserError if codes, scales and shape do not fit each other."""
         if scheme.packed:
-            said = self._part(path, "weight_shape").tolist()
+            said = self._part(path, "weight_shape").flatten().tolist()
             if len(said) != 2 or min(said) < 1:
                 raise UserError(f"{self.path}: {path}.weight_shape is {said}")
             shape: Shape = (int(said[0]), int(said[1]))
@@ -146,7 +148,7 @@ class CompressedWeights(SafetensorsWeights):
 
     def tensor(self, name: str) -> torch.Tensor:
         """See `Weights`."""
-        return super().tensor(name) if self.scheme(name) is None else self.coded(name).dequantized()
+        return super().tensor(name) if self.scheme(name) is None else self._raw(name)
 
     def packed_bytes(self, bounds: list[Bound]) -> int:
         """How much less memory the modules take that `pack` would replace, below 0."""
