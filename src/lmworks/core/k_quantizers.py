@@ -20,7 +20,7 @@ _SIZE = 256
 # fastmath=False is said outright: a function that is compiled first for a caller with fast
 # arithmetic would take that over, be kept on disk, and be what all others get.
 _F = np.float32
-_NOTHING = _F(1e-15)  # a group that is smaller is zero
+NOTHING = _F(1e-15)  # a group that is smaller is zero
 _MOVES = 5  # rounds over the codes in which each may move
 
 
@@ -39,7 +39,17 @@ def half(value: Any) -> Any:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
-def _sum_of_squares(x: Any) -> Any:
+def furthest_of(x: Any) -> Any:
+    """The number furthest from zero, with its sign; the first of several."""
+    furthest, size = _F(0), _F(0)
+    for i in range(len(x)):
+        if abs(x[i]) > size:
+            furthest, size = x[i], abs(x[i])
+    return furthest
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
+def sum_of_squares(x: Any) -> Any:
     total = _F(0)
     for i in range(len(x)):
         total += x[i] * x[i]
@@ -115,7 +125,7 @@ def _fit_positive(x: Any, weights: Any, high: Any, codes: Any) -> Any:
     most = _F(0)
     for i in range(len(x)):
         most = max(most, x[i])
-    if most < _NOTHING:
+    if most < NOTHING:
         codes[:] = 0
         return _F(0)
     inverse = high / most
@@ -189,7 +199,7 @@ def groups_between_ends(
     for n in range(len(blocks)):
         at = n * _SIZE % len(importance) if len(importance) else 0
         if len(importance):
-            square = _sum_of_squares(blocks[n])
+            square = sum_of_squares(blocks[n])
             square = (square if few else _F(2) * square) / _F(_SIZE)
         for j in range(groups):
             group = slice(size * j, size * j + size)
@@ -200,7 +210,7 @@ def groups_between_ends(
                     x, weights, high_f, _F(-0.9), _F(0.05), 36, False, codes[n, group]
                 )
                 continue
-            average = _F(0) if few else np.sqrt(_sum_of_squares(x) / _F(size))
+            average = _F(0) if few else np.sqrt(sum_of_squares(x) / _F(size))
             for i in range(size):
                 weights[i] = average + abs(x[i])
             scales[j], offsets[j] = _fit_between_ends(
@@ -229,11 +239,8 @@ def groups_between_ends(
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _fit_around_zero(x: Any, weights: Any, middle: Any, codes: Any) -> Any:
     """The scale of a group in codes from -middle to middle - 1, written."""
-    furthest, size = _F(0), _F(0)
-    for i in range(len(x)):
-        if abs(x[i]) > size:
-            furthest, size = x[i], abs(x[i])
-    if size < _NOTHING:
+    furthest = furthest_of(x)
+    if abs(furthest) < NOTHING:
         codes[:] = -middle
         return _F(0)
     scale, best = _F(0), _F(0)
@@ -259,11 +266,8 @@ def _fit_around_zero(x: Any, weights: Any, middle: Any, codes: Any) -> Any:
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _fit_by_moves(x: Any, middle: Any, codes: Any) -> Any:
     """As `_fit_around_zero`, weighed by squares: from the plain scale, each code moves alone."""
-    furthest, size = _F(0), _F(0)
-    for i in range(len(x)):
-        if abs(x[i]) > size:
-            furthest, size = x[i], abs(x[i])
-    if size < _NOTHING:
+    furthest = furthest_of(x)
+    if abs(furthest) < NOTHING:
         codes[:] = -middle
         return _F(0)
     inverse, sum_xl, sum_l2 = -middle / furthest, _F(0), _F(0)
@@ -312,8 +316,7 @@ def groups_around_zero(
     low = _F(-32) if three else _F(-128)
     for n in range(len(blocks)):
         at = n * _SIZE % len(importance) if len(importance) else 0
-        square = _F(2) * _sum_of_squares(blocks[n]) / _F(_SIZE)
-        furthest, size = _F(0), _F(0)
+        square = _F(2) * sum_of_squares(blocks[n]) / _F(_SIZE)
         for j in range(16):
             group = slice(16 * j, 16 * j + 16)
             x = blocks[n, group]
@@ -328,11 +331,10 @@ def groups_around_zero(
                 else:
                     weights[:] = importance[at + 16 * j : at + 16 * j + 16]
                 found[j] = _fit_around_zero(x, weights, middle_f, codes[n, group])
-            if abs(found[j]) > size:
-                furthest, size = found[j], abs(found[j])
+        furthest = furthest_of(found)
         if three and len(importance):
             d[n, 0] = _fit_around_zero(found, sums, _F(32), scales[n])
-        elif size == _F(0) or (not three and size < _NOTHING):
+        elif furthest == _F(0) or (not three and abs(furthest) < NOTHING):
             codes[n], scales[n], d[n, 0] = -middle, low if three else _F(0), _F(0)  # zero bytes
             continue
         else:
@@ -360,7 +362,7 @@ def weighed_around_zero(
     """
     weights = np.empty(32, dtype=np.float32)
     for n in range(len(rows)):
-        square = _sum_of_squares(rows[n]) / _F(rows.shape[1])
+        square = sum_of_squares(rows[n]) / _F(rows.shape[1])
         for j in range(d.shape[1]):
             block = slice(32 * j, 32 * j + 32)
             weigh(rows[n, block], importance[block], square, weights)
@@ -384,7 +386,7 @@ def weighed_between_ends(
     """
     weights = np.empty(32, dtype=np.float32)
     for n in range(len(rows)):
-        square = _sum_of_squares(rows[n]) / _F(rows.shape[1])
+        square = sum_of_squares(rows[n]) / _F(rows.shape[1])
         for j in range(d.shape[1]):
             block = slice(32 * j, 32 * j + 32)
             weigh(rows[n, block], importance[block], square, weights)

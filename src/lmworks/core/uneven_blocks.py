@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from lmworks.core.k_quantizers import code_of, weigh
+from lmworks.core.k_quantizers import NOTHING, code_of, furthest_of, sum_of_squares, weigh
 
 _F = np.float32
-_NOTHING = _F(1e-15)  # a group that is smaller is zero
 _GROUP = 32
 _TRIES = 7  # on either side of the plain scale
 
@@ -40,11 +39,8 @@ def _nearest(table: Any, value: Any) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=False)
 def _fit(x: Any, weights: Any, table: Any) -> Any:
-    furthest, size = _F(0), _F(0)
-    for i in range(len(x)):
-        if abs(x[i]) > size:
-            furthest, size = x[i], abs(x[i])
-    if size < _NOTHING:
+    furthest = furthest_of(x)
+    if abs(furthest) < NOTHING:
         return _F(0)
     d, best = _F(0), _F(0)
     for place in range(-_TRIES - 1, _TRIES + 1):
@@ -89,23 +85,17 @@ def uneven_blocks(
     weights, found = np.empty(_GROUP, dtype=np.float32), np.empty(groups, dtype=np.float32)
     for n in range(len(blocks)):
         at = n * size % max(len(importance), 1)
-        sigma2 = _F(0)
-        for i in range(size):
-            sigma2 += blocks[n, i] * blocks[n, i]
-        sigma2 *= _F(2) / _F(size)
-        largest, furthest = _F(0), _F(0)
+        square = _F(2) * sum_of_squares(blocks[n]) / _F(size)
         for j in range(groups):
             x = blocks[n, _GROUP * j : _GROUP * j + _GROUP]
             if len(importance):
                 own = importance[at + _GROUP * j : at + _GROUP * j + _GROUP]
-                weigh(x, own, sigma2, weights)
+                weigh(x, own, square, weights)
             else:
                 for i in range(_GROUP):
                     weights[i] = x[i] * x[i]
             found[j] = _fit(x, weights, table)
-            if abs(found[j]) > largest:
-                furthest, largest = found[j], abs(found[j])
-        d[n, 0] = found[0] if groups == 1 else -furthest / _F(32)
+        d[n, 0] = found[0] if groups == 1 else -furthest_of(found) / _F(32)
         inverse = _F(1) / d[n, 0] if d[n, 0] != _F(0) else _F(0)
         for j in range(groups):
             step = inverse
