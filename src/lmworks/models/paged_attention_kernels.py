@@ -25,44 +25,20 @@ _F16, _BLOCK, _BLOCK_BYTES = 1, 32, 34  # as in `cache_types`
 _HALF_SCALE = np.float32(2.0**112)  # of exponents: 127 - 15
 
 
-@intrinsic
-def ints(context, address):
-    """An address as a pointer to int32."""
+def _pointer(element):
+    """A cast of addresses to pointers to numbers of this type."""
 
-    def generate(cgctx, builder, signature, args):
-        return builder.inttoptr(args[0], ir.IntType(32).as_pointer())
+    @intrinsic
+    def cast(context, address):
+        def generate(cgctx, builder, signature, args):
+            return builder.inttoptr(args[0], cgctx.get_value_type(types.CPointer(element)))
 
-    return types.CPointer(types.int32)(types.int64), generate
+        return types.CPointer(element)(types.int64), generate
 
-
-@intrinsic
-def longs(context, address):
-    """An address as a pointer to int64."""
-
-    def generate(cgctx, builder, signature, args):
-        return builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-
-    return types.CPointer(types.int64)(types.int64), generate
+    return cast
 
 
-@intrinsic
-def shorts(context, address):
-    """An address as a pointer to uint16."""
-
-    def generate(cgctx, builder, signature, args):
-        return builder.inttoptr(args[0], ir.IntType(16).as_pointer())
-
-    return types.CPointer(types.uint16)(types.int64), generate
-
-
-@intrinsic
-def octets(context, address):
-    """An address as a pointer to int8."""
-
-    def generate(cgctx, builder, signature, args):
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-
-    return types.CPointer(types.int8)(types.int64), generate
+ints, longs, shorts, octets = map(_pointer, (types.int32, types.int64, types.uint16, types.int8))
 
 
 @intrinsic
