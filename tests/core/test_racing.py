@@ -42,6 +42,11 @@ def test_one_setting_is_timed_once():
     assert race(["only"], lambda name: 1.0) == "only"
 
 
+def test_without_rounds_the_first_look_decides():
+    seconds = {"near": 1.01, "best": 1.0}
+    assert race(list(seconds), seconds.__getitem__, rounds=0) == "best"
+
+
 def test_a_champion_stays_unless_another_is_ahead_by_the_margin():
     seconds = {"usual": 1.0, "lucky": 0.99, "slow": 1.4}
     assert race(list(seconds), seconds.__getitem__, champion="usual") == "usual"

@@ -50,9 +50,9 @@ def race(
             if statistics.median(r[setting] / r[leader] for r in seen) <= behind
         ]
         alive = _kept(still, alive, leave)
-    if not seen or champion in alive:
-        return alive[0] if champion not in alive else champion  # type: ignore[return-value]
-    return min(alive, key=lambda s: statistics.median(r[s] for r in seen))
+    if champion is not None and champion in alive:
+        return champion
+    return min(alive, key=lambda s: statistics.median(r[s] for r in seen or [looks]))
 
 
 def _kept(still: list[S], before: Sequence[S], leave: Callable[[S], None]) -> list[S]:

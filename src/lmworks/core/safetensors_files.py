@@ -138,6 +138,7 @@ def write_safetensors(path: Path, tensors: Sequence[NewTensor]) -> None:
 
 
 def _bytes(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
-    for piece in map(memoryview, pieces):
-        if piece.nbytes:  # a view without numbers can't be cast
-            yield piece.cast("B")
+    for piece in pieces:
+        view = memoryview(piece)
+        if view.nbytes:  # one without numbers can't be cast
+            yield view.cast("B")

@@ -128,11 +128,10 @@ def _router(spec: Any, file: Path, name: str, settings: dict[str, Any]) -> ChatM
     try:
         for member, path in zip(spec.models, member_paths(file, spec), strict=True):
             how = settings if path is not None else {}
-            chat.members.append(load_chat(member.model, **how))
-            local = isinstance(chat.members[-1], LocalChat)
-            if spec.combine == "perplexity" and (
-                not local or not hasattr(chat.members[-1].engine.model, "layers")  # type: ignore[attr-defined]
-            ):
+            loaded = load_chat(member.model, **how)
+            chat.members.append(loaded)
+            reads = isinstance(loaded, LocalChat) and hasattr(loaded.engine.model, "layers")
+            if spec.combine == "perplexity" and not reads:
                 raise UserError(
                     f"{file}: {member.model} tells no perplexity: take `combine: route`"
                 )

@@ -103,7 +103,6 @@ class EnsembleModel(nn.Module):
             found.append(logits[..., :size])
         for slot in cache.slots:
             whole.regimes[slot] = whole.regime_after(slot, num_new)
-        for slot in cache.slots:
             whole.lengths[slot] += num_new
         return combined(found, self.spec)
 

@@ -69,10 +69,9 @@ def attend(
     batch, heads, num_new, size = k.shape
     q, k, v = _rows(q), _rows(k), _rows(v)
     out = torch.empty(batch, num_new, q.shape[1], size)
-    calls = step.prepared(
-        _attending, heads, size, q.shape[1] // heads, scale, coding(keys), keys.shape[-1]
-    )
-    written = coding(keys) != F32
+    kind = coding(keys)
+    calls = step.prepared(_attending, heads, size, q.shape[1] // heads, scale, kind, keys.shape[-1])
+    written = kind != F32
     if written:
         _write(keys, encode(k, keys.dtype), step)
         _write(values, encode(v, values.dtype), step)

@@ -68,9 +68,8 @@ class ModelSize:
         total = 0
         for layer in self.config.layers:
             kept = layer.kept(self.config)
-            is_ring = kept.window is not None and kept.window < max_positions
-            ring = bool(is_ring and kept.window)
-            positions = num_slots * kept.window if ring and kept.window else whole
+            ring = kept.window if kept.window and kept.window < max_positions else 0
+            positions = num_slots * ring or whole
             for heads, size in kept.per_position.values():
                 dtype, width = row_layout("f32" if ring else cache_type, size)
                 total += positions * heads * width * dtype.itemsize

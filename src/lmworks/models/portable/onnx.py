@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from lmworks.core.errors import UserError
+from lmworks.core.errors import MissingExtra
 from lmworks.models.model import Model
 from lmworks.models.portable.decoder import PortableDecoder
 
@@ -107,6 +107,4 @@ def _check_installed() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"an ONNX bundle needs {error.name}: pip install 'lmworks[onnx]'"
-        ) from error
+        raise MissingExtra(error.name or "onnx", "onnx", "an ONNX bundle") from error
