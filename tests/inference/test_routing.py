@@ -10,6 +10,7 @@ import torch
 
 from lmworks.core.errors import UserError
 from lmworks.inference.chat import load_chat
+from lmworks.inference.remote import RemoteChat
 from lmworks.inference.routing import RoutedChat, bits_per_byte
 from lmworks.inference.scripted import ScriptedChat
 from lmworks.models.ensemble_spec import EnsembleSpec, Member, read_ensemble
@@ -50,6 +51,17 @@ def test_the_first_expression_that_is_found_decides(text: str, answer: str) -> N
     assert chat.routed.total() == 3 and len(chat.routed) == 1
     with pytest.raises(UserError, match="give text, not token ids"):
         chat.complete_text([1, 2])
+
+
+def test_tokens_are_counted_by_whoever_would_answer() -> None:
+    chat = router()
+    chat.members[1] = RemoteChat("http://localhost:1/v1", "law")
+    asked = [{"role": "user", "content": "import this"}]
+    assert chat.count_tokens(asked) == chat.members[0].count_tokens(asked)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="'law' can't be counted: it is not local"):
+        chat.count_tokens([{"role": "user", "content": "paragraph 1"}])
+    assert not chat.routed
+    chat.close()
 
 
 @pytest.mark.parametrize(

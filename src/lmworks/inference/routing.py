@@ -54,10 +54,17 @@ class RoutedChat:
         return self._member(_as_text(prompt)).stream_text(prompt, **sampling)
 
     def count_tokens(self, messages: Messages, **settings: Any) -> int:
-        """The length of a conversation's prompt for the member that would answer it."""
-        member: Any = self.members[self.choose(_last_words(messages))]
-        count: int = member.count_tokens(messages, **settings)
-        return count
+        """The length of a conversation's prompt for the member that would answer it.
+
+        Raises: UserError for an endpoint, where only the other side could tell.
+        """
+        number = self.choose(_last_words(messages))
+        count = getattr(self.members[number], "count_tokens", None)
+        if count is None:
+            name = self.spec.models[number].model
+            raise UserError(f"the tokens of {name!r} can't be counted: it is not local")
+        found: int = count(messages, **settings)
+        return found
 
     def close(self) -> None:
         """Close all members."""
